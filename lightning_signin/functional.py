@@ -1,0 +1,92 @@
+"""The paper's equations as pure tensor functions.
+
+Gadhikar, Jacobs, Zhou, Burkholz: "Sign-In to the Lottery: Reparameterizing Sparse Training", NeurIPS 2025,
+arXiv:2504.12801. A weight θ is replaced by a product m ⊙ w; the scaling m² − w² = β is an inner degree of freedom
+that changes how fast θ moves (with both factors following gradient flow, dθ = −√(4θ² + β²) ∇L dt) but not θ itself.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def factorize(theta: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    r"""Split θ into factors with m ⊙ w = θ and m² − w² = β (Appendix C).
+
+    .. math:: u = \sqrt{\alpha + \sqrt{\theta^2 + \alpha^2}}, \quad \alpha = \beta / 2, \quad m = u, \quad w = \theta / u
+
+    This is the appendix's u-form. Its v-form is equal on paper but cancels for very negative θ, and the paper's
+    Listing 1 writes ``m = x`` in ``rescale_mw`` where it must be ``m = u``.
+
+    Args:
+        theta: Weights of any shape, in a floating-point dtype.
+        beta: The scaling, in (0, ∞).
+
+    Returns:
+        m (positive) and w (with the sign of θ), of θ's shape. They are float64 for float64 weights and float32 for all
+        others: half-precision weights are computed in float32, and no float16 holds m = √β for every β.
+
+    Raises:
+        ValueError: If ``beta`` is not a positive, finite number.
+        TypeError: If ``theta`` is not floating-point.
+
+    Example:
+        >>> m, w = factorize(torch.tensor([-2.0, 0.0, 0.5]), beta=1.0)
+        >>> torch.allclose(m * w, torch.tensor([-2.0, 0.0, 0.5]))
+        True
+        >>> torch.allclose(scaling(m, w), torch.ones(3))
+        True
+    """
+    check_beta(beta)
+    if not theta.is_floating_point():
+        raise TypeError(f"`theta` must be floating-point, got {theta.dtype}. Convert it first, e.g. `theta.float()`.")
+    theta = theta.float() if theta.dtype in _HALF else theta
+    alpha = theta.new_tensor(beta / 2)
+    u = (alpha + torch.hypot(theta, alpha)).sqrt()
+    return u, theta / u
+
+
+def scaling(m: Tensor, w: Tensor) -> Tensor:
+    """The inner scaling m² − w², which `factorize` sets to β and training moves (Section 4).
+
+    Args:
+        m: First factor, of any shape.
+        w: Second factor, of m's shape.
+
+    Returns:
+        m² − w² of the same shape, as (m − w)(m + w), which loses no digits when the factors are close. Half
+        precisions are computed and returned in float32.
+
+    Example:
+        >>> scaling(torch.tensor([2.0]), torch.tensor([1.0]))
+        tensor([3.])
+    """
+    if m.dtype in _HALF:
+        m, w = m.float(), w.float()
+    return (m - w) * (m + w)
+
+
+def sign_flips(before: Tensor, after: Tensor) -> Tensor:
+    """Count the entries whose sign changed; a zero has no sign, so it never counts (Section 3, Figure 1).
+
+    Args:
+        before: Weights or signs, of any shape and dtype with a sign.
+        after: Weights or signs of the same shape.
+
+    Returns:
+        A scalar int64 tensor: the number of entries that are positive in one and negative in the other.
+
+    Example:
+        >>> sign_flips(torch.tensor([1.0, -1.0, 0.0, 2.0]), torch.tensor([-3.0, -1.0, 5.0, 0.0]))
+        tensor(1)
+    """
+    return ((before > 0) & (after < 0) | (before < 0) & (after > 0)).sum()
+
+
+def check_beta(beta: float) -> None:
+    """Raise `ValueError` unless ``beta`` is a positive, finite number."""
+    if not (isinstance(beta, int | float) and math.isfinite(beta) and beta > 0):
+        raise ValueError(f"`beta` must be a positive, finite number, got {beta!r}. The paper uses 1.0 everywhere.")

@@ -1,0 +1,170 @@
+"""The verbs on a whole module: `sparsify`, `rescale_`, `merge_`, and what they leave to look at."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization, remove_parametrizations
+from torch.optim import Optimizer
+
+from lightning_signin.functional import check_beta
+from lightning_signin.masks.build import build_masks, check_choice
+from lightning_signin.optimizers import MOMENTUM, at_rescale
+from lightning_signin.parametrization import Masked, SignIn
+from lightning_signin.selection import by_pattern, select_weights
+from lightning_signin.state import install_plain_state, plain_order, uninstall_plain_state
+from lightning_signin.storage import make_storage
+from lightning_signin.weights import sign_in_weights, sparse_weights
+
+
+def sparsify(
+    module: nn.Module,
+    *,
+    sparsity: float = 0.9,
+    mask: str | Mapping[str, Tensor] = "random",
+    distribution: str = "balanced",
+    beta: float | Mapping[str, float] = 1.0,
+    reparameterize: bool = True,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    storage: str = "auto",
+    seed: int = 0,
+) -> nn.Module:
+    """Mask the weights of a module, and make each a product m ⊙ w, in place.
+
+    The parameters become the factors; from outside (``state_dict``, ``load_state_dict``) the module stays plain. Build
+    optimizers inside `plain_view`, or from ``module.parameters()`` if one group is enough.
+
+    Args:
+        module: Any module, on any device.
+        sparsity: Fraction of zeros over the selected weights, in [0, 1).
+        mask: A score, "random" or "magnitude", or masks by plain name: bool tensors of the weights' shapes.
+        distribution: "balanced", "erk", "uniform" or "global": how the kept weights are spread over layers.
+        beta: The scaling β, or a dict of glob pattern → β (Theorem 5.2 needs two).
+        reparameterize: False keeps θ itself as the parameter: the plain masked network.
+        include: Glob patterns of the weights to make sparse; None takes every Conv and Linear weight.
+        exclude: Glob patterns of weights to leave dense.
+        storage: "compact", "dense" or "auto" (compact for layers of density ≤ 0.5, except on XLA).
+        seed: Seed of the random mask.
+
+    Returns:
+        The same module.
+
+    Raises:
+        ValueError: For values out of range, unknown names, patterns that match nothing, masks that do not fit, or a
+            module that is sparse already.
+
+    Example:
+        >>> net = sparsify(nn.Sequential(nn.Linear(20, 50), nn.ReLU(), nn.Linear(50, 10)), sparsity=0.8)
+        >>> sum(int(mask.sum()) for mask in masks(net).values())
+        300
+    """
+    check_choice("storage", storage, ("auto", "compact", "dense"))
+    if sparse_weights(module):
+        raise ValueError("The module is sparse already. Call `merge_` first to make it plain again.")
+    selected = select_weights(module, include, exclude)
+    weights = {name: owners[0][0]._parameters[owners[0][1]] for name, owners in selected.items()}
+    if isinstance(mask, str):
+        mask = build_masks(weights, sparsity=sparsity, mask=mask, distribution=distribution, seed=seed)  # type: ignore[arg-type]
+    _check_masks(mask, {name: weight.shape for name, weight in weights.items()})  # type: ignore[union-attr]
+    betas = by_pattern("beta", beta, list(selected))
+    for name, owners in selected.items():
+        check_beta(betas[name])
+        kept = make_storage(storage, mask[name].to(weights[name].device))  # type: ignore[union-attr]
+        _parametrize(owners, SignIn(kept, betas[name]) if reparameterize else Masked(kept))
+    return module
+
+
+@torch.no_grad()
+def rescale_(module: nn.Module, *, optimizers: Iterable[Optimizer] = (), momentum: str = "keep") -> nn.Module:
+    """Reset every product m ⊙ w to m² − w² = β without changing θ, in place (Algorithm 1, Appendix C).
+
+    Args:
+        module: A module after `sparsify`; its plain masked weights are left alone.
+        optimizers: Whose state of the factors is changed with them; needed unless ``momentum`` is "keep".
+        momentum: What becomes of the optimizers' momentum: "keep" leaves it as it is, as the paper's Listing 1 does;
+            "carry" turns it, and squared-gradient averages, into what they would be had the past gradients been taken
+            at the new factors; "clear" sets it to zero.
+
+    Returns:
+        The same module.
+
+    Raises:
+        ValueError: If ``momentum`` is unknown, or "carry" or "clear" meets optimizer state that it has no rule for.
+
+    Example:
+        >>> net = sparsify(nn.Linear(10, 10), sparsity=0.5)
+        >>> before = net.weight.clone()
+        >>> with torch.no_grad():
+        ...     _ = [parameter.mul_(1.5) for parameter in net.parametrizations.weight.parameters()]
+        >>> torch.allclose(rescale_(net).weight, 2.25 * before)
+        True
+    """
+    check_choice("momentum", momentum, MOMENTUM)
+    optimizers = list(optimizers)
+    for weight in sign_in_weights(module).values():
+        sign_in = weight.parametrization
+        assert isinstance(sign_in, SignIn)
+        renewed = sign_in.refactorize(weight.values())
+        at_rescale(momentum, optimizers, weight.factors, renewed)
+        # copy_ keeps the parameters: `module.weight = …` would go through set_(), which DDP does not survive.
+        weight.set_factors(renewed)
+    return module
+
+
+def merge_(module: nn.Module) -> nn.Module:
+    """Make the module plain again, with the masked effective weights as its parameters, in place.
+
+    No output bit changes; parameters have their plain order, and tied weights are one parameter again.
+
+    Example:
+        >>> net = merge_(sparsify(nn.Linear(10, 10), sparsity=0.5))
+        >>> [name for name, _ in net.named_parameters()], int((net.weight != 0).sum())
+        (['weight', 'bias'], 50)
+    """
+    for weight in sparse_weights(module).values():
+        merged = nn.Parameter(weight.effective(), requires_grad=weight.factors[0].requires_grad)
+        for owner, attribute in weight.owners:
+            order = plain_order(owner)
+            remove_parametrizations(owner, attribute)
+            owner.__delattr__(attribute)  # without a gradient torch has made it a buffer
+            owner.register_parameter(attribute, merged)
+            if not hasattr(owner, "parametrizations"):
+                uninstall_plain_state(owner)
+            for name in order:
+                if name in owner._parameters:
+                    owner._parameters[name] = owner._parameters.pop(name)
+    return module
+
+
+def masks(module: nn.Module) -> dict[str, Tensor]:
+    """The mask of every sparse weight by plain name: bool, of the weight's shape, True keeps."""
+    return {name: weight.storage.mask.clone() for name, weight in sparse_weights(module).items()}
+
+
+def effective_weights(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of every masked effective weight θ by plain name, of the weight's shape."""
+    return {name: weight.effective() for name, weight in sparse_weights(module).items()}
+
+
+def _parametrize(owners: list[tuple[nn.Module, str]], parametrization: Masked) -> None:
+    first, attribute = owners[0]
+    for owner, name in owners:
+        order = plain_order(owner) if hasattr(owner, "parametrizations") else list(owner._parameters)
+        register_parametrization(owner, name, parametrization, unsafe=True)  # what it would check is tested
+        # Tied weights share one holder, so that there is one set of factors.
+        owner.parametrizations[name] = first.parametrizations[attribute]  # type: ignore[union-attr, index]
+        if not hasattr(owner.parametrizations, "plain_order"):
+            install_plain_state(owner, order)
+
+
+def _check_masks(masks: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
+    for name in [*shapes, *masks]:
+        if name not in masks or name not in shapes:
+            where = "has none" if name not in masks else "is not a selected weight"
+            raise ValueError(f"`mask` must have one mask for each selected weight, and {name} {where}.")
+        if masks[name].dtype != torch.bool or masks[name].shape != shapes[name] or not masks[name].any():
+            raise ValueError(
+                f"`mask` of {name} must be a bool tensor of shape {tuple(shapes[name])} that keeps at least one weight, "
+                f"got {masks[name].dtype}, shape {tuple(masks[name].shape)}, {int(masks[name].sum())} kept."
+            )

@@ -1,0 +1,108 @@
+"""The plain view: for a moment the module shows its plain parameters, and optimizers get the factors behind them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_signin.state import plain_order
+from lightning_signin.weights import SparseWeight, sparse_weights
+
+Factors = dict[int, SparseWeight]
+
+
+@contextmanager
+def plain_view(module: nn.Module) -> Iterator[nn.Module]:
+    """Show sparse weights as plain parameters, with their names, shapes, order, values and owner modules.
+
+    An optimizer that is built inside gets the factors in their place, while its groups are added: optimizers that
+    make their state in the constructor see the factors too. So parameter groups by name, by ``ndim`` or by module
+    type, and optimizer factories, work unchanged. What is done to the plain parameters themselves is lost.
+
+    Args:
+        module: A module after `sparsify`. Without sparse weights nothing happens.
+
+    Example:
+        >>> import torch
+        >>> from lightning_signin import sparsify
+        >>> net = sparsify(nn.Linear(10, 10), sparsity=0.5)
+        >>> with plain_view(net):
+        ...     optimizer = torch.optim.SGD([p for p in net.parameters() if p.ndim > 1], lr=0.1)
+        >>> [tuple(p.shape) for p in optimizer.param_groups[0]["params"]]
+        [(50,), (50,)]
+    """
+    weights = sparse_weights(module)
+    placeholders: dict[str, nn.Parameter] = {}
+    behind: Factors = {}
+    for weight in weights.values():
+        placeholder = nn.Parameter(weight.effective(), requires_grad=weight.factors[0].requires_grad)
+        placeholders[weight.name] = placeholder
+        behind[id(placeholder)] = weight
+    owners = {id(owner): owner for weight in weights.values() for owner, _ in weight.owners}
+    hidden = {key: _Hidden(owner) for key, owner in owners.items()}
+    for weight in weights.values():
+        for owner, attribute in weight.owners:
+            hidden[id(owner)].show(attribute, placeholders[weight.name])
+    with _exchange_in_optimizers(behind):
+        try:
+            yield module
+        finally:
+            for layer in hidden.values():
+                layer.restore()
+
+
+class _Hidden:
+    """One layer whose parametrizations are out of sight."""
+
+    def __init__(self, owner: nn.Module) -> None:
+        self.owner, self.order = owner, plain_order(owner)
+        self.parametrizations = owner._modules.pop("parametrizations")
+        self.parametrized_class = owner.__class__
+        self.shown: list[str] = []
+        owner.__class__ = self.parametrized_class.__bases__[0]
+
+    def show(self, attribute: str, placeholder: nn.Parameter) -> None:
+        parameters = self.owner._parameters
+        parameters[attribute] = placeholder
+        self.shown.append(attribute)
+        for name in self.order:
+            if name in parameters:
+                parameters[name] = parameters.pop(name)
+
+    def restore(self) -> None:
+        for attribute in self.shown:
+            del self.owner._parameters[attribute]
+        self.owner.__class__ = self.parametrized_class
+        self.owner._modules["parametrizations"] = self.parametrizations
+
+
+@contextmanager
+def _exchange_in_optimizers(behind: Factors) -> Iterator[None]:
+    plain_add_param_group = Optimizer.add_param_group
+
+    def add_param_group(self: Optimizer, param_group: dict[str, Any]) -> None:
+        if isinstance(param_group, dict) and not isinstance(param_group["params"], set):
+            params = param_group["params"]
+            params = [params] if isinstance(params, Tensor) else params
+            param_group["params"] = [exchanged for item in params for exchanged in _factors(item, behind)]
+        plain_add_param_group(self, param_group)
+
+    # On the class, because subclasses call it from their constructors; other optimizers' parameters pass unchanged.
+    Optimizer.add_param_group = add_param_group  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Optimizer.add_param_group = plain_add_param_group  # type: ignore[method-assign]
+
+
+def _factors(item: Any, behind: Factors) -> list[Any]:
+    """The factors behind a placeholder, named ones with names; anything else as it is."""
+    name, parameter = item if isinstance(item, tuple) else (None, item)
+    weight = behind.get(id(parameter))
+    if weight is None:
+        return [item]
+    if name is None:
+        return list(weight.factors)
+    return [(f"{name}.{part}", f) for part, f in zip(weight.parametrization.factors, weight.factors, strict=True)]

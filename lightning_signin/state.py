@@ -1,0 +1,103 @@
+"""The plain state dict, both ways: hooks on each layer with a sparse weight.
+
+Saving, ``layer.weight`` is the masked effective weight, under its plain name and in its plain place. Loading, a plain
+weight is masked and turned into the trainable tensors; its zeros are never read as a mask.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
+
+from lightning_signin.parametrization import Masked
+
+
+def install_plain_state(owner: nn.Module, plain_order: list[str]) -> None:
+    """Give a layer the plain state dict of the layer it was.
+
+    Args:
+        owner: A layer with sparse weights.
+        plain_order: The names of its own parameters before it was parametrized, in their order.
+    """
+    owner.parametrizations.plain_order = plain_order  # type: ignore[union-attr]
+    # Plain functions, found again by identity, so that a deep copy of the layer can be merged too.
+    owner.register_state_dict_post_hook(_save_plain)
+    owner.register_load_state_dict_pre_hook(_load_plain)
+
+
+def uninstall_plain_state(owner: nn.Module) -> None:
+    """Undo `install_plain_state`."""
+    for hooks in (owner._state_dict_hooks, owner._load_state_dict_pre_hooks):
+        for key, hook in list(hooks.items()):
+            if getattr(hook, "hook", hook) in (_save_plain, _load_plain):
+                del hooks[key]
+
+
+def plain_order(owner: nn.Module) -> list[str]:
+    """The names of a layer's own parameters in the order they had before it was parametrized."""
+    return owner.parametrizations.plain_order  # type: ignore[union-attr, return-value]
+
+
+def _save_plain(owner: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
+    sparse = dict(_masked(owner))
+    own = []
+    for key in reversed(state_dict):
+        if not key.startswith(prefix):
+            break
+        own.append(key)
+    entries = {key: state_dict.pop(key) for key in reversed(own)}
+    for name in plain_order(owner):
+        if name in sparse:
+            held = [entries.pop(f"{prefix}parametrizations.{name}.original{i}") for i in range(sparse[name].ntensors)]
+            state_dict[prefix + name] = _plain_value(sparse[name], keep_vars=isinstance(held[0], nn.Parameter))
+        elif prefix + name in entries:
+            state_dict[prefix + name] = entries.pop(prefix + name)
+    state_dict.update(entries)
+    metadata = getattr(state_dict, "_metadata", {})
+    for key in [key for key in metadata if f"{key}.".startswith(f"{prefix}parametrizations.")]:
+        del metadata[key]
+
+
+def _plain_value(holder: ParametrizationList, keep_vars: bool) -> Tensor:
+    if keep_vars:
+        return holder()
+    # A copy: writing into it would change nothing. As an inference tensor it says so to whoever tries.
+    with torch.inference_mode():
+        return holder().clone() if holder.ntensors == 1 else holder()
+
+
+def _load_plain(
+    owner: nn.Module,
+    state_dict: dict[str, Any],
+    prefix: str,
+    local_metadata: dict[str, Any],
+    strict: bool,
+    missing_keys: list[str],
+    unexpected_keys: list[str],
+    error_msgs: list[str],
+) -> None:
+    for name, holder in _masked(owner):
+        theta = state_dict.pop(prefix + name, None)
+        current = [getattr(holder, f"original{i}") for i in range(holder.ntensors)]
+        shape = holder[0].storage.shape
+        if theta is None:
+            missing_keys.append(prefix + name)
+        elif theta.shape != shape:
+            error_msgs.append(
+                f"size mismatch for {prefix + name}: copying a param with shape {tuple(theta.shape)} from checkpoint, "
+                f"the shape in current model is {tuple(shape)}."
+            )
+        else:
+            with torch.no_grad():
+                current = holder[0].right_inverse(theta.to(current[0].device, current[0].dtype))
+        # Where nothing could be loaded the present values stand in, so that only the plain name is reported.
+        for i, value in enumerate(current):
+            state_dict[f"{prefix}parametrizations.{name}.original{i}"] = value
+
+
+def _masked(owner: nn.Module) -> Iterator[tuple[str, ParametrizationList]]:
+    for name, holder in owner.parametrizations.items():  # type: ignore[union-attr, operator]
+        if isinstance(holder[0], Masked):
+            yield name, holder

@@ -1,0 +1,79 @@
+"""Finding the sparse weights of a module again: every verb starts with this scan."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+
+from lightning_signin.parametrization import Masked, SignIn
+from lightning_signin.storage import Storage
+
+
+@dataclass
+class SparseWeight:
+    """One masked weight of a module.
+
+    Attributes:
+        name: Its plain name, e.g. "layer1.0.conv1.weight"; for a tied weight the first of its names.
+        holder: torch's list of its one parametrization, which holds the trainable tensors.
+        owners: Every (module, attribute name) that uses it: more than one for a tied weight.
+    """
+
+    name: str
+    holder: ParametrizationList
+    owners: list[tuple[nn.Module, str]] = field(default_factory=list)
+
+    @property
+    def parametrization(self) -> Masked:
+        """How θ is computed from the trainable tensors."""
+        return self.holder[0]  # type: ignore[return-value]
+
+    @property
+    def storage(self) -> Storage:
+        """The mask, and how the values on it are stored."""
+        return self.parametrization.storage
+
+    @property
+    def factors(self) -> tuple[nn.Parameter, ...]:
+        """The trainable tensors: (m, w) for Sign-In, (θ,) for a plain masked weight."""
+        return tuple(getattr(self.holder, f"original{i}") for i in range(self.holder.ntensors))
+
+    @torch.no_grad()
+    def effective(self) -> Tensor:
+        """A new tensor with the full masked weight θ."""
+        theta = self.holder()
+        return theta.clone() if any(theta is factor for factor in self.factors) else theta
+
+    @torch.no_grad()
+    def values(self) -> Tensor:
+        """θ as it is stored: the active entries in compact storage, the full masked weight in dense storage."""
+        product = self.factors[0]
+        for factor in self.factors[1:]:
+            product = product * factor
+        return product if self.storage.name == "compact" else self.storage.pack(product)
+
+    @torch.no_grad()
+    def set_factors(self, values: Iterable[Tensor]) -> None:
+        """Write the trainable tensors in place: optimizers and DDP hold on to them."""
+        for factor, value in zip(self.factors, values, strict=True):
+            factor.copy_(value)
+
+
+def sparse_weights(module: nn.Module) -> dict[str, SparseWeight]:
+    """The masked weights below a module by plain name, in model order."""
+    found: dict[int, SparseWeight] = {}
+    for prefix, owner in module.named_modules():
+        if not is_parametrized(owner):
+            continue
+        for attribute, holder in owner.parametrizations.items():  # type: ignore[union-attr, operator]
+            if isinstance(holder[0], Masked):
+                name = f"{prefix}.{attribute}" if prefix else attribute
+                found.setdefault(id(holder), SparseWeight(name, holder)).owners.append((owner, attribute))
+    return {weight.name: weight for weight in found.values()}
+
+
+def sign_in_weights(module: nn.Module) -> dict[str, SparseWeight]:
+    """Those of `sparse_weights` that are products m ⊙ w."""
+    return {name: w for name, w in sparse_weights(module).items() if isinstance(w.parametrization, SignIn)}

@@ -1,0 +1,296 @@
+"""`SignInCallback`: hooks that route to the verbs on a module. See `lightning_signin.model`."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_signin.factor_state import factor_state, load_factor_state, mask_digest, saved_masks
+from lightning_signin.functional import check_beta
+from lightning_signin.masks.build import check_choice
+from lightning_signin.masks.distributions import DISTRIBUTIONS, budget
+from lightning_signin.masks.scores import SCORES
+from lightning_signin.metrics.signs import flips_by_weight, mean_scaling, signs
+from lightning_signin.model import merge_, rescale_, sparsify
+from lightning_signin.optimizers import MOMENTUM, add_frobenius_decay_, check_optimizers
+from lightning_signin.plain_view import plain_view
+from lightning_signin.position import Position
+from lightning_signin.schedule import RescaleSchedule
+from lightning_signin.weights import SparseWeight, sparse_weights
+
+State = dict[str, Any]
+
+# Lightning prints this key where a checkpoint is resumed without the callback, which no code of ours can see.
+STATE_KEY = (
+    "lightning_signin.SignInCallback (this is a sparse run in progress: add the callback to resume it; to go on dense, "
+    "load only the checkpoint's state_dict into the model and call fit without ckpt_path)"
+)
+_NOT_SPARSE = (
+    "The checkpoint was not written by a run with SignInCallback, or holds weights only, so there is no sparse run to "
+    "resume. To start one from its weights, load them into the model (`model.load_state_dict(torch.load(path, "
+    "weights_only=True)['state_dict'])`) and call `fit` without `ckpt_path`."
+)
+
+
+class SignInCallback(Callback):
+    r"""Trains any LightningModule as a sparse network with Sign-In (arXiv:2504.12801, Algorithm 1).
+
+    At the start of ``fit`` the selected weights are masked and each becomes a product m ⊙ w; every p epochs the factors
+    are reset to m² − w² = β; at the end they are merged. ``state_dict`` is plain at every moment.
+
+    Args:
+        sparsity: Fraction of zeros over the selected weights, in [0, 1). The count of non-zeros is exact.
+        mask: Which weights are kept: "random" or "magnitude".
+        distribution: How many a layer: "balanced" (the paper's), "erk", "uniform", or "global".
+        beta: The scaling β > 0, or a dict of glob pattern on plain names → β.
+        reparameterize: False trains θ itself on the mask: the baseline "Random" of the paper's Table 3.
+        rescale_every_n_epochs: p; None never rescales ("m ⊙ w" of Table 14).
+        rescale_every_n_steps: Counts optimizer steps (``trainer.global_step``) instead; needs
+            ``rescale_every_n_epochs=None``.
+        rescale_until: T₂: the first epoch without rescales (int), or a fraction of the run (float).
+        rescale_momentum: What a rescale does to the optimizer's momentum: "keep" (Listing 1), "carry" it over to the
+            new factors, or "clear" it.
+        frobenius_decay: λ ≥ 0: adds the gradient of (λ/2)·‖m ⊙ w‖², so that λ compares with ``weight_decay`` on θ.
+            The paper's loss term λ‖m ⊙ w‖² is 2λ here. Set the optimizer's ``weight_decay`` of these weights to 0.
+        include: Glob patterns of the weights to make sparse; None takes every Conv and Linear weight.
+        exclude: Glob patterns of weights to leave dense.
+        storage: "compact" (factors are vectors of the non-zeros), "dense", or "auto".
+        seed: Seed of the random mask; None takes the seed of ``seed_everything``, or 0.
+
+    Raises:
+        ValueError: For values out of range and unknown names, here; for what the model or the run does not allow, at
+            the start of ``fit``.
+
+    Example:
+        >>> SignInCallback(sparsity=0.95, rescale_until=0.5).sparsity
+        0.95
+        >>> SignInCallback(sparsity=90)
+        Traceback (most recent call last):
+        ValueError: `sparsity` must be in [0, 1), got 90. Pass the fraction of zeros, e.g. 0.9.
+    """
+
+    def __init__(
+        self,
+        *,
+        sparsity: float = 0.9,
+        mask: str = "random",
+        distribution: str = "balanced",
+        beta: float | dict[str, float] = 1.0,
+        reparameterize: bool = True,
+        rescale_every_n_epochs: int | None = 5,
+        rescale_every_n_steps: int | None = None,
+        rescale_until: int | float = 0.75,
+        rescale_momentum: Literal["keep", "carry", "clear"] = "keep",
+        frobenius_decay: float = 0.0,
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] | None = None,
+        storage: Literal["auto", "compact", "dense"] = "auto",
+        seed: int | None = None,
+    ) -> None:
+        budget(sparsity, 1)
+        check_choice("mask", mask, SCORES)
+        check_choice("distribution", distribution, [*DISTRIBUTIONS, "global"])
+        check_choice("storage", storage, ("auto", "compact", "dense"))
+        check_choice("rescale_momentum", rescale_momentum, MOMENTUM)
+        for value in beta.values() if isinstance(beta, Mapping) else [beta]:
+            check_beta(value)
+        if not frobenius_decay >= 0:
+            raise ValueError(f"`frobenius_decay` must be at least 0, got {frobenius_decay}. The paper uses 1e-4.")
+        self.sparsity = sparsity
+        self.mask = mask
+        self.distribution = distribution
+        self.beta = beta
+        self.reparameterize = reparameterize
+        self.schedule = RescaleSchedule(rescale_every_n_epochs, rescale_every_n_steps, rescale_until)
+        self.rescale_momentum = rescale_momentum
+        self.frobenius_decay = frobenius_decay
+        self.include = include
+        self.exclude = exclude
+        self.storage = storage
+        self.seed = seed
+        self._module: LightningModule | None = None
+        self._trainer: Trainer | None = None
+        self._weights: dict[str, SparseWeight] | None = None  # while the model is sparse
+        self._finished: State = {}  # the last state, from the merge until the next fit
+        self._undo = ExitStack()
+
+    @property
+    def state_key(self) -> str:
+        """The key of this callback's state in a checkpoint; a sentence, see `STATE_KEY`."""
+        return STATE_KEY
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Prepare a fit; the model itself is made sparse when it is complete, at the end of ``configure_model``."""
+        if stage != "fit":
+            return
+        self._finish()
+        self.schedule.check_run(trainer.fit_loop.max_epochs, trainer.max_steps)
+        known = saved_masks(self._finished) if self._finished and self._module is pl_module else None
+        self._trainer, self._module, self._finished = trainer, pl_module, {}
+        self._position = Position(trainer)
+        self._seen = (-1, -1)
+        self._start_signs: dict[str, Tensor] | None = None
+        self._resumed = False
+        plain = (pl_module.configure_model, pl_module.configure_optimizers, trainer.strategy.process_dataloader)
+
+        # No functools.wraps: Lightning would take a wrapped `configure_model` for one that nobody has overridden.
+        def configure_model() -> None:
+            plain[0]()
+            self._sparsify(trainer, pl_module, known or self.mask)
+
+        def configure_optimizers() -> Any:
+            with plain_view(pl_module):
+                return plain[1]()
+
+        def process_dataloader(dataloader: object) -> object:
+            dataloader = plain[2](dataloader)
+            if trainer.training:
+                self._position.attach(dataloader)
+            return dataloader
+
+        self._undo.callback(self._position.detach)
+        for holder, hook in (
+            (pl_module, configure_model),
+            (pl_module, configure_optimizers),
+            (trainer.strategy, process_dataloader),
+        ):
+            self._undo.enter_context(_replaced(holder, hook.__name__, hook))
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that the optimizers train every weight and that a checkpoint to resume was a sparse run's."""
+        if trainer.ckpt_path and not self._resumed and not trainer.strategy.restore_checkpoint_after_setup:
+            raise ValueError(_NOT_SPARSE)
+        check_optimizers(sparse_weights(pl_module).values(), trainer.optimizers)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the signs that flips are counted from; on resuming, restore the random generators."""
+        if self._start_signs is None:
+            self._start_signs = signs(pl_module)
+        self._position.restore_generators()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Rescale if it is due."""
+        now = (trainer.current_epoch, trainer.global_step)
+        if self.reparameterize and self.schedule.due(now, self._seen, trainer.fit_loop.max_epochs, trainer.max_steps):
+            rescale_(pl_module, optimizers=trainer.optimizers, momentum=self.rescale_momentum)
+        self._seen = now
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Add the Frobenius decay: gradients are accumulated and unscaled by now, and not yet clipped."""
+        if self.frobenius_decay and self._weights:
+            stepped = (parameter for group in optimizer.param_groups for parameter in group["params"])
+            add_frobenius_decay_(self._weights.values(), self.frobenius_decay, stepped)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log ``signin/sparsity``, ``signin/sign_flips`` and ``signin/scaling``."""
+        assert self._start_signs is not None
+        flips = flips_by_weight(self._start_signs, pl_module)
+        active = sum(count for _, count in flips.values())
+        size = sum(weight.storage.shape.numel() for weight in sparse_weights(pl_module).values())
+        scaling = mean_scaling(pl_module)
+        logged = {
+            "signin/sparsity": 1 - active / size,
+            "signin/sign_flips": sum(flipped for flipped, _ in flips.values()) / active,
+            **({} if scaling is None else {"signin/scaling": scaling}),
+        }
+        self.log_dict(logged, sync_dist=trainer.world_size > 1)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Merge."""
+        self._finish()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Merge: callbacks after this one may write a checkpoint now, and it can be resumed."""
+        self._finish(alone=True)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Merge if nothing has before: tuners end a fit with no other hook."""
+        self._finish()
+
+    def state_dict(self) -> State:
+        """Everything that resuming needs and a plain state dict cannot hold: tensors and plain values."""
+        return self._finished if self._weights is None else self._state()
+
+    def load_state_dict(self, state_dict: State) -> None:
+        """Take over mask, factors, counters and position of the run that wrote the checkpoint."""
+        if self._weights is None or self._module is None:
+            return
+        self._check_arguments(state_dict["arguments"])
+        load_factor_state(self._module, state_dict)
+        self._start_signs = state_dict["start_signs"]
+        self._seen = tuple(state_dict["seen"])
+        self._position.load(state_dict["position"])
+        self._resumed = True
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: State) -> None:
+        """Refuse to resume what was not a sparse run."""
+        if self._weights is not None and STATE_KEY not in checkpoint["callbacks"]:
+            raise ValueError(_NOT_SPARSE)
+
+    def _sparsify(self, trainer: Trainer, module: LightningModule, mask: str | dict[str, Tensor]) -> None:
+        sparsify(
+            module,
+            sparsity=self.sparsity,
+            mask=mask,
+            distribution=self.distribution,
+            beta=self.beta,
+            reparameterize=self.reparameterize,
+            include=self.include,
+            exclude=self.exclude,
+            storage=self.storage,
+            seed=self._arguments()["seed"],
+        )
+        self._weights = sparse_weights(module)
+        if trainer.world_size > 1:  # ranks that start from other weights would choose other magnitudes
+            first = trainer.strategy.broadcast(factor_state(module))
+            if not trainer.strategy.reduce_boolean_decision(first["digest"] == mask_digest(module)):
+                load_factor_state(module, first)
+
+    def _arguments(self) -> State:
+        """What decides the mask, with the seed that is in force."""
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
+        names = ("sparsity", "mask", "distribution", "include", "exclude", "reparameterize")
+        return {**{name: getattr(self, name) for name in names}, "seed": seed}
+
+    def _check_arguments(self, saved: State) -> None:
+        for name, here in self._arguments().items():
+            # Without a seed of its own the callback takes the checkpoint's mask, whatever seed made it.
+            if saved[name] != here and not (name == "seed" and self.seed is None):
+                raise ValueError(
+                    f"The checkpoint was trained with {name}={saved[name]!r}, and this callback has {name}={here!r}: "
+                    f"another mask. Pass {name}={saved[name]!r} to resume; to start anew from its weights, load its "
+                    "state_dict into the model and call `fit` without `ckpt_path`."
+                )
+
+    def _state(self, alone: bool = False) -> State:
+        assert self._module is not None
+        return {
+            "arguments": self._arguments(),
+            **factor_state(self._module),
+            "start_signs": signs(self._module) if self._start_signs is None else self._start_signs,
+            "seen": self._seen,
+            "position": self._position.state(alone),
+        }
+
+    def _finish(self, alone: bool = False) -> None:
+        if self._weights is not None and self._module is not None:
+            self._finished = self._state(alone)
+            merge_(self._module)
+            self._weights = None
+        self._undo.close()
+
+
+@contextmanager
+def _replaced(holder: object, name: str, value: object) -> Iterator[None]:
+    """Set an instance attribute, and put back what was there."""
+    before = holder.__dict__.get(name)
+    holder.__dict__[name] = value
+    yield
+    if before is None:
+        del holder.__dict__[name]
+    else:
+        holder.__dict__[name] = before

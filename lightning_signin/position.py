@@ -1,0 +1,100 @@
+"""Where a run stands in its data and its random numbers, on every rank: what makes resuming exact."""
+
+import os
+from typing import Any
+
+import torch.distributed
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from lightning_signin import generators, replay
+
+State = dict[str, Any]
+
+
+class Position:
+    """Follows the training loaders of one fit.
+
+    Args:
+        trainer: The trainer that fits.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self._recorders: list[replay.Recorder] = []
+        self._inexact: list[str] = []
+        self._to_restore: State | None = None
+        self._to_replay: list[State] = []
+
+    def attach(self, loader: object) -> None:
+        """Record a training loader, and on resuming let it go on where it was."""
+        recorder = replay.attach(loader)
+        if recorder is None:
+            self._inexact.append("an iterable or stateful training loader is left to itself")
+            return
+        if recorder.inexact:
+            self._inexact.append(recorder.inexact)
+        if self._to_replay and self._to_restore is not None:
+            batches = None if self._to_restore["epoch_complete"] else self._to_restore["batches"]
+            recorder.resume(self._to_replay.pop(0), batches)
+        self._recorders.append(recorder)
+
+    def detach(self) -> None:
+        """Let go of the loaders."""
+        while self._recorders:
+            self._recorders.pop().detach()
+
+    def state(self, alone: bool = False) -> State:
+        """The position now.
+
+        Args:
+            alone: Take only this rank's generators: after an exception the others may not answer.
+        """
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        mid_batch = progress.current.ready != progress.current.processed
+        now = self._recorders[-1].before_fetch if mid_batch and self._recorders else None
+        mine = {"generators": now or generators.capture(), "loaders": [r.state() for r in self._recorders]}
+        everyone: list[Any] = [mine]
+        if self.trainer.world_size > 1 and not alone:
+            everyone = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(everyone, mine)
+        return {
+            "batches": progress.current.processed,
+            "epoch_complete": progress.current.processed >= self.trainer.num_training_batches,
+            "ranks": everyone,
+            "seed": os.environ.get("PL_GLOBAL_SEED"),
+            "inexact": self._not_exact_from_here(progress),
+        }
+
+    def load(self, state: State) -> None:
+        """Go on from a saved position, as soon as the loaders and the training loop are there."""
+        rank = self.trainer.global_rank
+        self._to_restore = state
+        self._inexact += state["inexact"]
+        if state["seed"] != os.environ.get("PL_GLOBAL_SEED"):
+            self._inexact.append(f"seed_everything was {state['seed']}, and is {os.environ.get('PL_GLOBAL_SEED')}")
+        if len(state["ranks"]) == self.trainer.world_size:
+            self._to_replay = list(state["ranks"][rank]["loaders"])
+        else:
+            self._inexact.append(f"generators of {len(state['ranks'])} ranks were saved, {self.trainer.world_size} run")
+
+    def restore_generators(self) -> None:
+        """On resuming, put the generators back, and say where the run will not equal the uninterrupted one."""
+        if self._to_restore is None:
+            return
+        if len(self._to_restore["ranks"]) == self.trainer.world_size:
+            generators.restore(self._to_restore["ranks"][self.trainer.global_rank]["generators"])
+        if self._inexact:
+            rank_zero_warn(f"This resume is not bit for bit: {'; '.join(dict.fromkeys(self._inexact))}.")
+        self._to_restore = None
+
+    def _not_exact_from_here(self, progress: Any) -> list[str]:
+        trainer, reasons = self.trainer, []
+        last = progress.current.processed >= trainer.num_training_batches
+        if not last and progress.current.processed % trainer.accumulate_grad_batches:
+            reasons.append("the checkpoint is from inside an accumulation window, whose gradients are lost")
+        every = trainer.check_val_every_n_epoch
+        validates = trainer.enable_validation and every is not None and (trainer.current_epoch + 1) % every == 0
+        if last and validates and progress.current.completed < progress.current.processed:
+            reasons.append("the checkpoint is from the last batch of an epoch, before its validation, which is skipped")
+        return reasons

@@ -1,0 +1,67 @@
+"""When the factors are rescaled (Algorithm 1: every p epochs, before epoch T₂)."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RescaleSchedule:
+    """Rescales at the start of every p-th epoch, or after every n optimizer steps, up to a point of the run.
+
+    Attributes:
+        every_n_epochs: p, at least 1; None counts steps or never rescales.
+        every_n_steps: In optimizer steps, at least 1; None counts epochs or never rescales.
+        until: T₂: the first epoch without rescales (int), or a fraction of the run (float in [0, 1]) counted in its
+            ``max_epochs``, or in ``max_steps`` where there is no ``max_epochs``.
+    """
+
+    every_n_epochs: int | None
+    every_n_steps: int | None
+    until: int | float
+
+    def __post_init__(self) -> None:
+        for argument, value in (("epochs", self.every_n_epochs), ("steps", self.every_n_steps)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(
+                    f"`rescale_every_n_{argument}` must be an integer of at least 1, got {value!r}. None never rescales."
+                )
+        if self.every_n_epochs is not None and self.every_n_steps is not None:
+            raise ValueError(
+                f"`rescale_every_n_steps`={self.every_n_steps} and `rescale_every_n_epochs`={self.every_n_epochs} are "
+                "both set. To count in steps pass rescale_every_n_epochs=None."
+            )
+        fraction = isinstance(self.until, float)
+        if isinstance(self.until, bool) or not isinstance(self.until, int | float) or not 0 <= self.until:
+            raise ValueError(f"`rescale_until` must be an epoch or a fraction of the run, got {self.until!r}.")
+        if fraction and self.until > 1:
+            raise ValueError(f"`rescale_until` as a fraction must be in [0, 1], got {self.until}. An epoch is an int.")
+
+    @property
+    def ever(self) -> bool:
+        """Whether there is any rescale at all."""
+        return self.every_n_epochs is not None or self.every_n_steps is not None
+
+    def check_run(self, max_epochs: int, max_steps: int) -> None:
+        """Raise `ValueError` if ``until`` is a fraction of a run that has no end (−1 is none)."""
+        if self.ever and isinstance(self.until, float) and max_epochs < 0 and max_steps < 0:
+            raise ValueError(
+                f"`rescale_until`={self.until} is a fraction of the run, which has neither `max_epochs` nor "
+                "`max_steps`. Pass an epoch (int), or give the Trainer an end."
+            )
+
+    def due(self, now: tuple[int, int], before: tuple[int, int], max_epochs: int, max_steps: int) -> bool:
+        """Whether to rescale before the next batch.
+
+        Args:
+            now: (epoch, optimizer steps taken), from 0.
+            before: The same at the batch before; so each epoch or step counts once, also after a resume.
+            max_epochs: Of the run, −1 for none.
+            max_steps: Of the run, −1 for none.
+        """
+        count, previous, every = (
+            (now[0], before[0], self.every_n_epochs) if self.every_n_epochs else (now[1], before[1], self.every_n_steps)
+        )
+        if not every or count == previous or count % every or count == 0:
+            return False
+        if isinstance(self.until, int):
+            return now[0] < self.until
+        return now[0] < self.until * max_epochs if max_epochs >= 0 else now[1] < self.until * max_steps

@@ -30,34 +30,41 @@ from lightning_signin.recipes.datasets import mnist1d
 
 RESULTS = Path(__file__).parent / "results" / "mnist1d"
 RATES = [round(0.3 * 1.2**k, 3) for k in range(-3, 9)]  # steps of 1.2×
-SPARSITIES, METHODS = (0.9, 0.95), ("plain", "mw", "signin")
+TUNED = {"plain": RATES[4:11], "mw": RATES[3:10], "signin": RATES[2:9]}  # around each method's own optimum
+SPARSITIES = (0.9, 0.95)
 CHUNK = 8  # networks trained side by side
-TUNING_SEEDS, TEST_SEEDS = range(1000, 1024), range(96)
+SELECTION_SEEDS, TUNING_SEEDS, TEST_SEEDS = range(1000, 1024), range(1000, 1016), range(96)
 
 
 def select_grid() -> Iterator[Settings]:
-    """Sign-In at 90 %: schedules with the momentum kept, and the momentum's treatment at some of them."""
+    """Sign-In at 90 %: schedules with the momentum kept, its treatment at some; the better ones at lower rates too."""
     schedules = [*product((1, 3, 5, 10), (0.5, 0.75), ("keep",)), *product((3, 5), (0.5, 0.75), ("carry", "clear"))]
-    for (every, until, momentum), lr in product(schedules, (RATES[4], RATES[6])):
-        yield Settings("signin", 0.9, lr, every, until, momentum)
+    for schedule, lr in product(schedules, (RATES[4], RATES[6])):
+        yield Settings("signin", 0.9, lr, *schedule)
+    better = [*product((1, 3, 5), (0.75,), ("keep", "carry")), (3, 0.75, "clear")]
+    for schedule, lr in product(better, RATES[2:5]):
+        yield Settings("signin", 0.9, lr, *schedule)
 
 
 def tune_grid() -> Iterator[Settings]:
-    """Every method at every learning rate; Sign-In with the chosen schedule."""
-    chosen = json.loads((RESULTS / "settings.json").read_text())["schedule"]
-    for method, sparsity, lr in product(METHODS, SPARSITIES, RATES):
-        yield Settings(method, sparsity, lr, **(chosen if method == "signin" else {}))
+    """Every method at every learning rate; Sign-In with the chosen schedule, once there is one."""
+    path = RESULTS / "settings.json"
+    for method, sparsity in product(TUNED, SPARSITIES):
+        if method == "signin" and not path.exists():
+            continue
+        schedule = json.loads(path.read_text())["schedule"] if method == "signin" else {}
+        yield from (Settings(method, sparsity, lr, **schedule) for lr in TUNED[method])
 
 
 def test_grid() -> Iterator[Settings]:
     """Every method at its best learning rate."""
     settings = json.loads((RESULTS / "settings.json").read_text())
-    for method, sparsity in product(METHODS, SPARSITIES):
+    for method, sparsity in product(TUNED, SPARSITIES):
         schedule = settings["schedule"] if method == "signin" else {}
         yield Settings(method, sparsity, settings["lr"][f"{method} {sparsity}"], **schedule)
 
 
-STAGES = {"select": (select_grid, TUNING_SEEDS), "tune": (tune_grid, TUNING_SEEDS), "test": (test_grid, TEST_SEEDS)}
+STAGES = {"select": (select_grid, SELECTION_SEEDS), "tune": (tune_grid, TUNING_SEEDS), "test": (test_grid, TEST_SEEDS)}
 
 
 def run_job(job: tuple[str, Settings, list[int]]) -> dict:
@@ -78,7 +85,7 @@ def run_stage(stage: str) -> None:
     path = RESULTS / f"{stage}.jsonl"
     done = {json.dumps([row["settings"], row["seeds"]]) for row in read(stage)}
     chunks = [list(all_seeds[i : i + CHUNK]) for i in range(0, len(all_seeds), CHUNK)]
-    jobs = [(stage, settings, seeds) for seeds, settings in product(chunks, grid())]
+    jobs = [(stage, settings, seeds) for seeds, settings in product(chunks, dict.fromkeys(grid()))]
     jobs = [job for job in jobs if json.dumps([asdict(job[1]), job[2]]) not in done]
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool, path.open("a") as file:
         for row in tqdm(pool.imap_unordered(run_job, jobs), total=len(jobs), desc=stage):
@@ -110,7 +117,8 @@ def report_grid(stage: str) -> None:
     for settings, scores in sorted(by_seed(stage, "validation").items(), key=lambda item: str(item[0])):
         s = settings
         schedule = f"p={s.rescale_every} T2={s.rescale_until} {s.momentum}" if s.method == "signin" else ""
-        print(f"| {s.method} | {s.sparsity} | {s.lr} | {schedule} | {len(scores)} | {mean_interval([*scores.values()])} |")
+        row = (s.method, s.sparsity, s.lr, schedule, len(scores), mean_interval([*scores.values()]))
+        print(f"| {' | '.join(map(str, row))} |")
 
 
 def report_test() -> None:
@@ -118,7 +126,7 @@ def report_test() -> None:
         table = {(s.method, s.sparsity): (s, scores) for s, scores in by_seed("test", score).items()}
         print(f"\n{score} accuracy, %, mean ± 95 % interval\n")
         for sparsity in SPARSITIES:
-            for method in METHODS:
+            for method in TUNED:
                 settings, scores = table[method, sparsity]
                 print(f"| {sparsity} | {method} | lr {settings.lr} | {mean_interval([*scores.values()])} |")
             for better, base in (("mw", "plain"), ("signin", "plain"), ("signin", "mw")):

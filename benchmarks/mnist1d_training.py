@@ -6,6 +6,7 @@ one network (`tests/test_mnist1d_benchmark.py` compares them).
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from lightning_signin.masks import build_masks
 from lightning_signin.optimizers import add_frobenius_decay_
 from lightning_signin.weights import sparse_weights
 
-WIDTHS = (40, 300, 300, 10)
+WIDTHS, KINDS = (40, 300, 300, 10), ("weight", "bias")
 BATCH, EPOCHS, WARMUP = 100, 60, 0.2  # the learning rate rises linearly for 20 % of the steps, then falls to 0
 DECAY, MOMENTUM = 1e-4, 0.9  # Table 5: Frobenius decay of θ for every method, no decay of anything else
 
@@ -46,14 +47,14 @@ class StackedMLP(nn.Module):
     def __init__(self, seeds: list[int]) -> None:
         super().__init__()
         singles = [self._single(seed) for seed in seeds]
-        self.weights = nn.ParameterList(nn.Parameter(torch.stack([n[i].weight.data for n in singles])) for i in range(3))
-        self.biases = nn.ParameterList(nn.Parameter(torch.stack([n[i].bias.data for n in singles])) for i in range(3))
+        stacks = [[torch.stack([net[i].get_parameter(k).data for net in singles]) for i in range(3)] for k in KINDS]
+        self.weights, self.biases = (nn.ParameterList(map(nn.Parameter, stack)) for stack in stacks)
 
     @staticmethod
     def _single(seed: int) -> list[nn.Linear]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return [nn.Linear(fan_in, fan_out) for fan_in, fan_out in zip(WIDTHS[:-1], WIDTHS[1:], strict=True)]
+            return [nn.Linear(fan_in, fan_out) for fan_in, fan_out in pairwise(WIDTHS)]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (seeds, 10, batch) for inputs (seeds, 40, batch): with features first, gradients come contiguous."""

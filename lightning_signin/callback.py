@@ -197,7 +197,7 @@ class SignInCallback(Callback):
             "signin/sign_flips": sum(flipped for flipped, _ in flips.values()) / active,
             **({} if scaling is None else {"signin/scaling": scaling}),
         }
-        self.log_dict(logged, sync_dist=trainer.world_size > 1)
+        pl_module.log_dict(logged, sync_dist=trainer.world_size > 1)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Merge."""
@@ -251,9 +251,9 @@ class SignInCallback(Callback):
                 load_factor_state(module, first)
 
     def _arguments(self) -> State:
-        """What decides the mask, with the seed that is in force."""
+        """What decides masks and factors, with the seed that is in force."""
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
-        names = ("sparsity", "mask", "distribution", "include", "exclude", "reparameterize")
+        names = ("sparsity", "mask", "distribution", "include", "exclude", "reparameterize", "storage")
         return {**{name: getattr(self, name) for name in names}, "seed": seed}
 
     def _check_arguments(self, saved: State) -> None:
@@ -262,8 +262,8 @@ class SignInCallback(Callback):
             if saved[name] != here and not (name == "seed" and self.seed is None):
                 raise ValueError(
                     f"The checkpoint was trained with {name}={saved[name]!r}, and this callback has {name}={here!r}: "
-                    f"another mask. Pass {name}={saved[name]!r} to resume; to start anew from its weights, load its "
-                    "state_dict into the model and call `fit` without `ckpt_path`."
+                    f"another mask, or other factors. Pass {name}={saved[name]!r} to resume; to start anew from its "
+                    "weights, load its state_dict into the model and call `fit` without `ckpt_path`."
                 )
 
     def _state(self, alone: bool = False) -> State:

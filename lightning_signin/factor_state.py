@@ -63,12 +63,13 @@ def saved_masks(state: State) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_factor_state(module: nn.Module, state: State) -> None:
-    """Put saved masks and factors into a sparse module, bit for bit.
+    """Put saved masks and factors into a sparse module, bit for bit, in the storage that they were saved in.
 
-    Where the number of active entries differs, the factors change size: do this before optimizers are built.
+    Where the number of active entries or the storage differs, the factors change shape: do this before optimizers are
+    built.
 
     Raises:
-        ValueError: If the module has other sparse weights, shapes, factors or storages than were saved.
+        ValueError: If the module has other sparse weights, shapes or factors than were saved.
     """
     weights, saved = sparse_weights(module), saved_masks(state)
     for name in [*weights, *saved]:
@@ -78,7 +79,8 @@ def load_factor_state(module: nn.Module, state: State) -> None:
     for name, weight in weights.items():
         _check_fits(name, weight, saved[name], state)
         factors = state["factors"][name]
-        weight.parametrization.storage = make_storage(weight.storage.name, saved[name].to(weight.factors[0].device))
+        # "auto" storage chose by the masks of this run, which may have other densities than the saved ones.
+        weight.parametrization.storage = make_storage(state["storage"][name], saved[name].to(weight.factors[0].device))
         for factor, value in zip(weight.factors, factors, strict=True):
             if factor.shape == value.shape:
                 factor.copy_(value)
@@ -98,10 +100,6 @@ def _check_fits(name: str, weight: SparseWeight, mask: Tensor, state: State) -> 
     if len(state["factors"][name]) != len(weight.factors):
         was = len(state["factors"][name]) > 1
         raise ValueError(f"The checkpoint was written with reparameterize={was}, this run has {not was}. {_FIX}")
-    if state["storage"][name] != weight.storage.name:
-        raise ValueError(
-            f"The checkpoint stores {name} as {state['storage'][name]!r}, this run as {weight.storage.name!r}. {_FIX}"
-        )
 
 
 def _packed_masks(module: nn.Module) -> dict[str, State]:

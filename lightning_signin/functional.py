@@ -16,9 +16,9 @@ _HALF = (torch.float16, torch.bfloat16)
 def factorize(theta: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     r"""Split θ into factors with m ⊙ w = θ and m² − w² = β (Appendix C).
 
-    .. math:: u = \sqrt{\alpha + \sqrt{\theta^2 + \alpha^2}}, \quad \alpha = \beta / 2, \quad m = u, \quad w = \theta / u
+    .. math:: m = \sqrt{\alpha + \sqrt{\theta^2 + \alpha^2}}, \quad w = \theta / m, \quad \alpha = \beta / 2
 
-    This is the appendix's u-form. Its v-form is equal on paper but cancels for very negative θ, and the paper's
+    This is the appendix's u-form, with u = m. Its v-form is equal on paper but cancels for very negative θ, and the paper's
     Listing 1 writes ``m = x`` in ``rescale_mw`` where it must be ``m = u``.
 
     Args:

@@ -14,7 +14,8 @@ def capture() -> State:
     name, keys, position, has_gauss, cached = np.random.get_state()
     state: State = {
         "torch": torch.get_rng_state(),
-        "numpy": (name, torch.from_numpy(keys), position, has_gauss, cached),
+        # torch cannot send tensors of uint32 from rank to rank
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
         "python": random.getstate(),
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -26,7 +27,7 @@ def restore(state: State) -> None:
     """Put the generators back into a captured state."""
     torch.set_rng_state(state["torch"])
     name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, keys.numpy(), position, has_gauss, cached))
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     if "cuda" in state and torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():

@@ -153,7 +153,7 @@ def _parametrize(owners: list[tuple[nn.Module, str]], parametrization: Masked) -
         order = plain_order(owner) if hasattr(owner, "parametrizations") else list(owner._parameters)
         register_parametrization(owner, name, parametrization, unsafe=True)  # what it would check is tested
         # Tied weights share one holder, so that there is one set of factors.
-        owner.parametrizations[name] = first.parametrizations[attribute]  # type: ignore[union-attr, index]
+        owner.parametrizations[name] = first.parametrizations[attribute]  # type: ignore[operator, index]
         if not hasattr(owner.parametrizations, "plain_order"):
             install_plain_state(owner, order)
 
@@ -165,6 +165,6 @@ def _check_masks(masks: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) 
             raise ValueError(f"`mask` must have one mask for each selected weight, and {name} {where}.")
         if masks[name].dtype != torch.bool or masks[name].shape != shapes[name] or not masks[name].any():
             raise ValueError(
-                f"`mask` of {name} must be a bool tensor of shape {tuple(shapes[name])} that keeps at least one weight, "
-                f"got {masks[name].dtype}, shape {tuple(masks[name].shape)}, {int(masks[name].sum())} kept."
+                f"`mask` of {name} must be a bool tensor of shape {tuple(shapes[name])} that keeps at least one, got "
+                f"{masks[name].dtype}, shape {tuple(masks[name].shape)}, {int(masks[name].sum())} kept."
             )

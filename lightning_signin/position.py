@@ -1,6 +1,7 @@
 """Where a run stands in its data and its random numbers, on every rank: what makes resuming exact."""
 
 import os
+import warnings
 from typing import Any
 
 import torch.distributed
@@ -50,7 +51,7 @@ class Position:
         Args:
             alone: Take only this rank's generators: after an exception the others may not answer.
         """
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
         mid_batch = progress.current.ready != progress.current.processed
         now = self._recorders[-1].before_fetch if mid_batch and self._recorders else None
         mine = {"generators": now or generators.capture(), "loaders": [r.state() for r in self._recorders]}
@@ -86,6 +87,8 @@ class Position:
             generators.restore(self._to_restore["ranks"][self.trainer.global_rank]["generators"])
         if self._inexact:
             rank_zero_warn(f"This resume is not bit for bit: {'; '.join(dict.fromkeys(self._inexact))}.")
+        else:  # Lightning does not know of the replay, and is about to warn of unreliable results
+            warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch")
         self._to_restore = None
 
     def _not_exact_from_here(self, progress: Any) -> list[str]:

@@ -22,7 +22,7 @@ class RescaleSchedule:
         for argument, value in (("epochs", self.every_n_epochs), ("steps", self.every_n_steps)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(
-                    f"`rescale_every_n_{argument}` must be an integer of at least 1, got {value!r}. None never rescales."
+                    f"`rescale_every_n_{argument}` must be an integer of at least 1, or None for never, got {value!r}."
                 )
         if self.every_n_epochs is not None and self.every_n_steps is not None:
             raise ValueError(
@@ -30,7 +30,7 @@ class RescaleSchedule:
                 "both set. To count in steps pass rescale_every_n_epochs=None."
             )
         fraction = isinstance(self.until, float)
-        if isinstance(self.until, bool) or not isinstance(self.until, int | float) or not 0 <= self.until:
+        if isinstance(self.until, bool) or not isinstance(self.until, int | float) or self.until < 0:
             raise ValueError(f"`rescale_until` must be an epoch or a fraction of the run, got {self.until!r}.")
         if fraction and self.until > 1:
             raise ValueError(f"`rescale_until` as a fraction must be in [0, 1], got {self.until}. An epoch is an int.")
@@ -40,22 +40,22 @@ class RescaleSchedule:
         """Whether there is any rescale at all."""
         return self.every_n_epochs is not None or self.every_n_steps is not None
 
-    def check_run(self, max_epochs: int, max_steps: int) -> None:
+    def check_run(self, max_epochs: int | None, max_steps: int) -> None:
         """Raise `ValueError` if ``until`` is a fraction of a run that has no end (−1 is none)."""
-        if self.ever and isinstance(self.until, float) and max_epochs < 0 and max_steps < 0:
+        if self.ever and isinstance(self.until, float) and not _ends(max_epochs) and not _ends(max_steps):
             raise ValueError(
                 f"`rescale_until`={self.until} is a fraction of the run, which has neither `max_epochs` nor "
                 "`max_steps`. Pass an epoch (int), or give the Trainer an end."
             )
 
-    def due(self, now: tuple[int, int], before: tuple[int, int], max_epochs: int, max_steps: int) -> bool:
+    def due(self, now: tuple[int, int], before: tuple[int, int], max_epochs: int | None, max_steps: int) -> bool:
         """Whether to rescale before the next batch.
 
         Args:
             now: (epoch, optimizer steps taken), from 0.
             before: The same at the batch before; so each epoch or step counts once, also after a resume.
-            max_epochs: Of the run, −1 for none.
-            max_steps: Of the run, −1 for none.
+            max_epochs: Of the run, None or −1 for no end.
+            max_steps: Of the run, −1 for no end.
         """
         count, previous, every = (
             (now[0], before[0], self.every_n_epochs) if self.every_n_epochs else (now[1], before[1], self.every_n_steps)
@@ -64,4 +64,10 @@ class RescaleSchedule:
             return False
         if isinstance(self.until, int):
             return now[0] < self.until
-        return now[0] < self.until * max_epochs if max_epochs >= 0 else now[1] < self.until * max_steps
+        if max_epochs is not None and _ends(max_epochs):
+            return now[0] < self.until * max_epochs
+        return now[1] < self.until * max_steps
+
+
+def _ends(limit: int | None) -> bool:
+    return limit is not None and limit >= 0

@@ -72,7 +72,7 @@ def by_pattern(argument: str, value: Value | Mapping[str, Value], names: Sequenc
         return dict.fromkeys(names, value)
     for pattern in value:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"`{argument}` pattern {pattern!r} matches no sparse weight. They are: {', '.join(names)}.")
+            raise ValueError(f"`{argument}` pattern {pattern!r} matches no sparse weight of: {', '.join(names)}.")
     result = {name: [v for p, v in value.items() if fnmatchcase(name, p)] for name in names}
     if missing := [name for name, values in result.items() if not values]:
         raise ValueError(f"`{argument}` has no pattern for {', '.join(missing)}. End it with a default, '*': value.")
@@ -120,7 +120,7 @@ def _join(prefix: str, attribute: str) -> str:
 def _check_can_be_sparse(owner: nn.Module, attribute: str, name: str) -> nn.Parameter:
     leave_out = f"Leave it out with exclude=['{name}']."
     if is_parametrized(owner, attribute):
-        kind = type(owner.parametrizations[attribute][0]).__name__  # type: ignore[union-attr, index]
+        kind = type(owner.parametrizations[attribute][0]).__name__  # type: ignore[index]
         raise ValueError(f"{name} is already parametrized ({kind}). Merge or remove that first. {leave_out}")
     parameter = owner._parameters.get(attribute)
     if not isinstance(parameter, nn.Parameter):

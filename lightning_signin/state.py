@@ -37,7 +37,7 @@ def uninstall_plain_state(owner: nn.Module) -> None:
 
 def plain_order(owner: nn.Module) -> list[str]:
     """The names of a layer's own parameters in the order they had before it was parametrized."""
-    return owner.parametrizations.plain_order  # type: ignore[union-attr, return-value]
+    return list(owner.parametrizations.plain_order)  # type: ignore[union-attr, arg-type]
 
 
 def _save_plain(owner: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
@@ -81,7 +81,8 @@ def _load_plain(
     for name, holder in _masked(owner):
         theta = state_dict.pop(prefix + name, None)
         current = [getattr(holder, f"original{i}") for i in range(holder.ntensors)]
-        shape = holder[0].storage.shape
+        masked: Any = holder[0]
+        shape = masked.storage.shape
         if theta is None:
             missing_keys.append(prefix + name)
         elif theta.shape != shape:
@@ -91,7 +92,7 @@ def _load_plain(
             )
         else:
             with torch.no_grad():
-                current = holder[0].right_inverse(theta.to(current[0].device, current[0].dtype))
+                current = masked.right_inverse(theta.to(current[0].device, current[0].dtype))
         # Where nothing could be loaded the present values stand in, so that only the plain name is reported.
         for i, value in enumerate(current):
             state_dict[f"{prefix}parametrizations.{name}.original{i}"] = value

@@ -49,7 +49,7 @@ class SparseWeight:
     @torch.no_grad()
     def values(self) -> Tensor:
         """θ as it is stored: the active entries in compact storage, the full masked weight in dense storage."""
-        product = self.factors[0]
+        product: Tensor = self.factors[0]
         for factor in self.factors[1:]:
             product = product * factor
         return product if self.storage.name == "compact" else self.storage.pack(product)
@@ -67,7 +67,7 @@ def sparse_weights(module: nn.Module) -> dict[str, SparseWeight]:
     for prefix, owner in module.named_modules():
         if not is_parametrized(owner):
             continue
-        for attribute, holder in owner.parametrizations.items():  # type: ignore[union-attr, operator]
+        for attribute, holder in owner.parametrizations.items():  # type: ignore[operator]
             if isinstance(holder[0], Masked):
                 name = f"{prefix}.{attribute}" if prefix else attribute
                 found.setdefault(id(holder), SparseWeight(name, holder)).owners.append((owner, attribute))

@@ -87,7 +87,7 @@ def _top_global(scores: dict[str, Tensor], total: int) -> dict[str, Tensor]:
     empty = [name for name, part in zip(scores, unrepaired.split(sizes), strict=True) if not part.any()]
     if empty:
         warnings.warn(
-            f"distribution='global' would leave {', '.join(empty)} without any weight: each keeps its best one instead.",
+            f"distribution='global' would leave {', '.join(empty)} without any weight: each keeps its best one.",
             UserWarning,
             stacklevel=4,
         )

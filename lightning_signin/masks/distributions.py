@@ -105,7 +105,8 @@ def _round(ideal: list[Fraction], sizes: list[int], total: int) -> list[int]:
     counts = [min(max(int(value), 1), size) for value, size in zip(ideal, sizes, strict=True)]
     step = 1 if sum(counts) < total else -1
     while (missing := total - sum(counts)) != 0:
-        movable = [layer for layer, size in enumerate(sizes) if (counts[layer] < size if step > 0 else counts[layer] > 1)]
+        last = sizes if step > 0 else [1] * len(sizes)
+        movable = [layer for layer, count in enumerate(counts) if count != last[layer]]
         movable.sort(key=lambda layer: step * (counts[layer] - ideal[layer]))
         for layer in movable[: abs(missing)]:
             counts[layer] += step

@@ -1,0 +1,106 @@
+"""The ``lightning-signin`` command."""
+
+import argparse
+import sys
+import traceback
+from importlib import resources
+from pathlib import Path
+
+from lightning_signin._version import __version__
+
+_RUNS = ("fit", "validate", "test", "predict")
+_USAGE = f"""\
+usage: lightning-signin COMMAND ...
+
+  fit, validate, test, predict   run a model and data by class path or recipe: fit --config digits
+                                 (options: lightning-signin fit --help)
+  recipes                        list the recipes, each usable as a --config
+  export CKPT --output FILE      write the merged weights as safetensors
+  inspect FILE                   a table of the layers of a checkpoint or safetensors file
+
+lightning-signin {__version__}"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line. What this package refuses is one line on stderr and exit status 2."""
+    command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        if command in _RUNS:
+            from lightning_signin.runs import run
+
+            run([command, *with_recipes(rest)])
+        elif command in _COMMANDS:
+            _COMMANDS[command](rest)
+        elif command in ("-h", "--help", "--version"):
+            print(__version__ if command == "--version" else _USAGE)
+        else:
+            sys.exit(f"lightning-signin: unknown command {command!r}\n\n{_USAGE}")
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        if not _is_ours(error):
+            raise
+        print(f"lightning-signin: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        if error.name not in ("jsonargparse", "safetensors", "sklearn", "mnist1d"):
+            raise
+        print(f"lightning-signin: needs {error.name}: pip install 'lightning-signin[recipes]'", file=sys.stderr)
+        sys.exit(2)
+
+
+def recipes() -> dict[str, Path]:
+    """The bundled recipes by name."""
+    folder = Path(str(resources.files("lightning_signin") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def with_recipes(arguments: list[str]) -> list[str]:
+    """Replace recipe names after ``--config`` by their files; an existing file of that name goes first.
+
+    Example:
+        >>> with_recipes(["--config", "digits", "--trainer.max_epochs", "1"])[1].endswith("recipes/digits.yaml")
+        True
+    """
+    bundled, result = recipes(), []
+    for previous, argument in zip(["", *arguments], arguments, strict=False):
+        flag, equals, value = argument.partition("=")
+        is_flag = flag in ("--config", "-c") and equals
+        name = value if is_flag else argument if previous in ("--config", "-c") else None
+        if name in bundled and not Path(name).exists():
+            argument = f"{flag}={bundled[name]}" if is_flag else str(bundled[name])
+        result.append(argument)
+    return result
+
+
+def _recipes(arguments: list[str]) -> None:
+    argparse.ArgumentParser("lightning-signin recipes").parse_args(arguments)
+    for name, path in recipes().items():
+        print(f"{name:12}{path.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}")
+
+
+def _export(arguments: list[str]) -> None:
+    from lightning_signin.export.saved import read_weights, write_safetensors
+
+    parser = argparse.ArgumentParser("lightning-signin export", description="Write merged weights as safetensors.")
+    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint of any moment of a run")
+    parser.add_argument("--output", required=True, metavar="FILE", help="the safetensors file to write")
+    options = parser.parse_args(arguments)
+    path = write_safetensors(read_weights(options.checkpoint), options.output)
+    print(f"{path}  ({path.stat().st_size / 1e6:.2f} MB)")
+
+
+def _inspect(arguments: list[str]) -> None:
+    from lightning_signin.export.saved import read_weights
+    from lightning_signin.report.table import layer_table
+
+    parser = argparse.ArgumentParser("lightning-signin inspect", description="A table of the layers of a file.")
+    parser.add_argument("file", metavar="FILE", help="a checkpoint, a saved state dict or a safetensors file")
+    print(layer_table(read_weights(parser.parse_args(arguments).file)))
+
+
+_COMMANDS = {"recipes": _recipes, "export": _export, "inspect": _inspect}
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether this package raised the error; others keep their traceback."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return Path(frames[-1].filename).is_relative_to(Path(__file__).parent)

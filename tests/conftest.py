@@ -1,0 +1,43 @@
+"""Every test starts from the same seed, on one thread."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+class Zoo(nn.Module):
+    """What state dicts stumble over: buffers, attention, a module under two names, a parameter of two modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(4, 8, 3, padding=1)
+        self.norm = nn.BatchNorm1d(8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.first = nn.Linear(8, 8)
+        self.again = self.first
+        self.encoder = nn.Linear(8, 8)
+        self.decoder = nn.Linear(8, 8)
+        self.decoder.weight = self.encoder.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x)).transpose(1, 2)
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return self.decoder(self.encoder(self.again(self.first(x))).tanh())
+
+
+@pytest.fixture
+def zoo() -> nn.Module:
+    return Zoo().double()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    """A batch for `zoo`."""
+    return torch.randn(5, 4, 6, dtype=torch.float64)

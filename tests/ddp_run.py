@@ -1,0 +1,57 @@
+"""Run by `tests/test_ddp.py` as a script: one fit on two gloo ranks; each rank writes what it ended with."""
+
+import sys
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, seed_everything
+from torch.distributed.optim import ZeroRedundancyOptimizer
+
+from lightning_signin.factor_state import mask_digest
+from tests.small import Small, callback, copies, loader, trainer
+
+
+class Digest(Callback):
+    """Notes the mask while it is there."""
+
+    def on_train_end(self, trainer, module):
+        self.digest = mask_digest(module)
+
+
+class Save(Callback):
+    """Saves in the middle of the second epoch."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 8:
+            trainer.save_checkpoint(self.path)
+
+
+class Sharded(Small):
+    """With an optimizer that shards its state over the ranks."""
+
+    def configure_optimizers(self):
+        return ZeroRedundancyOptimizer(self.parameters(), torch.optim.SGD, lr=0.1, momentum=0.9)
+
+
+def main(case: str, folder: Path) -> None:
+    torch.set_num_threads(1)
+    options = {"mask": "magnitude", "distribution": "global"} if case == "unseeded" else {}
+    seed_everything(1, verbose=False)
+    digest, checkpoint = Digest(), folder / "mid.ckpt"
+    extra = [Save(checkpoint)] if case == "whole" else []
+    runner = trainer(callback(**options), digest, *extra, epochs=3, devices=2, strategy="ddp")
+    if case == "unseeded":  # the ranks start from other weights, so their largest ones differ
+        torch.manual_seed(runner.global_rank)
+    module = Sharded() if case == "sharded" else Small()
+    runner.fit(module, loader(), ckpt_path=checkpoint if case == "resumed" else None)
+    # Running statistics belong to each rank until the next forward sends rank 0's.
+    weights = {name: weight for name, weight in copies(module).items() if "running" not in name}
+    torch.save({"digest": digest.digest, "weights": weights}, folder / f"{case}{runner.global_rank}.pt")
+    torch.distributed.destroy_process_group()  # gloo may abort an exit that leaves it open
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,133 @@
+"""Which weights are kept: every score under every distribution, and top-k against sorting."""
+
+import itertools
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_signin import sparsify
+from lightning_signin.masks import DISTRIBUTIONS, SCORES, budget, build_masks
+from lightning_signin.masks.build import top
+from tests import reference
+
+SHAPES = {"a": (7, 5), "conv": (4, 3, 3, 3), "b": (20, 11), "c": (7, 5)}
+NAMES = [*DISTRIBUTIONS, "global"]
+
+
+def weights(dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
+    return {name: torch.randn(shape, dtype=torch.float64).to(dtype) for name, shape in SHAPES.items()}
+
+
+def kept(mask: torch.Tensor) -> set[int]:
+    return set(mask.flatten().nonzero().flatten().tolist())
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9, 0.97])
+@pytest.mark.parametrize(("mask", "distribution"), list(itertools.product(SCORES, NAMES)))
+@pytest.mark.filterwarnings("ignore:distribution='global' would leave")
+def test_masks_keep_the_budget_exactly(mask, distribution, sparsity):
+    values = weights()
+    built = build_masks(values, sparsity=sparsity, mask=mask, distribution=distribution)
+    assert list(built) == list(values)
+    assert all(built[name].dtype == torch.bool and built[name].shape == values[name].shape for name in values)
+    assert sum(int(part.sum()) for part in built.values()) == budget(sparsity, sum(v.numel() for v in values.values()))
+    assert all(part.any() for part in built.values())
+
+
+@pytest.mark.parametrize("distribution", NAMES)
+def test_random_masks_depend_on_the_seed_alone(distribution):
+    options = {"sparsity": 0.8, "distribution": distribution}
+    first = build_masks(weights(torch.float32), seed=3, **options)
+    torch.rand(5)  # the global generator has no part in it
+    again, other = build_masks(weights(torch.float16), seed=3, **options), build_masks(weights(), seed=4, **options)
+    assert all(torch.equal(first[name], again[name]) for name in SHAPES)
+    assert not any(torch.equal(first[name], other[name]) for name in SHAPES)
+    assert not torch.equal(first["a"], first["c"])  # equal shapes
+
+
+def test_random_masks_leave_the_global_generator_alone():
+    before = torch.get_rng_state()
+    build_masks({"a": torch.zeros(4, 4)}, sparsity=0.5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_random_masks_keep_every_entry_equally_often():
+    counts = sum(build_masks({"a": torch.zeros(20)}, sparsity=0.75, seed=seed)["a"].int() for seed in range(2000))
+    # 2000 draws at 1/4: a standard deviation is 19.4.
+    assert (counts - 500).abs().max() < 5 * 19.4
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("distribution", sorted(DISTRIBUTIONS))
+def test_magnitude_keeps_the_largest_of_each_layer(distribution, dtype):
+    values = weights(dtype)
+    built = build_masks(values, sparsity=0.8, mask="magnitude", distribution=distribution)
+    for name, mask in built.items():
+        magnitudes = values[name].abs().flatten().tolist()
+        assert kept(mask) == reference.top(magnitudes, int(mask.sum())), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_global_magnitude_keeps_the_largest_of_all(dtype):
+    values = {name: value * scale for (name, value), scale in zip(weights(dtype).items(), (1, 2, 0.7, 4), strict=True)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        built = build_masks(values, sparsity=0.75, mask="magnitude", distribution="global")
+    magnitudes = [x for value in values.values() for x in value.abs().flatten().tolist()]
+    expected = reference.top(magnitudes, budget(0.75, len(magnitudes)))
+    assert kept(torch.cat([mask.flatten() for mask in built.values()])) == expected
+
+
+@pytest.mark.parametrize("count", [1, 4, 9, 10])
+def test_ties_keep_the_lower_index(count):
+    assert kept(top(torch.ones(2, 5), count)) == set(range(count))
+    scores = torch.tensor([0.0, 3.0, 1.0, 1.0, 1.0, 3.0, 1.0, 0.0, 2.0, 1.0])
+    assert kept(top(scores, count)) == reference.top(scores.tolist(), count)
+
+
+def test_global_ties_keep_the_earlier_layer():
+    values = {"a": torch.ones(4), "b": torch.ones(4)}
+    built = build_masks(values, sparsity=0.375, mask="magnitude", distribution="global")
+    assert [int(mask.sum()) for mask in built.values()] == [4, 1]
+
+
+def test_global_repairs_an_empty_layer_and_says_so():
+    values = {"big": 10 + torch.rand(10, 10), "small": torch.rand(6, 5), "tiny": torch.rand(3)}
+    text = "distribution='global' would leave small, tiny without any weight: each keeps its best one"
+    with pytest.warns(UserWarning, match=text):
+        built = build_masks(values, sparsity=0.9, mask="magnitude", distribution="global")
+    assert {name: int(mask.sum()) for name, mask in built.items()} == {"big": 11, "small": 1, "tiny": 1}
+    assert all(values[name].flatten()[built[name].flatten()].max() == values[name].max() for name in values)
+
+
+def test_global_warning_points_at_the_caller_of_sparsify():
+    net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
+    nn.init.zeros_(net[1].weight)
+    with pytest.warns(UserWarning, match="without any weight") as caught:
+        sparsify(net, sparsity=0.9, mask="magnitude", distribution="global")
+    assert caught[0].filename == __file__
+
+
+def test_masks_refuse_fewer_weights_than_layers():
+    text = "`sparsity`=0.993 keeps 3 weights, but there are 4 layers and each must keep at least one. Lower `sparsity`"
+    with pytest.raises(ValueError, match=text):
+        build_masks(weights(), sparsity=0.993)
+
+
+def test_masks_list_the_allowed_names():
+    with pytest.raises(ValueError, match="`mask` must be one of 'random', 'magnitude'.*; got 'snop'"):
+        build_masks(weights(), mask="snop")
+    names = "'balanced', 'uniform', 'erk', 'global'"
+    with pytest.raises(ValueError, match=f"`distribution` must be one of {names}; got 'even'"):
+        build_masks(weights(), distribution="even")
+
+
+@pytest.mark.parametrize("distribution", NAMES)
+def test_masks_refuse_nan_weights(distribution):
+    values = weights()
+    values["b"][3, 3] = float("nan")
+    with pytest.raises(ValueError, match="`mask`='magnitude' gave NaN scores for 'b'. Check that its weights are finite"):
+        build_masks(values, mask="magnitude", distribution=distribution)
+    assert build_masks(values)["b"].any()  # random scores do not look at values

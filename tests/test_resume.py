@@ -1,0 +1,133 @@
+"""Interrupted and resumed equals uninterrupted, bit for bit."""
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch.utils.data import DataLoader, IterableDataset
+
+from tests.small import BATCHES, Small, callback, copies, data, differing, loader, seeded, trainer
+
+MOMENTS = ["step1", "step9", "step10", "step11", "step25", "step30", "step39", "epoch0", "epoch1", "epoch2"]
+
+
+class SaveEverywhere(Callback):
+    """Saves after every optimizer step and at every epoch's end."""
+
+    def __init__(self, folder) -> None:
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
+        trainer.save_checkpoint(self.folder / f"step{trainer.global_step}.ckpt")
+
+    def on_train_epoch_end(self, trainer: Trainer, module: object) -> None:
+        trainer.save_checkpoint(self.folder / f"epoch{trainer.current_epoch}.ckpt")
+
+
+def fit(optimizer: str, *extra: Callback, workers: int = 0, ckpt_path=None, **options: object):
+    module = seeded(optimizer)
+    if ckpt_path:  # nothing of the interrupted process is left
+        torch.manual_seed(99)
+        module = Small(optimizer)
+    runner = trainer(callback(frobenius_decay=1e-3, **options), *extra)
+    runner.fit(module, loader(workers), ckpt_path=ckpt_path)
+    optimizers = [value for state in runner.optimizers[0].state.values() for value in state.values()]
+    return copies(module), optimizers, runner
+
+
+@pytest.fixture(scope="module", params=[("SGD", 0), ("AdamW", 2)], ids=["SGD", "AdamW, two workers"])
+def uninterrupted(request, tmp_path_factory):
+    optimizer, workers = request.param
+    folder = tmp_path_factory.mktemp(optimizer)
+    return (*fit(optimizer, SaveEverywhere(folder), workers=workers), folder, optimizer, workers)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_resume_equals_uninterrupted(uninterrupted, moment):
+    weights, optimizer_state, _, folder, optimizer, workers = uninterrupted
+    if workers and moment not in ("step9", "step25", "epoch1"):
+        pytest.skip("worker processes are slow to start: three moments stand for all")
+    again, state_again, runner = fit(optimizer, workers=workers, ckpt_path=folder / f"{moment}.ckpt")
+    assert runner.global_step == 4 * BATCHES
+    assert differing(weights, again) == []
+    assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(optimizer_state, state_again, strict=True))
+
+
+@pytest.mark.parametrize("options", [{"mask": "magnitude", "distribution": "global"}, {"reparameterize": False}], ids=str)
+def test_resume_takes_mask_from_checkpoint(tmp_path, options):
+    weights, *_ = fit("SGD", SaveEverywhere(tmp_path), **options)
+    again, *_ = fit("SGD", ckpt_path=tmp_path / "step25.ckpt", **options)
+    assert differing(weights, again) == []
+
+
+def test_resume_after_fit_continues_a_finished_run(tmp_path):
+    whole, *_ = fit("SGD", rescale_until=9)
+    module = seeded()
+    short = trainer(callback(frobenius_decay=1e-3, rescale_until=9), epochs=2)
+    short.fit(module, loader())
+    short.save_checkpoint(tmp_path / "after.ckpt")
+    again, *_ = fit("SGD", ckpt_path=tmp_path / "after.ckpt", rescale_until=9)
+    assert differing(whole, again) == []
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("sparsity", 0.5), ("distribution", "erk"), ("seed", 3), ("reparameterize", False), ("exclude", ["fc2.weight"]), ("storage", "dense")],
+)
+def test_resume_with_another_mask_is_refused(uninterrupted, argument, value):
+    folder = uninterrupted[3]
+    with pytest.raises(ValueError, match=rf"was trained with {argument}=.*this callback has {argument}=.*another mask"):
+        fit("SGD", ckpt_path=folder / "epoch1.ckpt", **{argument: value})
+
+
+def test_resume_of_a_dense_checkpoint_is_refused(tmp_path):
+    runner = trainer()
+    runner.fit(seeded(), loader())
+    for name, weights_only in (("whole.ckpt", False), ("weights.ckpt", True)):
+        runner.save_checkpoint(tmp_path / name, weights_only=weights_only)
+        with pytest.raises(ValueError, match="was not written by a run with SignInCallback.*load them into the model"):
+            fit("SGD", ckpt_path=tmp_path / name)
+
+
+def test_dense_resume_of_a_sparse_checkpoint_says_what_to_do(uninterrupted):
+    folder = uninterrupted[3]
+    with (
+        pytest.warns(UserWarning, match="sparse run in progress: add the callback to resume it; to go on dense"),
+        pytest.raises(ValueError, match="doesn't match the size of optimizer's group"),
+    ):
+        trainer().fit(Small(uninterrupted[4]), loader(), ckpt_path=folder / "epoch1.ckpt")
+
+
+def test_resume_says_when_seed_everything_differs(uninterrupted, monkeypatch):
+    folder = uninterrupted[3]
+    module = seeded("SGD" if uninterrupted[4] == "SGD" else "AdamW", seed=2)
+    with pytest.warns(UserWarning, match="not bit for bit: seed_everything was 1, and is 2"):
+        trainer(callback(frobenius_decay=1e-3), epochs=3).fit(module, loader(), ckpt_path=folder / "epoch1.ckpt")
+
+
+def test_resume_says_when_gradients_were_accumulating(tmp_path):
+    class SaveInside(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            if batch_idx == 4:
+                trainer.save_checkpoint(tmp_path / "inside.ckpt")
+
+    trainer(callback(), SaveInside(), epochs=1, accumulate_grad_batches=2).fit(seeded(), loader())
+    with pytest.warns(UserWarning, match="inside an accumulation window"):
+        trainer(callback(), epochs=1, accumulate_grad_batches=2).fit(
+            seeded(), loader(), ckpt_path=tmp_path / "inside.ckpt"
+        )
+
+
+def test_resume_says_when_data_is_iterable(tmp_path):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(data())
+
+    stream = DataLoader(Stream(), 8)
+    trainer(callback(), SaveEverywhere(tmp_path), epochs=1).fit(seeded(), stream)
+    with pytest.warns(UserWarning, match="an iterable or stateful training loader is left to itself"):
+        trainer(callback(), epochs=1).fit(seeded(), stream, ckpt_path=tmp_path / "step5.ckpt")
+
+
+def test_checkpoint_is_read_without_running_code(uninterrupted):
+    saved = torch.load(uninterrupted[3] / "step25.ckpt", weights_only=True)
+    assert list(saved["state_dict"]) == list(Small().state_dict())

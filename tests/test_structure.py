@@ -1,0 +1,124 @@
+"""The house: every file is on one floor, imports point down, and files stay short."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import lightning_signin
+
+ROOT = Path(lightning_signin.__file__).parent
+FLOORS = {
+    0: ["_version", "functional"],
+    1: ["masks", "storage", "parametrization"],
+    2: [
+        "weights",
+        "selection",
+        "state",
+        "optimizers",
+        "model",
+        "plain_view",
+        "factor_state",
+        "schedule",
+        "generators",
+        "replay",
+    ],
+    3: ["metrics", "updates"],
+    4: ["export", "report"],
+    5: ["callback", "position"],
+    6: ["cli", "runs", "recipes", "__init__"],
+}
+FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
+WITH_LIGHTNING = (5, 6)
+LONGEST = 250  # lines
+
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+EVERY_FILE = pytest.mark.parametrize("name", FILES)
+
+
+def imported(name: str, everywhere: bool) -> set[str]:
+    """Full names of the modules that a file imports, at its top level or everywhere in it."""
+    tree = ast.parse(FILES[name].read_text(encoding="utf-8"))
+    nodes = list(ast.walk(tree)) if everywhere else tree.body
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} has a relative import"
+            # `from package import module` imports the module.
+            found |= {f"{node.module}.{a.name}" if own(f"{node.module}.{a.name}") else str(node.module) for a in node.names}
+    return found
+
+
+def own(module: str) -> str | None:
+    """The name below the package of one of its modules, "__init__" for the package itself."""
+    if module == "lightning_signin":
+        return "__init__"
+    name = module.removeprefix("lightning_signin.")
+    return name if name != module and name in FILES else None
+
+
+def own_imports(name: str, everywhere: bool = False) -> set[str]:
+    return {inside for module in imported(name, everywhere) if (inside := own(module))}
+
+
+def floor(name: str) -> int:
+    return FLOOR_OF[name.partition(".")[0]]
+
+
+@EVERY_FILE
+def test_file_is_on_exactly_one_floor(name):
+    room = name.partition(".")[0]
+    assert sum(room in rooms for rooms in FLOORS.values()) == 1, f"Place {name} on a floor of tests/test_structure.py."
+
+
+@EVERY_FILE
+def test_imports_point_down_or_sideways(name):
+    # `__init__` hands out the callback on demand: it is above everything.
+    above = {other for other in own_imports(name, everywhere=True) if floor(other) > floor(name)}
+    assert not above, f"{name} on floor {floor(name)} imports {above} from above."
+
+
+def test_imports_have_no_cycle():
+    graph = {name: own_imports(name) for name in FILES}
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " → ".join([*path, name])
+        if name not in done:
+            for other in graph[name]:
+                visit(other, (*path, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+    assert done == set(FILES)
+
+
+@EVERY_FILE
+def test_only_the_upper_floors_import_lightning(name):
+    if floor(name) not in WITH_LIGHTNING:
+        outside = {module.partition(".")[0] for module in imported(name, everywhere=True)}
+        assert not outside & {"lightning", "pytorch_lightning", "lightning_fabric"}
+
+
+def test_package_itself_imports_no_lightning():
+    seen: set[str] = set()
+    waiting = ["__init__"]
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            waiting += own_imports(name)
+    outside = {module.partition(".")[0] for name in seen for module in imported(name, everywhere=False)}
+    assert "torch" in outside
+    assert "lightning" not in outside
+
+
+@EVERY_FILE
+def test_file_is_short(name):
+    assert len(FILES[name].read_text(encoding="utf-8").splitlines()) <= LONGEST

@@ -11,11 +11,11 @@ State = dict[str, Any]
 
 def capture() -> State:
     """The states of torch's, every CUDA device's, numpy's and Python's generators; `torch.load` reads them safely."""
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
     state: State = {
         "torch": torch.get_rng_state(),
         # torch cannot send tensors of uint32 from rank to rank
-        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
+        "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached),
         "python": random.getstate(),
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():

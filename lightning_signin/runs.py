@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.cli import ArgsType, LightningCLI
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -23,7 +24,7 @@ class SignInCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Test, write ``merged.safetensors`` into the log folder, print."""
-        trainer = self.trainer
+        trainer: Any = self.trainer
         if not any(isinstance(callback, SignInCallback) for callback in trainer.callbacks):
             return
         logged = dict(trainer.callback_metrics)

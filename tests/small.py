@@ -65,7 +65,7 @@ def loader(workers: int = 0) -> DataLoader:
 
 def trainer(*callbacks: object, epochs: int = 4, **options: object) -> Trainer:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    quiet = {name: False for name in ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")}
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     return Trainer(max_epochs=epochs, accelerator="cpu", callbacks=list(callbacks), **{**quiet, **options})
 
 

@@ -144,7 +144,7 @@ def test_damaged_masks_are_refused():
     state = through_a_file(factor_state(network()))
     assert saved_masks(state).keys() == {"0.weight", "1.weight"}
     state["masks"]["1.weight"]["bits"][0] ^= 1
-    refuses(network(), state, "The masks in this checkpoint do not fit their digest: the file is damaged. Use another one.")
+    refuses(network(), state, "The masks in this checkpoint do not fit their digest: the file is damaged.")
     with pytest.raises(ValueError, match="do not fit their digest"):
         saved_masks(state)
 

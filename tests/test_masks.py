@@ -117,7 +117,7 @@ def test_masks_refuse_fewer_weights_than_layers():
 
 
 def test_masks_list_the_allowed_names():
-    with pytest.raises(ValueError, match="`mask` must be one of 'random', 'magnitude'.*; got 'snop'"):
+    with pytest.raises(ValueError, match=r"`mask` must be one of 'random', 'magnitude'.*; got 'snop'"):
         build_masks(weights(), mask="snop")
     names = "'balanced', 'uniform', 'erk', 'global'"
     with pytest.raises(ValueError, match=f"`distribution` must be one of {names}; got 'even'"):
@@ -128,6 +128,6 @@ def test_masks_list_the_allowed_names():
 def test_masks_refuse_nan_weights(distribution):
     values = weights()
     values["b"][3, 3] = float("nan")
-    with pytest.raises(ValueError, match="`mask`='magnitude' gave NaN scores for 'b'. Check that its weights are finite"):
+    with pytest.raises(ValueError, match=r"`mask`='magnitude' gave NaN scores for 'b'\. Check that its weights are"):
         build_masks(values, mask="magnitude", distribution=distribution)
     assert build_masks(values)["b"].any()  # random scores do not look at values

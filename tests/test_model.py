@@ -143,7 +143,7 @@ def test_sparsify_refuses_and_leaves_the_module_as_it_was(options, text):
 
 def test_sparsify_refuses_a_sparse_module():
     net = sparsify(two_layers(), sparsity=0.5)
-    with pytest.raises(ValueError, match="The module is sparse already. Call `merge_` first to make it plain again"):
+    with pytest.raises(ValueError, match=r"The module is sparse already\. Call `merge_` first to make it plain again"):
         sparsify(net, sparsity=0.5)
 
 

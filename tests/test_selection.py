@@ -56,7 +56,7 @@ def test_selection_takes_conv_and_linear_weights_by_default():
         (["head.weight", "conv*"], None, ["conv.weight", "head.weight"]),
         (["embedding.weight"], None, ["embedding.weight"]),
         (["*in_proj_weight"], None, ["attention.in_proj_weight"]),
-        (["*in_proj_weight", "*"], None, DEFAULT[:2] + ["attention.in_proj_weight"] + DEFAULT[2:]),
+        (["*in_proj_weight", "*"], None, [*DEFAULT[:2], "attention.in_proj_weight", *DEFAULT[2:]]),
         (["norm.*"], None, ["norm.weight", "norm.bias"]),
         (["attention.*"], None, ["attention.out_proj.weight"]),
         (None, ["head*"], DEFAULT[:-1]),
@@ -93,7 +93,8 @@ def test_selection_refuses_to_choose_nothing(module, options):
 
 
 def test_patterns_on_a_module_without_weights_say_so():
-    refuses(nn.ReLU(), "`include` pattern '*' matches no weight. Names look like: none, the module has no weights.", include=["*"])
+    text = "`include` pattern '*' matches no weight. Names look like: none, the module has no weights."
+    refuses(nn.ReLU(), text, include=["*"])
 
 
 def test_frozen_weight_stays_dense_with_a_warning():

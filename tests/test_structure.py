@@ -49,8 +49,9 @@ def imported(name: str, everywhere: bool) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name} has a relative import"
-            # `from package import module` imports the module.
-            found |= {f"{node.module}.{a.name}" if own(f"{node.module}.{a.name}") else str(node.module) for a in node.names}
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                found.add(whole if own(whole) else str(node.module))  # `from package import module` is the module
     return found
 
 

@@ -73,7 +73,8 @@ def write_safetensors(weights: SavedWeights, output: str | os.PathLike) -> Path:
         raise FileNotFoundError(f"There is no folder {path.parent} to write {path.name} into. Create it first.")
     layers = {name: {"kept": kept, "flips": weights.flips.get(name)} for name, kept in weights.kept.items()}
     metadata = {"format": "pt", "lightning_signin.version": __version__, _METADATA: json.dumps(layers)}
-    data = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.tensors.items()}, metadata)
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.tensors.items()}
+    data = save(tensors, metadata)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -29,15 +29,17 @@ class TensorData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled; the last, smaller batch is dropped."""
-        return DataLoader(self.train, self.batch_size, shuffle=True, drop_last=True, num_workers=self.num_workers)
+        return DataLoader(
+            self.train, batch_size=self.batch_size, shuffle=True, drop_last=True, num_workers=self.num_workers
+        )
 
     def val_dataloader(self) -> DataLoader:
         """In order."""
-        return DataLoader(self.val, 512)
+        return DataLoader(self.val, batch_size=512)
 
     def test_dataloader(self) -> DataLoader:
         """In order."""
-        return DataLoader(self.test, 512)
+        return DataLoader(self.test, batch_size=512)
 
     predict_dataloader = test_dataloader
 

@@ -1,6 +1,7 @@
 """The recipes' networks, and the classifier that trains any network. Nothing here knows that it will be sparse."""
 
 from itertools import pairwise
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -18,7 +19,7 @@ class ResidualBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.shortcut = nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
@@ -85,7 +86,8 @@ class Classifier(LightningModule):
         super().__init__()
         self.network = network
         self.lr, self.momentum, self.weight_decay, self.warmup = lr, momentum, weight_decay, warmup
-        self.accuracy = nn.ModuleDict({stage: MulticlassAccuracy(classes, average="micro") for stage in ("val", "test")})
+        metrics = {stage: MulticlassAccuracy(classes, average="micro") for stage in ("val", "test")}
+        self.accuracy = nn.ModuleDict(metrics)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits."""
@@ -109,7 +111,7 @@ class Classifier(LightningModule):
         """Predicted classes."""
         return self(batch[0]).argmax(1)
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> Any:
         """SGD and its schedule."""
         optimizer = torch.optim.SGD(self.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay)
         steps = int(self.trainer.estimated_stepping_batches)
@@ -120,5 +122,6 @@ class Classifier(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> None:
-        self.accuracy[stage](self(batch[0]), batch[1])
-        self.log(f"{stage}_acc", self.accuracy[stage], prog_bar=True)
+        accuracy = cast(MulticlassAccuracy, self.accuracy[stage])
+        accuracy(self(batch[0]), batch[1])
+        self.log(f"{stage}_acc", accuracy, prog_bar=True)

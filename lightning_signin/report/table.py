@@ -19,16 +19,16 @@ def layer_table(weights: SavedWeights) -> str:
         total                     4   75.00 %     25.00 %
     """
     matrices = {name: tensor for name, tensor in weights.tensors.items() if tensor.ndim >= 2}
-    rows = [_HEADER]
+    rows: list[tuple[str, ...]] = [_HEADER]
     for name, tensor in matrices.items():
         shape = "×".join(map(str, tensor.shape))
-        flips = (weights.flips.get(name), weights.kept.get(name))
-        rows.append((name, shape, *_numbers(int(tensor.count_nonzero()), tensor.numel(), *flips)))
+        of_kept = (weights.flips.get(name), weights.kept.get(name))
+        rows.append((name, shape, *_numbers(int(tensor.count_nonzero()), tensor.numel(), *of_kept)))
     counted = [matrices[name] for name in weights.kept or matrices if name in matrices]
     nonzeros = sum(int(tensor.count_nonzero()) for tensor in counted)
     size = sum(tensor.numel() for tensor in counted)
-    known = weights.flips and sum(weights.flips.values())
-    rows.append(("total", "", *_numbers(nonzeros, size, known or 0 if weights.flips else None, sum(weights.kept.values()))))
+    flips = sum(weights.flips.values()) if weights.flips else None
+    rows.append(("total", "", *_numbers(nonzeros, size, flips, sum(weights.kept.values()))))
     return "\n".join(_lines(rows))
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_signin import masks, rescale_, sparsify
+from lightning_signin import rescale_, sparsify
 from lightning_signin.masks import build_masks
 from lightning_signin.optimizers import add_frobenius_decay_
 from lightning_signin.weights import sparse_weights
@@ -105,9 +105,3 @@ def accuracies(net: StackedMLP, inputs: Tensor, labels: Tensor) -> list[float]:
     """Accuracy of each network, in percent."""
     logits = net(inputs.t().expand(len(net.biases[0]), *inputs.t().shape))
     return ((logits.argmax(1) == labels).float().mean(1) * 100).tolist()
-
-
-def zeros(net: StackedMLP) -> float:
-    """Share of masked weights."""
-    kept = [mask.float().mean().item() * mask.numel() for mask in masks(net).values()]
-    return 1 - sum(kept) / sum(mask.numel() for mask in masks(net).values())

@@ -1,8 +1,9 @@
 """`SignInCallback`: hooks that route to the verbs on a module. See `lightning_signin.model`."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -17,23 +18,13 @@ from lightning_signin.masks.scores import SCORES
 from lightning_signin.metrics.signs import flips_by_weight, mean_scaling, signs
 from lightning_signin.model import merge_, rescale_, sparsify
 from lightning_signin.optimizers import MOMENTUM, add_frobenius_decay_, check_optimizers
-from lightning_signin.plain_view import plain_view
 from lightning_signin.position import Position
+from lightning_signin.resuming import NOT_SPARSE, STATE_KEY, check_same_run
 from lightning_signin.schedule import RescaleSchedule
 from lightning_signin.weights import SparseWeight, sparse_weights
+from lightning_signin.wrapped import wrapped_hooks
 
 State = dict[str, Any]
-
-# Lightning prints this key where a checkpoint is resumed without the callback, which no code of ours can see.
-STATE_KEY = (
-    "lightning_signin.SignInCallback (this is a sparse run in progress: add the callback to resume it; to go on dense, "
-    "load only the checkpoint's state_dict into the model and call fit without ckpt_path)"
-)
-_NOT_SPARSE = (
-    "The checkpoint was not written by a run with SignInCallback, or holds weights only, so there is no sparse run to "
-    "resume. To start one from its weights, load them into the model (`model.load_state_dict(torch.load(path, "
-    "weights_only=True)['state_dict'])`) and call `fit` without `ckpt_path`."
-)
 
 
 class SignInCallback(Callback):
@@ -135,35 +126,14 @@ class SignInCallback(Callback):
         self._seen = (-1, -1)
         self._start_signs: dict[str, Tensor] | None = None
         self._resumed = False
-        plain = (pl_module.configure_model, pl_module.configure_optimizers, trainer.strategy.process_dataloader)
-
-        # No functools.wraps: Lightning would take a wrapped `configure_model` for one that nobody has overridden.
-        def configure_model() -> None:
-            plain[0]()
-            self._sparsify(trainer, pl_module, known or self.mask)
-
-        def configure_optimizers() -> Any:
-            with plain_view(pl_module):
-                return plain[1]()
-
-        def process_dataloader(dataloader: object) -> object:
-            dataloader = plain[2](dataloader)
-            if trainer.training:
-                self._position.attach(dataloader)
-            return dataloader
-
         self._undo.callback(self._position.detach)
-        for holder, hook in (
-            (pl_module, configure_model),
-            (pl_module, configure_optimizers),
-            (trainer.strategy, process_dataloader),
-        ):
-            self._undo.enter_context(_replaced(holder, hook.__name__, hook))
+        complete = partial(self._sparsify, trainer, pl_module, known or self.mask)
+        self._undo.enter_context(wrapped_hooks(trainer, pl_module, complete, self._position.attach))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that the optimizers train every weight and that a checkpoint to resume was a sparse run's."""
         if trainer.ckpt_path and not self._resumed and not trainer.strategy.restore_checkpoint_after_setup:
-            raise ValueError(_NOT_SPARSE)
+            raise ValueError(NOT_SPARSE)
         check_optimizers(sparse_weights(pl_module).values(), trainer.optimizers)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -219,7 +189,7 @@ class SignInCallback(Callback):
         """Take over mask, factors, counters and position of the run that wrote the checkpoint."""
         if self._weights is None or self._module is None:
             return
-        self._check_arguments(state_dict["arguments"])
+        check_same_run(state_dict["arguments"], self._arguments(), any_seed=self.seed is None)
         load_factor_state(self._module, state_dict)
         self._start_signs = state_dict["start_signs"]
         self._seen = tuple(state_dict["seen"])
@@ -229,7 +199,7 @@ class SignInCallback(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: State) -> None:
         """Refuse to resume what was not a sparse run."""
         if self._weights is not None and STATE_KEY not in checkpoint["callbacks"]:
-            raise ValueError(_NOT_SPARSE)
+            raise ValueError(NOT_SPARSE)
 
     def _sparsify(self, trainer: Trainer, module: LightningModule, mask: str | dict[str, Tensor]) -> None:
         sparsify(
@@ -256,16 +226,6 @@ class SignInCallback(Callback):
         names = ("sparsity", "mask", "distribution", "include", "exclude", "reparameterize", "storage")
         return {**{name: getattr(self, name) for name in names}, "seed": seed}
 
-    def _check_arguments(self, saved: State) -> None:
-        for name, here in self._arguments().items():
-            # Without a seed of its own the callback takes the checkpoint's mask, whatever seed made it.
-            if saved[name] != here and not (name == "seed" and self.seed is None):
-                raise ValueError(
-                    f"The checkpoint was trained with {name}={saved[name]!r}, and this callback has {name}={here!r}: "
-                    f"another mask, or other factors. Pass {name}={saved[name]!r} to resume; to start anew from its "
-                    "weights, load its state_dict into the model and call `fit` without `ckpt_path`."
-                )
-
     def _state(self, alone: bool = False) -> State:
         assert self._module is not None
         return {
@@ -282,15 +242,3 @@ class SignInCallback(Callback):
             merge_(self._module)
             self._weights = None
         self._undo.close()
-
-
-@contextmanager
-def _replaced(holder: object, name: str, value: object) -> Iterator[None]:
-    """Set an instance attribute, and put back what was there."""
-    before = holder.__dict__.get(name)
-    holder.__dict__[name] = value
-    yield
-    if before is None:
-        del holder.__dict__[name]
-    else:
-        holder.__dict__[name] = before

@@ -1,4 +1,4 @@
-"""What a plain state dict cannot hold: factors, masks and scalings, as tensors and plain values."""
+"""What a plain state dict cannot hold: factors and masks, as tensors and plain values."""
 
 import hashlib
 from math import prod
@@ -78,6 +78,7 @@ def load_factor_state(module: nn.Module, state: State) -> None:
             raise ValueError(f"The checkpoint has other sparse weights than this run: {name} is {here}. {_FIX}")
     for name, weight in weights.items():
         _check_fits(name, weight, saved[name], state)
+    for name, weight in weights.items():
         factors = state["factors"][name]
         # "auto" storage chose by the masks of this run, which may have other densities than the saved ones.
         weight.parametrization.storage = make_storage(state["storage"][name], saved[name].to(weight.factors[0].device))
@@ -85,7 +86,7 @@ def load_factor_state(module: nn.Module, state: State) -> None:
             if factor.shape == value.shape:
                 factor.copy_(value)
             else:
-                factor.data = value.to(factor)
+                factor.data = value.to(factor, copy=True)
 
 
 _FIX = "Resume with the callback's arguments and the model of the run that wrote it."

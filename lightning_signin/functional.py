@@ -18,8 +18,8 @@ def factorize(theta: Tensor, beta: float) -> tuple[Tensor, Tensor]:
 
     .. math:: m = \sqrt{\alpha + \sqrt{\theta^2 + \alpha^2}}, \quad w = \theta / m, \quad \alpha = \beta / 2
 
-    This is the appendix's u-form, with u = m. Its v-form is equal on paper but cancels for very negative θ, and the paper's
-    Listing 1 writes ``m = x`` in ``rescale_mw`` where it must be ``m = u``.
+    This is the appendix's u-form, with u = m. Its v-form is equal on paper but cancels for very negative θ, and the
+    paper's Listing 1 writes ``m = x`` in ``rescale_mw`` where it must be ``m = u``.
 
     Args:
         theta: Weights of any shape, in a floating-point dtype.
@@ -44,6 +44,7 @@ def factorize(theta: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     if not theta.is_floating_point():
         raise TypeError(f"`theta` must be floating-point, got {theta.dtype}. Convert it first, e.g. `theta.float()`.")
     theta = theta.float() if theta.dtype in _HALF else theta
+    check_beta_fits(beta / 2, theta.dtype)
     alpha = theta.new_tensor(beta / 2)
     u = (alpha + torch.hypot(theta, alpha)).sqrt()
     return u, theta / u
@@ -86,7 +87,14 @@ def sign_flips(before: Tensor, after: Tensor) -> Tensor:
     return ((before > 0) & (after < 0) | (before < 0) & (after > 0)).sum()
 
 
+def check_beta_fits(value: float, dtype: torch.dtype) -> None:
+    """Raise `ValueError` unless ``value``, made of β, is a normal number of ``dtype``."""
+    limits = torch.finfo(dtype)
+    if not limits.tiny <= value <= limits.max:
+        raise ValueError(f"`beta` is too small or too large for {dtype}: it needs {value}. The paper uses 1.0.")
+
+
 def check_beta(beta: float) -> None:
     """Raise `ValueError` unless ``beta`` is a positive, finite number."""
-    if not (isinstance(beta, int | float) and math.isfinite(beta) and beta > 0):
+    if not (isinstance(beta, int | float) and not isinstance(beta, bool) and math.isfinite(beta) and beta > 0):
         raise ValueError(f"`beta` must be a positive, finite number, got {beta!r}. The paper uses 1.0 everywhere.")

@@ -4,13 +4,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import register_parametrization, remove_parametrizations
+from torch.nn.utils.parametrize import register_parametrization
 from torch.optim import Optimizer
 
 from lightning_signin.functional import check_beta
 from lightning_signin.masks.build import build_masks, check_choice
 from lightning_signin.optimizers import MOMENTUM, at_rescale
 from lightning_signin.parametrization import Masked, SignIn
+from lightning_signin.plain_view import show_plain
 from lightning_signin.selection import by_pattern, select_weights
 from lightning_signin.state import install_plain_state, plain_order, uninstall_plain_state
 from lightning_signin.storage import make_storage
@@ -38,7 +39,8 @@ def sparsify(
     Args:
         module: Any module, on any device.
         sparsity: Fraction of zeros over the selected weights, in [0, 1).
-        mask: A score, "random" or "magnitude", or masks by plain name: bool tensors of the weights' shapes.
+        mask: A score, "random" or "magnitude", or masks by plain name: bool tensors of the weights' shapes, for which
+            ``sparsity``, ``distribution`` and ``seed`` have no part.
         distribution: "balanced", "erk", "uniform" or "global": how the kept weights are spread over layers.
         beta: The scaling β, or a dict of glob pattern → β (Theorem 5.2 needs two).
         reparameterize: False keeps θ itself as the parameter: the plain masked network.
@@ -68,8 +70,9 @@ def sparsify(
         mask = build_masks(weights, sparsity=sparsity, mask=mask, distribution=distribution, seed=seed)  # type: ignore[arg-type]
     _check_masks(mask, {name: weight.shape for name, weight in weights.items()})  # type: ignore[union-attr]
     betas = by_pattern("beta", beta, list(selected))
+    for value in betas.values():
+        check_beta(value)
     for name, owners in selected.items():
-        check_beta(betas[name])
         kept = make_storage(storage, mask[name].to(weights[name].device))  # type: ignore[union-attr]
         _parametrize(owners, SignIn(kept, betas[name]) if reparameterize else Masked(kept))
     return module
@@ -122,18 +125,9 @@ def merge_(module: nn.Module) -> nn.Module:
         >>> [name for name, _ in net.named_parameters()], int((net.weight != 0).sum())
         (['weight', 'bias'], 50)
     """
-    for weight in sparse_weights(module).values():
-        merged = nn.Parameter(weight.effective(), requires_grad=weight.factors[0].requires_grad)
-        for owner, attribute in weight.owners:
-            order = plain_order(owner)
-            remove_parametrizations(owner, attribute)
-            owner.__delattr__(attribute)  # without a gradient torch has made it a buffer
-            owner.register_parameter(attribute, merged)
-            if not hasattr(owner, "parametrizations"):
-                uninstall_plain_state(owner)
-            for name in order:
-                if name in owner._parameters:
-                    owner._parameters[name] = owner._parameters.pop(name)
+    layers, _ = show_plain(module)
+    for layer in layers:
+        uninstall_plain_state(layer.owner)
     return module
 
 

@@ -99,8 +99,8 @@ def _degrees(optimizer: Optimizer, state: dict[str, object], factor: Tensor) -> 
     tensors = [key for key, value in state.items() if isinstance(value, Tensor) and value.shape == factor.shape]
     if unknown := [key for key in tensors if key not in known]:
         raise ValueError(
-            f"`rescale_momentum` has no rule for the state {unknown} of {type(optimizer).__name__}. Use "
-            f"rescale_momentum='keep', or one of {', '.join(_STATE_DEGREES)}."
+            f"A rescale has no rule for the state {unknown} of {type(optimizer).__name__}. Use momentum='keep' (the "
+            f"callback's rescale_momentum='keep'), or one of {', '.join(_STATE_DEGREES)}."
         )
     return {key: known[key] for key in tensors}
 

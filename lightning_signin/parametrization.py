@@ -4,11 +4,12 @@
 masked weight exists only as the result of `forward`.
 """
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from lightning_signin.functional import check_beta, factorize
+from lightning_signin.functional import check_beta, check_beta_fits, factorize
 from lightning_signin.storage import Storage
 
 
@@ -77,6 +78,7 @@ class SignIn(Masked):
 
     def refactorize(self, values: Tensor) -> tuple[Tensor, ...]:
         """The factors of packed values of θ, in their dtype: zero where dense storage is masked."""
+        check_beta_fits(math.sqrt(self.beta), values.dtype)  # m = √β at θ = 0
         m, w = (factor.to(values.dtype) for factor in factorize(values, self.beta))
         # factorize(0) is (√β, 0): a masked m must be put back to zero, or w would start to move.
         return (m, w) if self.storage.name == "compact" else (self.storage.pack(m), w)

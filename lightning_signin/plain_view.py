@@ -33,45 +33,65 @@ def plain_view(module: nn.Module) -> Iterator[nn.Module]:
         >>> [tuple(p.shape) for p in optimizer.param_groups[0]["params"]]
         [(50,), (50,)]
     """
-    weights = sparse_weights(module)
-    placeholders: dict[str, nn.Parameter] = {}
-    behind: Factors = {}
-    for weight in weights.values():
-        placeholder = nn.Parameter(weight.effective(), requires_grad=weight.factors[0].requires_grad)
-        placeholders[weight.name] = placeholder
-        behind[id(placeholder)] = weight
-    owners = {id(owner): owner for weight in weights.values() for owner, _ in weight.owners}
-    hidden = {key: _Hidden(owner) for key, owner in owners.items()}
-    for weight in weights.values():
-        for owner, attribute in weight.owners:
-            hidden[id(owner)].show(attribute, placeholders[weight.name])
+    layers, behind = show_plain(module)
     with _exchange_in_optimizers(behind):
         try:
             yield module
         finally:
-            for layer in hidden.values():
+            for layer in layers:
                 layer.restore()
 
 
-class _Hidden:
-    """One layer whose parametrizations are out of sight."""
+def show_plain(module: nn.Module) -> "tuple[list[PlainLayer], Factors]":
+    """Make the module plain: each sparse weight is one parameter with the masked effective values.
+
+    Returns:
+        The layers, which can be restored, and the sparse weight behind each new parameter, by its id.
+
+    Raises:
+        ValueError: If a layer has got another parametrization meanwhile.
+    """
+    layers: dict[int, PlainLayer] = {}
+    behind: Factors = {}
+    for weight in sparse_weights(module).values():
+        parameter = nn.Parameter(weight.effective(), requires_grad=weight.factors[0].requires_grad)
+        behind[id(parameter)] = weight
+        for owner, attribute in weight.owners:
+            layers.setdefault(id(owner), PlainLayer(owner)).shown[attribute] = parameter
+    for layer in layers.values():
+        if others := set(layer.owner.parametrizations) - set(layer.shown):  # type: ignore[arg-type]
+            raise ValueError(
+                f"{', '.join(sorted(others))} of a sparse {type(layer.owner).__name__} got a parametrization after "
+                "`sparsify`. Remove it before the module is made plain."
+            )
+    for layer in layers.values():
+        layer.show()
+    return list(layers.values()), behind
+
+
+class PlainLayer:
+    """One layer that is shown without its parametrizations.
+
+    Its class is exchanged and nothing is removed from it: deep copies of a layer share the class that torch made.
+    """
 
     def __init__(self, owner: nn.Module) -> None:
-        self.owner, self.order = owner, plain_order(owner)
-        self.parametrizations = owner._modules.pop("parametrizations")
-        self.parametrized_class = owner.__class__
-        self.shown: list[str] = []
-        owner.__class__ = self.parametrized_class.__bases__[0]
+        self.owner = owner
+        self.shown: dict[str, nn.Parameter] = {}
 
-    def show(self, attribute: str, placeholder: nn.Parameter) -> None:
-        parameters = self.owner._parameters
-        parameters[attribute] = placeholder
-        self.shown.append(attribute)
-        for name in self.order:
+    def show(self) -> None:
+        """Show the plain parameters, in their plain order."""
+        order, parameters = plain_order(self.owner), self.owner._parameters
+        self.parametrizations = self.owner._modules.pop("parametrizations")
+        self.parametrized_class = self.owner.__class__
+        self.owner.__class__ = self.parametrized_class.__bases__[0]
+        parameters.update(self.shown)
+        for name in order:
             if name in parameters:
                 parameters[name] = parameters.pop(name)
 
     def restore(self) -> None:
+        """Put the parametrizations back."""
         for attribute in self.shown:
             del self.owner._parameters[attribute]
         self.owner.__class__ = self.parametrized_class

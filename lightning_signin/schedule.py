@@ -1,6 +1,7 @@
 """When the factors are rescaled (Algorithm 1: every p epochs, before epoch T₂)."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class RescaleSchedule:
                 "both set. To count in steps pass rescale_every_n_epochs=None."
             )
         fraction = isinstance(self.until, float)
-        if isinstance(self.until, bool) or not isinstance(self.until, int | float) or self.until < 0:
+        if isinstance(self.until, bool) or not isinstance(self.until, int | float) or not self.until >= 0:
             raise ValueError(f"`rescale_until` must be an epoch or a fraction of the run, got {self.until!r}.")
         if fraction and self.until > 1:
             raise ValueError(f"`rescale_until` as a fraction must be in [0, 1], got {self.until}. An epoch is an int.")
@@ -60,13 +61,13 @@ class RescaleSchedule:
         count, previous, every = (
             (now[0], before[0], self.every_n_epochs) if self.every_n_epochs else (now[1], before[1], self.every_n_steps)
         )
-        if not every or count == previous or count % every or count == 0:
+        if not every or count // every == max(previous, 0) // every:
             return False
         if isinstance(self.until, int):
             return now[0] < self.until
         if max_epochs is not None and _ends(max_epochs):
-            return now[0] < self.until * max_epochs
-        return now[1] < self.until * max_steps
+            return now[0] < Fraction(repr(self.until)) * max_epochs
+        return now[1] < Fraction(repr(self.until)) * max_steps
 
 
 def _ends(limit: int | None) -> bool:

@@ -38,11 +38,14 @@ def select_weights(
     """
     by_default, by_name = _candidates(module)
     chosen = _match(include, exclude, by_default, by_name)
+    in_model_order = [name for name, _ in module.named_parameters(remove_duplicate=False)]
+    candidates = by_default | by_name
+    candidates = {name: candidates[name] for name in [*in_model_order, *candidates] if name in candidates}
     users: dict[int, Users] = {}  # of each parameter, in model order
-    for name, (owner, attribute) in (by_default | by_name).items():
+    for name, (owner, attribute) in candidates.items():
         users.setdefault(id(owner._parameters.get(attribute, owner)), {})[name] = (owner, attribute)
     selected: dict[str, Owners] = {}
-    for name, (owner, attribute) in (by_default | by_name).items():
+    for name, (owner, attribute) in candidates.items():
         if name not in chosen:
             continue
         parameter = _check_can_be_sparse(owner, attribute, name)
@@ -58,8 +61,7 @@ def select_weights(
             "Nothing to sparsify: the model has no trainable Conv or Linear weight that `include` and `exclude` leave. "
             "Check both, and name other weights in `include`, e.g. include=['embedding.weight']."
         )
-    in_model_order = [name for name, _ in module.named_parameters(remove_duplicate=False)]
-    return {name: selected[name] for name in in_model_order if name in selected}
+    return selected
 
 
 def by_pattern(argument: str, value: Value | Mapping[str, Value], names: Sequence[str]) -> dict[str, Value]:
@@ -96,9 +98,7 @@ def _candidates(module: nn.Module) -> tuple[Users, Users]:
     return by_default, by_name
 
 
-def _match(
-    include: Sequence[str] | None, exclude: Sequence[str] | None, by_default: Users, by_name: Users
-) -> set[str]:
+def _match(include: Sequence[str] | None, exclude: Sequence[str] | None, by_default: Users, by_name: Users) -> set[str]:
     chosen = set(by_default) if include is None else set()
     for argument, patterns in (("include", include), ("exclude", exclude)):
         if isinstance(patterns, str):
@@ -119,8 +119,8 @@ def _join(prefix: str, attribute: str) -> str:
 
 def _check_can_be_sparse(owner: nn.Module, attribute: str, name: str) -> nn.Parameter:
     leave_out = f"Leave it out with exclude=['{name}']."
-    if is_parametrized(owner, attribute):
-        kind = type(owner.parametrizations[attribute][0]).__name__  # type: ignore[index]
+    if is_parametrized(owner):
+        kind = type(next(iter(owner.parametrizations.values()))[0]).__name__  # type: ignore[index, operator]
         raise ValueError(f"{name} is already parametrized ({kind}). Merge or remove that first. {leave_out}")
     parameter = owner._parameters.get(attribute)
     if not isinstance(parameter, nn.Parameter):
@@ -136,4 +136,4 @@ def _check_can_be_sparse(owner: nn.Module, attribute: str, name: str) -> nn.Para
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, UserWarning, stacklevel=5)
+    warnings.warn(message, UserWarning, stacklevel=4)

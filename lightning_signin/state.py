@@ -41,10 +41,13 @@ def plain_order(owner: nn.Module) -> list[str]:
 
 
 def _save_plain(owner: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
+    if not hasattr(owner, "parametrizations"):
+        return
     sparse = dict(_masked(owner))
+    names = {"_extra_state", *owner._parameters, *owner._buffers, *owner._modules, *plain_order(owner)}
     own = []
     for key in reversed(state_dict):
-        if not key.startswith(prefix):
+        if not key.startswith(prefix) or key[len(prefix) :].partition(".")[0] not in names:
             break
         own.append(key)
     entries = {key: state_dict.pop(key) for key in reversed(own)}
@@ -78,7 +81,7 @@ def _load_plain(
     unexpected_keys: list[str],
     error_msgs: list[str],
 ) -> None:
-    for name, holder in _masked(owner):
+    for name, holder in _masked(owner) if hasattr(owner, "parametrizations") else ():
         theta = state_dict.pop(prefix + name, None)
         current = [getattr(holder, f"original{i}") for i in range(holder.ntensors)]
         masked: Any = holder[0]

@@ -193,7 +193,7 @@ def test_bad_argument_is_refused_at_once(options, text):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"include": ["encoder.*"]}, r"`include` pattern 'encoder\.\*' matches no weight. Names look like: conv.weight"),
+        ({"include": ["encoder.*"]}, r"`include` pattern 'encoder\.\*' matches no weight. Names look like: conv\."),
         ({"exclude": ["*"]}, "Nothing to sparsify"),
         ({"beta": {"fc9*": 1.0}}, r"`beta` pattern 'fc9\*' matches no sparse weight"),
         ({"beta": {"fc*": 1.0}}, r"`beta` has no pattern for conv.weight. End it with a default, '\*': value"),

@@ -40,9 +40,8 @@ print(all(torch.equal(a, b) for a, b in zip(outputs[::2], outputs[1::2])), bool(
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     executable = Path(sys.executable).parent / "lightning-signin"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    return subprocess.run(
-        [str(executable), *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=300
-    )
+    whole = [str(executable), *arguments]
+    return subprocess.run(whole, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +91,7 @@ def test_inspect_shows_every_layer_with_its_flips(run):
     flips = re.search(r"sign flips +(\d+\.\d\d)%", printed)[1]
     assert table[-1].split() == ["total", "27,061", "90.00", "%", flips, "%"]
     weights = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    assert f"{int(weights['network.14.weight'].count_nonzero())}" in table[-2]
+    assert f"{int(weights['network.layers.14.weight'].count_nonzero())}" in table[-2]
 
 
 def test_plain_run_of_the_same_recipe_is_one_argument_away(tmp_path):

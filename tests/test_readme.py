@@ -18,7 +18,8 @@ def blocks(language: str) -> list[str]:
 
 def run(folder: Path, *command: str) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    options = {"cwd": folder, "env": environment, "capture_output": True, "text": True, "timeout": 300}
+    done = subprocess.run(command, check=False, **options)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

@@ -49,10 +49,13 @@ def test_resume_equals_uninterrupted(uninterrupted, moment):
     again, state_again, runner = fit(optimizer, workers=workers, ckpt_path=folder / f"{moment}.ckpt")
     assert runner.global_step == 4 * BATCHES
     assert differing(weights, again) == []
-    assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(optimizer_state, state_again, strict=True))
+    pairs = zip(optimizer_state, state_again, strict=True)
+    assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in pairs)
 
 
-@pytest.mark.parametrize("options", [{"mask": "magnitude", "distribution": "global"}, {"reparameterize": False}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"mask": "magnitude", "distribution": "global"}, {"reparameterize": False}], ids=["magnitude", "plain"]
+)
 def test_resume_takes_mask_from_checkpoint(tmp_path, options):
     weights, *_ = fit("SGD", SaveEverywhere(tmp_path), **options)
     again, *_ = fit("SGD", ckpt_path=tmp_path / "step25.ckpt", **options)
@@ -71,7 +74,14 @@ def test_resume_after_fit_continues_a_finished_run(tmp_path):
 
 @pytest.mark.parametrize(
     ("argument", "value"),
-    [("sparsity", 0.5), ("distribution", "erk"), ("seed", 3), ("reparameterize", False), ("exclude", ["fc2.weight"]), ("storage", "dense")],
+    [
+        ("sparsity", 0.5),
+        ("distribution", "erk"),
+        ("seed", 3),
+        ("reparameterize", False),
+        ("exclude", ["fc2.weight"]),
+        ("storage", "dense"),
+    ],
 )
 def test_resume_with_another_mask_is_refused(uninterrupted, argument, value):
     folder = uninterrupted[3]
@@ -84,7 +94,7 @@ def test_resume_of_a_dense_checkpoint_is_refused(tmp_path):
     runner.fit(seeded(), loader())
     for name, weights_only in (("whole.ckpt", False), ("weights.ckpt", True)):
         runner.save_checkpoint(tmp_path / name, weights_only=weights_only)
-        with pytest.raises(ValueError, match="was not written by a run with SignInCallback.*load them into the model"):
+        with pytest.raises(ValueError, match=r"was not written by a run with SignInCallback.*load them into the model"):
             fit("SGD", ckpt_path=tmp_path / name)
 
 

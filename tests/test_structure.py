@@ -25,7 +25,7 @@ FLOORS = {
     ],
     3: ["metrics", "updates"],
     4: ["export", "report"],
-    5: ["callback", "position"],
+    5: ["callback", "position", "resuming", "wrapped"],
     6: ["cli", "runs", "recipes", "__init__"],
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

@@ -29,7 +29,7 @@ class ResidualBlock(nn.Module):
         return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
 
-class ResNet20(nn.Sequential):
+class ResNet20(nn.Module):
     """The CIFAR ResNet-20 (He et al., 2016): three stages of three blocks, of width, 2·width and 4·width channels.
 
     Args:
@@ -45,10 +45,15 @@ class ResNet20(nn.Sequential):
             blocks += [ResidualBlock(inputs, outputs, stride=1 if stage == 0 else 2)]
             blocks += [ResidualBlock(outputs, outputs, stride=1) for _ in range(2)]
         head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, classes)]
-        super().__init__(*stem, *blocks, *head)
+        super().__init__()
+        self.layers = nn.Sequential(*stem, *blocks, *head)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, h, w) to logits (batch, classes)."""
+        return self.layers(x)
 
 
-class MLP(nn.Sequential):
+class MLP(nn.Module):
     """Linear layers with ReLU between them.
 
     Args:
@@ -59,7 +64,12 @@ class MLP(nn.Sequential):
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(widths):
             layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-        super().__init__(*layers[:-1])
+        super().__init__()
+        self.layers = nn.Sequential(*layers[:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, widths[0]) to (batch, widths[-1])."""
+        return self.layers(x)
 
 
 class Classifier(LightningModule):

@@ -1,0 +1,31 @@
+"""Which checkpoints go with which runs, and what is said where they do not."""
+
+from typing import Any
+
+# Lightning prints this key where a checkpoint is resumed without the callback, which no code of ours can see.
+STATE_KEY = (
+    "lightning_signin.SignInCallback (this is a sparse run in progress: add the callback to resume it; to go on dense, "
+    "load only the checkpoint's state_dict into the model and call fit without ckpt_path)"
+)
+NOT_SPARSE = (
+    "The checkpoint was not written by a run with SignInCallback, or holds weights only, so there is no sparse run to "
+    "resume. To start one from its weights, load them into the model (`model.load_state_dict(torch.load(path, "
+    "weights_only=True)['state_dict'])`) and call `fit` without `ckpt_path`."
+)
+
+
+def check_same_run(saved: dict[str, Any], here: dict[str, Any], any_seed: bool) -> None:
+    """Raise `ValueError` where the arguments of the run that wrote a checkpoint differ from this run's.
+
+    Args:
+        saved: The arguments that decide masks and factors, from the checkpoint.
+        here: The same of this run.
+        any_seed: The callback has no seed of its own: it takes the checkpoint's mask, whatever seed made it.
+    """
+    for name, value in here.items():
+        if saved[name] != value and not (name == "seed" and any_seed):
+            raise ValueError(
+                f"The checkpoint was trained with {name}={saved[name]!r}, and this callback has {name}={value!r}: "
+                f"another mask, or other factors. Pass {name}={saved[name]!r} to resume; to start anew from its "
+                "weights, load its state_dict into the model and call `fit` without `ckpt_path`."
+            )

@@ -1,0 +1,56 @@
+"""The three hooks of a run that no callback has, wrapped for the time of a fit."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+
+from lightning_signin.plain_view import plain_view
+
+
+@contextmanager
+def wrapped_hooks(
+    trainer: Trainer,
+    module: LightningModule,
+    complete: Callable[[], None],
+    on_training_loader: Callable[[object], None],
+) -> Iterator[None]:
+    """Wrap hooks on the instances, and put back what was there.
+
+    Args:
+        trainer: Its strategy's ``process_dataloader`` is the one place that sees training loaders before they iterate.
+        module: Its ``configure_optimizers`` gets the plain view.
+        complete: Called at the end of ``configure_model``: only then do the layers exist that a module builds in its
+            own ``setup`` or ``configure_model``, and optimizers do not exist yet.
+        on_training_loader: Called with every training loader.
+    """
+    plain_model, plain_optimizers = module.configure_model, module.configure_optimizers
+    plain_loader = trainer.strategy.process_dataloader
+
+    # No functools.wraps: Lightning would take a wrapped `configure_model` for one that nobody has overridden.
+    def configure_model() -> None:
+        plain_model()
+        complete()
+
+    def configure_optimizers() -> Any:
+        with plain_view(module):
+            return plain_optimizers()
+
+    def process_dataloader(dataloader: object) -> object:
+        dataloader = plain_loader(dataloader)
+        if trainer.training:
+            on_training_loader(dataloader)
+        return dataloader
+
+    holders = {configure_model: module, configure_optimizers: module, process_dataloader: trainer.strategy}
+    before = {hook: holder.__dict__.get(hook.__name__) for hook, holder in holders.items()}
+    for hook, holder in holders.items():
+        holder.__dict__[hook.__name__] = hook
+    try:
+        yield
+    finally:
+        for hook, holder in holders.items():
+            del holder.__dict__[hook.__name__]
+            if before[hook] is not None:
+                holder.__dict__[hook.__name__] = before[hook]

@@ -21,6 +21,7 @@ from lightning_signin.optimizers import MOMENTUM, add_frobenius_decay_, check_op
 from lightning_signin.position import Position
 from lightning_signin.resuming import NOT_SPARSE, STATE_KEY, check_same_run
 from lightning_signin.schedule import RescaleSchedule
+from lightning_signin.selection import check_patterns
 from lightning_signin.weights import SparseWeight, sparse_weights
 from lightning_signin.wrapped import wrapped_hooks
 
@@ -99,12 +100,11 @@ class SignInCallback(Callback):
         self.schedule = RescaleSchedule(rescale_every_n_epochs, rescale_every_n_steps, rescale_until)
         self.rescale_momentum = rescale_momentum
         self.frobenius_decay = frobenius_decay
-        self.include = include
-        self.exclude = exclude
+        self.include = check_patterns("include", include)
+        self.exclude = check_patterns("exclude", exclude)
         self.storage = storage
         self.seed = seed
         self._module: LightningModule | None = None
-        self._trainer: Trainer | None = None
         self._weights: dict[str, SparseWeight] | None = None  # while the model is sparse
         self._finished: State = {}  # the last state, from the merge until the next fit
         self._undo = ExitStack()
@@ -121,7 +121,7 @@ class SignInCallback(Callback):
         self._finish()
         self.schedule.check_run(trainer.fit_loop.max_epochs, trainer.max_steps)
         known = saved_masks(self._finished) if self._finished and self._module is pl_module else None
-        self._trainer, self._module, self._finished = trainer, pl_module, {}
+        self._module, self._finished = pl_module, {}
         self._position = Position(trainer)
         self._seen = (-1, -1)
         self._start_signs: dict[str, Tensor] | None = None
@@ -216,9 +216,10 @@ class SignInCallback(Callback):
         )
         self._weights = sparse_weights(module)
         if trainer.world_size > 1:  # ranks that start from other weights would choose other magnitudes
-            first = trainer.strategy.broadcast(factor_state(module))
-            if not trainer.strategy.reduce_boolean_decision(first["digest"] == mask_digest(module)):
-                load_factor_state(module, first)
+            digest = mask_digest(module)
+            same = trainer.strategy.broadcast(digest) == digest
+            if not trainer.strategy.reduce_boolean_decision(same):
+                load_factor_state(module, trainer.strategy.broadcast(factor_state(module)))
 
     def _arguments(self) -> State:
         """What decides masks and factors, with the seed that is in force."""
@@ -237,8 +238,11 @@ class SignInCallback(Callback):
         }
 
     def _finish(self, alone: bool = False) -> None:
-        if self._weights is not None and self._module is not None:
-            self._finished = self._state(alone)
-            merge_(self._module)
-            self._weights = None
-        self._undo.close()
+        try:
+            if self._weights is not None:
+                self._finished = self._state(alone)
+        finally:  # whatever fails, the user's model is plain again
+            if self._weights is not None and self._module is not None:
+                merge_(self._module)
+                self._weights = None
+            self._undo.close()

@@ -3,6 +3,7 @@
 import os
 import warnings
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch.distributed
 from lightning.pytorch import Trainer
@@ -22,28 +23,31 @@ class Position:
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
-        self._recorders: list[replay.Recorder] = []
+        # Weak: loaders that Lightning reloads every few epochs are not held on to.
+        self._recorders: WeakKeyDictionary[Any, replay.Recorder] = WeakKeyDictionary()
         self._inexact: list[str] = []
         self._to_restore: State | None = None
         self._to_replay: list[State] = []
 
     def attach(self, loader: object) -> None:
         """Record a training loader, and on resuming let it go on where it was."""
-        recorder = replay.attach(loader)
+        if loader in self._recorders:
+            return
+        recorder = replay.attach(loader, self._current)
         if recorder is None:
             self._inexact.append("an iterable or stateful training loader is left to itself")
             return
         if recorder.inexact:
             self._inexact.append(recorder.inexact)
         if self._to_replay and self._to_restore is not None:
-            batches = None if self._to_restore["epoch_complete"] else self._to_restore["batches"]
-            recorder.resume(self._to_replay.pop(0), batches)
-        self._recorders.append(recorder)
+            recorder.resume(self._to_replay.pop(0), self._to_restore["epoch_complete"])
+        self._recorders[loader] = recorder
 
     def detach(self) -> None:
         """Let go of the loaders."""
-        while self._recorders:
-            self._recorders.pop().detach()
+        for recorder in self._recorders.values():
+            recorder.detach()
+        self._recorders.clear()
 
     def state(self, alone: bool = False) -> State:
         """The position now.
@@ -53,14 +57,17 @@ class Position:
         """
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
         mid_batch = progress.current.ready != progress.current.processed
-        now = self._recorders[-1].before_fetch if mid_batch and self._recorders else None
-        mine = {"generators": now or generators.capture(), "loaders": [r.state() for r in self._recorders]}
+        recorders = self._current()
+        now = recorders[0].before_fetch if mid_batch and recorders else None
+        mine = {
+            "generators": now or generators.capture(),
+            "loaders": [r.state(in_flight=int(mid_batch)) for r in recorders],
+        }
         everyone: list[Any] = [mine]
         if self.trainer.world_size > 1 and not alone:
             everyone = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(everyone, mine)
         return {
-            "batches": progress.current.processed,
             "epoch_complete": progress.current.processed >= self.trainer.num_training_batches,
             "ranks": everyone,
             "seed": os.environ.get("PL_GLOBAL_SEED"),
@@ -91,11 +98,19 @@ class Position:
             warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch")
         self._to_restore = None
 
+    def _current(self) -> list[replay.Recorder]:
+        """The recorders of the loaders that Lightning trains with now, in its order."""
+        combined = self.trainer.fit_loop._combined_loader
+        loaders = [] if combined is None else combined.flattened
+        return [self._recorders[loader] for loader in loaders if loader in self._recorders]
+
     def _not_exact_from_here(self, progress: Any) -> list[str]:
         trainer, reasons = self.trainer, []
         last = progress.current.processed >= trainer.num_training_batches
         if not last and progress.current.processed % trainer.accumulate_grad_batches:
             reasons.append("the checkpoint is from inside an accumulation window, whose gradients are lost")
+        if last and trainer.reload_dataloaders_every_n_epochs:
+            reasons.append("reload_dataloaders_every_n_epochs draws further seeds after an epoch's end")
         every = trainer.check_val_every_n_epoch
         validates = trainer.enable_validation and every is not None and (trainer.current_epoch + 1) % every == 0
         if last and validates and progress.current.completed < progress.current.processed:

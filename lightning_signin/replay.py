@@ -7,6 +7,7 @@ seen are skipped; the process-wide generators are left as they are.
 
 from collections.abc import Callable, Iterator
 from typing import Any
+from weakref import ref
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
@@ -16,15 +17,19 @@ from lightning_signin import generators
 State = dict[str, Any]
 
 
-def attach(loader: object) -> "Recorder | None":
+def attach(loader: object, beside: "Callable[[], list[Recorder]]" = list) -> "Recorder | None":
     """Record a DataLoader from now on, or return None for what cannot be replayed.
 
     Those are loaders of iterable datasets, other iterables, and loaders that save a state of their own.
+
+    Args:
+        loader: Any iterable.
+        beside: Gives the recorders of all loaders that are read side by side, in their order.
     """
     stateful = hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or stateful:
         return None
-    return Recorder(loader)
+    return Recorder(loader, beside)
 
 
 class Recorder:
@@ -32,35 +37,61 @@ class Recorder:
 
     Args:
         loader: A map-style DataLoader.
+        beside: See `attach`.
+
+    Attributes:
+        seen: Batches read since the present iterator was made.
+        before_fetch: The process-wide generators before the latest batch was read.
     """
 
-    def __init__(self, loader: DataLoader) -> None:
-        self.loader, self.loader_class = loader, type(loader)
+    def __init__(self, loader: DataLoader, beside: "Callable[[], list[Recorder]]") -> None:
+        self.beside = beside
+        self.seen = 0
+        self._loader, self.loader_class = ref(loader), type(loader)
         self.at_start: State | None = None
         self.at_first: State | None = None
         self.before_fetch: State | None = None
         self._resumed = False
         self._skip: int | None = None
+        self._pending: _Recorded | None = None
         make_iterator, start = self.loader_class.__iter__, self._start
         recorded = type(
             self.loader_class.__name__, (self.loader_class,), {"__iter__": lambda loader: start(make_iterator, loader)}
         )
         loader.__class__ = recorded
 
+    @property
+    def loader(self) -> DataLoader:
+        """The loader, which holds on to its record by its class, and not the other way round."""
+        loader = self._loader()
+        assert loader is not None
+        return loader
+
     def detach(self) -> None:
         """Give the loader its class back."""
         self.loader.__class__ = self.loader_class
 
-    def state(self) -> State:
-        """What decides the present epoch's order, and the loader's and sampler's own generators as they are now."""
-        return {"at_start": self.at_start, "at_first": self.at_first, "own": self._own_states()}
+    def state(self, in_flight: int = 0) -> State:
+        """What decides the present epoch's order, how far it is read, and the loader's and sampler's own generators.
 
-    def resume(self, state: State, batches: int | None) -> None:
-        """Let the next iterator be that of a recorded epoch, less the batches seen; None begins a fresh epoch."""
+        Args:
+            in_flight: Of the batches read, how many are not done: they will be read again.
+        """
+        own = self._own_states()
+        return {"at_start": self.at_start, "at_first": self.at_first, "seen": self.seen - in_flight, "own": own}
+
+    def resume(self, state: State, epoch_complete: bool = False) -> None:
+        """Let the next iterator be that of a recorded epoch, less the batches seen, or a fresh one after its end."""
         self._set_own(state["own"])
         self._resumed = True
-        if batches is not None and state["at_start"] is not None:
-            self.at_start, self.at_first, self._skip = state["at_start"], state["at_first"], batches
+        if not epoch_complete and state["at_start"] is not None:
+            self.at_start, self.at_first, self._skip = state["at_start"], state["at_first"], state["seen"]
+
+    def begin_pending(self) -> None:
+        """Make the iterator that was put off until the first batch."""
+        if self._pending is not None:
+            self._pending.begin()
+            self._pending = None
 
     @property
     def inexact(self) -> str | None:
@@ -73,12 +104,14 @@ class Recorder:
         if self._resumed:
             # Made at the first batch only: until then Lightning restores generators and tells the sampler its epoch.
             make = self._begin if self._skip is None else self._replay
-            return _Recorded(self, lambda: make(make_iterator))
-        iterator = self._begin(make_iterator)
-        return _Recorded(self, lambda: iterator)
+            self._pending = _Recorded(self, lambda: make(make_iterator))
+            return self._pending
+        iterator = _Recorded(self, lambda: self._begin(make_iterator))
+        iterator.begin()
+        return iterator
 
     def _begin(self, make_iterator: Callable[[DataLoader], Iterator]) -> Iterator:
-        self._resumed = False
+        self._resumed, self.seen = False, 0
         self.at_start = {"global": generators.capture(), "own": self._own_states()}
         self.at_first = None
         return make_iterator(self.loader)
@@ -94,7 +127,7 @@ class Recorder:
             generators.restore(self.at_first)
         for _ in range(self._skip):
             next(iterator)
-        self._resumed, self._skip = False, None
+        self._resumed, self.seen, self._skip = False, self._skip, None
         generators.restore(now)
         return iterator
 
@@ -123,11 +156,21 @@ class _Recorded(Iterator):
         self.recorder, self.make = recorder, make
         self.iterator: Iterator | None = None
 
+    def begin(self) -> None:
+        self.iterator = self.make()
+
     def __next__(self) -> Any:
+        recorder = self.recorder
         if self.iterator is None:
-            self.iterator = self.make()
-            if self.recorder.at_first is None:
-                self.recorder.at_first = generators.capture()
+            # All that are read side by side, as they are made in an uninterrupted run: each draws a seed.
+            for other in recorder.beside():
+                other.begin_pending()
+            recorder.begin_pending()
+        assert self.iterator is not None
         # A batch that is interrupted is run again from here.
-        self.recorder.before_fetch = generators.capture()
-        return next(self.iterator)
+        recorder.before_fetch = generators.capture()
+        if recorder.at_first is None:
+            recorder.at_first = recorder.before_fetch
+        batch = next(self.iterator)
+        recorder.seen += 1
+        return batch

@@ -64,6 +64,13 @@ def select_weights(
     return selected
 
 
+def check_patterns(argument: str, patterns: Sequence[str] | None) -> list[str] | None:
+    """The patterns as a list; a string alone, which would be read letter by letter, is a `ValueError`."""
+    if isinstance(patterns, str):
+        raise ValueError(f"`{argument}` must be a list of glob patterns, got the string {patterns!r}. Write [...].")
+    return None if patterns is None else list(patterns)
+
+
 def by_pattern(argument: str, value: Value | Mapping[str, Value], names: Sequence[str]) -> dict[str, Value]:
     """Spread one value, or a dict of glob pattern → value, over weight names; the first pattern that matches wins.
 
@@ -101,9 +108,7 @@ def _candidates(module: nn.Module) -> tuple[Users, Users]:
 def _match(include: Sequence[str] | None, exclude: Sequence[str] | None, by_default: Users, by_name: Users) -> set[str]:
     chosen = set(by_default) if include is None else set()
     for argument, patterns in (("include", include), ("exclude", exclude)):
-        if isinstance(patterns, str):
-            raise ValueError(f"`{argument}` must be a list of glob patterns, got the string {patterns!r}. Write [...].")
-        for pattern in patterns or ():
+        for pattern in check_patterns(argument, patterns) or ():
             matched = {name for name in by_default if fnmatchcase(name, pattern)}
             matched = matched or {name for name in by_name if fnmatchcase(name, pattern)}
             if not matched:

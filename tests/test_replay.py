@@ -89,13 +89,13 @@ def interrupted(make, position: int) -> tuple[dict, dict, list[torch.Tensor], di
     return saved, now, following, generators.capture()
 
 
-def resumed(make, saved: dict, now: dict, position: int | None) -> tuple[list[torch.Tensor], dict]:
+def resumed(make, saved: dict, now: dict, epoch_complete: bool = False) -> tuple[list[torch.Tensor], dict]:
     new_process()
     loader = make(DATA, 7)
-    replay.attach(loader).resume(saved, position)
+    replay.attach(loader).resume(saved, epoch_complete)
     iterator = iter(loader)
     generators.restore(now)  # the trainer does so when it starts, after the iterator was made
-    following = list(iterator) if position is None else [*iterator, *loader]
+    following = list(iterator) if epoch_complete else [*iterator, *loader]
     return following, generators.capture()
 
 
@@ -108,7 +108,7 @@ def equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
 def test_resumed_loader_gives_the_remaining_batches(make, position):
     saved, now, following, end = interrupted(make, position)
     assert len(following) == 2 * BATCHES - position
-    batches, its_end = resumed(make, saved, now, position)
+    batches, its_end = resumed(make, saved, now)
     assert equal(batches, following)
     assert same_generators(its_end, end)
 
@@ -116,7 +116,7 @@ def test_resumed_loader_gives_the_remaining_batches(make, position):
 @EVERY_LOADER
 def test_resumed_loader_begins_the_next_epoch_after_a_whole_one(make):
     saved, now, following, end = interrupted(make, BATCHES)
-    batches, its_end = resumed(make, saved, now, None)
+    batches, its_end = resumed(make, saved, now, epoch_complete=True)
     assert equal(batches, following)
     assert same_generators(its_end, end)
 
@@ -125,7 +125,7 @@ def test_resumed_loader_begins_the_next_epoch_after_a_whole_one(make):
 def test_replay_leaves_the_global_generators_untouched(make):
     saved, _, _, _ = interrupted(make, 3)
     loader = make(TensorDataset(torch.arange(21)), 7)  # fetching a batch draws nothing
-    replay.attach(loader).resume(saved, 3)
+    replay.attach(loader).resume(saved)
     new_process()
     before = generators.capture()
     next(iter(loader))
@@ -138,11 +138,11 @@ def test_resumed_loader_can_be_interrupted_again(make):
     new_process()
     loader = make(DATA, 7)
     recorder = replay.attach(loader)
-    recorder.resume(saved, 1)
+    recorder.resume(saved)
     iterator = iter(loader)
     generators.restore(now)
     first = [next(iterator) for _ in range(3)]
-    batches, _ = resumed(make, through_a_file(recorder.state()), through_a_file(generators.capture()), 4)
+    batches, _ = resumed(make, through_a_file(recorder.state()), through_a_file(generators.capture()))
     assert equal(first + batches, following)
 
 
@@ -154,7 +154,7 @@ def test_resumed_loader_with_workers_gives_the_remaining_batches(kind, position)
         return DataLoader(data, plain.batch_size, sampler=plain.sampler, num_workers=2)
 
     saved, now, following, end = interrupted(make, position)
-    batches, its_end = resumed(make, saved, now, position)
+    batches, its_end = resumed(make, saved, now)
     assert equal(batches, following)
     assert same_generators(its_end, end)
 

@@ -72,6 +72,40 @@ def test_resume_after_fit_continues_a_finished_run(tmp_path):
     assert differing(whole, again) == []
 
 
+class Reloading(Small):
+    """Makes new loaders every epoch: two of other lengths, the shorter one begins again within the epoch."""
+
+    def train_dataloader(self):
+        return {"long": loader(), "short": DataLoader(data(), 16, shuffle=True)}
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch["long"], batch_idx) + super().training_step(batch["short"], batch_idx)
+
+
+def two_loaders(folder, reload: int, moment: str) -> tuple[Small, Small]:
+    seeded()
+    whole = Reloading()
+    trainer(callback(), SaveEverywhere(folder), reload_dataloaders_every_n_epochs=reload).fit(whole)
+    torch.manual_seed(99)
+    again = Reloading()
+    runner = trainer(callback(), reload_dataloaders_every_n_epochs=reload)
+    runner.fit(again, ckpt_path=folder / f"{moment}.ckpt")
+    return whole, again
+
+
+@pytest.mark.parametrize(
+    ("reload", "moment"), [(0, "step13"), (0, "step18"), (0, "epoch1"), (1, "step13"), (1, "step18")]
+)
+def test_resume_of_two_loaders_equals_uninterrupted(tmp_path, reload, moment):
+    whole, again = two_loaders(tmp_path, reload, moment)
+    assert differing(copies(whole), copies(again)) == []
+
+
+def test_resume_says_when_loaders_are_reloaded(tmp_path):
+    with pytest.warns(UserWarning, match="not bit for bit: reload_dataloaders_every_n_epochs draws further seeds"):
+        two_loaders(tmp_path, 1, "epoch1")
+
+
 @pytest.mark.parametrize(
     ("argument", "value"),
     [

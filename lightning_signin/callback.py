@@ -17,7 +17,7 @@ from lightning_signin.masks.distributions import DISTRIBUTIONS, budget
 from lightning_signin.masks.scores import SCORES
 from lightning_signin.metrics.signs import flips_by_weight, mean_scaling, signs
 from lightning_signin.model import merge_, rescale_, sparsify
-from lightning_signin.optimizers import MOMENTUM, add_frobenius_decay_, check_optimizers
+from lightning_signin.optimizers import MOMENTUM, add_frobenius_decay_, check_optimizers, check_rescale
 from lightning_signin.position import Position
 from lightning_signin.resuming import NOT_SPARSE, STATE_KEY, check_same_run
 from lightning_signin.schedule import RescaleSchedule
@@ -44,8 +44,8 @@ class SignInCallback(Callback):
         rescale_every_n_steps: Counts optimizer steps (``trainer.global_step``) instead; needs
             ``rescale_every_n_epochs=None``.
         rescale_until: T₂: the first epoch without rescales (int), or a fraction of the run (float).
-        rescale_momentum: What a rescale does to the optimizer's momentum: "keep" (Listing 1), "carry" it over to the
-            new factors, or "clear" it.
+        rescale_momentum: What a rescale does to the optimizer's momentum: "carry" it over to the new factors, "keep"
+            it (Listing 1; works with every optimizer), or "clear" it.
         frobenius_decay: λ ≥ 0: adds the gradient of (λ/2)·‖m ⊙ w‖², so that λ compares with ``weight_decay`` on θ.
             The paper's loss term λ‖m ⊙ w‖² is 2λ here. Set the optimizer's ``weight_decay`` of these weights to 0.
         include: Glob patterns of the weights to make sparse; None takes every Conv and Linear weight.
@@ -76,7 +76,7 @@ class SignInCallback(Callback):
         rescale_every_n_epochs: int | None = 5,
         rescale_every_n_steps: int | None = None,
         rescale_until: int | float = 0.75,
-        rescale_momentum: Literal["keep", "carry", "clear"] = "keep",
+        rescale_momentum: Literal["keep", "carry", "clear"] = "carry",
         frobenius_decay: float = 0.0,
         include: Sequence[str] | None = None,
         exclude: Sequence[str] | None = None,
@@ -135,6 +135,8 @@ class SignInCallback(Callback):
         if trainer.ckpt_path and not self._resumed and not trainer.strategy.restore_checkpoint_after_setup:
             raise ValueError(NOT_SPARSE)
         check_optimizers(sparse_weights(pl_module).values(), trainer.optimizers)
+        if self.reparameterize and self.schedule.ever:
+            check_rescale(self.rescale_momentum, trainer.optimizers)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the signs that flips are counted from; on resuming, restore the random generators."""

@@ -10,13 +10,18 @@ from lightning_signin.weights import SparseWeight
 
 MOMENTUM = ("keep", "carry", "clear")
 
-# How each state tensor grows with the gradient: 1 for averages of gradients, 2 for averages of their squares.
+# How each state tensor grows with the gradient: 1 for averages of gradients, 2 for averages of their squares. (Not
+# here: ZeroRedundancyOptimizer, which may keep the states of m and w on different ranks.)
 _ADAM = {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2}
 _STATE_DEGREES: dict[str, dict[str, int]] = {
     "SGD": {"momentum_buffer": 1},
+    "SGDW": {"momentum_buffer": 1},
     "Adam": _ADAM,
     "AdamW": _ADAM,
+    "AdamWLegacy": _ADAM,
+    "Lamb": _ADAM,
     "NAdam": _ADAM,
+    "NAdamW": _ADAM,
     "RAdam": _ADAM,
     "Lion": {"exp_avg": 1},
     "RMSprop": {"square_avg": 2, "grad_avg": 1},
@@ -52,6 +57,13 @@ def at_rescale(
                 gradient = torch.where(norm > 0, (w * of_m + m * of_w) / norm, 0)
                 of_m.copy_(renewed[1] ** degree * gradient)
                 of_w.copy_(renewed[0] ** degree * gradient)
+
+
+def check_rescale(momentum: str, optimizers: Iterable[Optimizer]) -> None:
+    """Raise `ValueError`, before training, if a later rescale has no rule for an optimizer's state."""
+    for optimizer in optimizers:
+        if momentum != "keep" and type(optimizer).__name__ not in _STATE_DEGREES:
+            raise ValueError(_no_rule(type(optimizer).__name__))
 
 
 def check_optimizers(weights: Iterable[SparseWeight], optimizers: Iterable[Optimizer]) -> None:
@@ -98,11 +110,15 @@ def _degrees(optimizer: Optimizer, state: dict[str, object], factor: Tensor) -> 
     known = _STATE_DEGREES.get(type(optimizer).__name__, {})
     tensors = [key for key, value in state.items() if isinstance(value, Tensor) and value.shape == factor.shape]
     if unknown := [key for key in tensors if key not in known]:
-        raise ValueError(
-            f"A rescale has no rule for the state {unknown} of {type(optimizer).__name__}. Use momentum='keep' (the "
-            f"callback's rescale_momentum='keep'), or one of {', '.join(_STATE_DEGREES)}."
-        )
+        raise ValueError(_no_rule(f"the state {unknown} of {type(optimizer).__name__}"))
     return {key: known[key] for key in tensors}
+
+
+def _no_rule(what: str) -> str:
+    return (
+        f"A rescale has no rule for {what}. Use momentum='keep' (the callback's rescale_momentum='keep'), or one of "
+        f"{', '.join(_STATE_DEGREES)}."
+    )
 
 
 def _check_elementwise(weight: SparseWeight, optimizer: Optimizer) -> None:

@@ -105,7 +105,8 @@ class Position:
         return [self._recorders[loader] for loader in loaders if loader in self._recorders]
 
     def _not_exact_from_here(self, progress: Any) -> list[str]:
-        trainer, reasons = self.trainer, []
+        trainer: Any = self.trainer
+        reasons = []
         last = progress.current.processed >= trainer.num_training_batches
         if not last and progress.current.processed % trainer.accumulate_grad_batches:
             reasons.append("the checkpoint is from inside an accumulation window, whose gradients are lost")

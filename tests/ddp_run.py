@@ -38,7 +38,10 @@ class Sharded(Small):
 
 def main(case: str, folder: Path) -> None:
     torch.set_num_threads(1)
-    options = {"mask": "magnitude", "distribution": "global"} if case == "unseeded" else {}
+    options = {
+        "unseeded": {"mask": "magnitude", "distribution": "global"},
+        "sharded": {"rescale_momentum": "keep"},
+    }.get(case, {})
     seed_everything(1, verbose=False)
     digest, checkpoint = Digest(), folder / "mid.ckpt"
     extra = [Save(checkpoint)] if case == "whole" else []

@@ -230,3 +230,13 @@ def test_training_lowers_the_loss_for_every_method():
         fit(module, callback(**options))
         start, end = (sum(part) / 5 for part in (module.losses[:5], module.losses[-5:]))
         assert 0 < end < 0.8 * start
+
+
+@pytest.mark.parametrize("momentum", ["carry", "clear"])
+def test_optimizer_that_a_rescale_has_no_rule_for_is_refused_before_training(momentum):
+    module = seeded("Adamax")
+    with pytest.raises(ValueError, match=r"A rescale has no rule for Adamax\. Use momentum='keep'"):
+        fit(module, callback(rescale_momentum=momentum))
+    assert module.losses == []
+    fit(seeded("Adamax"), callback(rescale_momentum="keep"), epochs=2)
+    fit(seeded("Adamax"), callback(rescale_momentum=momentum, rescale_every_n_epochs=None), epochs=1)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_signin.factor_state import factor_state, load_factor_state, mask_digest, saved_masks
@@ -15,9 +15,10 @@ from lightning_signin.functional import check_beta
 from lightning_signin.masks.build import check_choice
 from lightning_signin.masks.distributions import DISTRIBUTIONS, budget
 from lightning_signin.masks.scores import SCORES
-from lightning_signin.metrics.signs import flips_by_weight, mean_scaling, signs
+from lightning_signin.metrics.signs import signs, summary
 from lightning_signin.model import merge_, rescale_, sparsify
 from lightning_signin.optimizers import MOMENTUM, add_frobenius_decay_, check_optimizers, check_rescale
+from lightning_signin.plain_view import exchange_parameters
 from lightning_signin.position import Position
 from lightning_signin.resuming import NOT_SPARSE, STATE_KEY, check_same_run
 from lightning_signin.schedule import RescaleSchedule
@@ -107,6 +108,7 @@ class SignInCallback(Callback):
         self._module: LightningModule | None = None
         self._weights: dict[str, SparseWeight] | None = None  # while the model is sparse
         self._finished: State = {}  # the last state, from the merge until the next fit
+        self._replaced: dict[int, tuple[nn.Parameter, SparseWeight]] = {}  # plain parameters, until the fit starts
         self._undo = ExitStack()
 
     @property
@@ -134,6 +136,9 @@ class SignInCallback(Callback):
         """Check that the optimizers train every weight and that a checkpoint to resume was a sparse run's."""
         if trainer.ckpt_path and not self._resumed and not trainer.strategy.restore_checkpoint_after_setup:
             raise ValueError(NOT_SPARSE)
+        for optimizer in trainer.optimizers:  # LightningCLI builds its --optimizer before any fit
+            exchange_parameters(optimizer, {key: weight for key, (_, weight) in self._replaced.items()})
+        self._replaced = {}
         check_optimizers(sparse_weights(pl_module).values(), trainer.optimizers)
         if self.reparameterize and self.schedule.ever:
             check_rescale(self.rescale_momentum, trainer.optimizers)
@@ -160,15 +165,7 @@ class SignInCallback(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log ``signin/sparsity``, ``signin/sign_flips`` and ``signin/scaling``."""
         assert self._start_signs is not None
-        flips = flips_by_weight(self._start_signs, pl_module)
-        active = sum(count for _, count in flips.values())
-        size = sum(weight.storage.shape.numel() for weight in sparse_weights(pl_module).values())
-        scaling = mean_scaling(pl_module)
-        logged = {
-            "signin/sparsity": 1 - active / size,
-            "signin/sign_flips": sum(flipped for flipped, _ in flips.values()) / active,
-            **({} if scaling is None else {"signin/scaling": scaling}),
-        }
+        logged = {f"signin/{name}": value for name, value in summary(self._start_signs, pl_module).items()}
         pl_module.log_dict(logged, sync_dist=trainer.world_size > 1)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -204,6 +201,7 @@ class SignInCallback(Callback):
             raise ValueError(NOT_SPARSE)
 
     def _sparsify(self, trainer: Trainer, module: LightningModule, mask: str | dict[str, Tensor]) -> None:
+        parameters = dict(module.named_parameters())
         sparsify(
             module,
             sparsity=self.sparsity,
@@ -217,6 +215,7 @@ class SignInCallback(Callback):
             seed=self._arguments()["seed"],
         )
         self._weights = sparse_weights(module)
+        self._replaced = {id(parameters[name]): (parameters[name], weight) for name, weight in self._weights.items()}
         if trainer.world_size > 1:  # ranks that start from other weights would choose other magnitudes
             digest = mask_digest(module)
             same = trainer.strategy.broadcast(digest) == digest

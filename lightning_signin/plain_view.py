@@ -42,6 +42,29 @@ def plain_view(module: nn.Module) -> Iterator[nn.Module]:
                 layer.restore()
 
 
+def exchange_parameters(optimizer: Optimizer, behind: Factors) -> None:
+    """Put factors in the place of plain parameters in an optimizer that was built before `sparsify`, as CLIs do.
+
+    State that it has made already is given to each factor, on the mask.
+
+    Args:
+        optimizer: Any optimizer that has taken no step.
+        behind: The sparse weight behind each plain parameter, by the parameter's id.
+    """
+    for group in optimizer.param_groups:
+        names = group.get("param_names", [None] * len(group["params"]))
+        items = [(name, p) if name else p for name, p in zip(names, group["params"], strict=True)]
+        exchanged = [factor for item in items for factor in _factors(item, behind)]
+        for parameter in group["params"]:
+            weight, state = behind.get(id(parameter)), optimizer.state.pop(parameter, None)
+            if state is not None:
+                for factor in [parameter] if weight is None else weight.factors:
+                    optimizer.state[factor] = state if weight is None else _packed(state, weight)
+        group["params"] = [item[1] if isinstance(item, tuple) else item for item in exchanged]
+        if "param_names" in group:
+            group["param_names"] = [item[0] for item in exchanged]
+
+
 def show_plain(module: nn.Module) -> "tuple[list[PlainLayer], Factors]":
     """Make the module plain: each sparse weight is one parameter with the masked effective values.
 
@@ -115,6 +138,13 @@ def _exchange_in_optimizers(behind: Factors) -> Iterator[None]:
         yield
     finally:
         Optimizer.add_param_group = plain_add_param_group  # type: ignore[method-assign]
+
+
+def _packed(state: dict[str, Any], weight: SparseWeight) -> dict[str, Any]:
+    """Optimizer state of a plain parameter, as that of one of its factors."""
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    shape = weight.storage.shape
+    return state | {k: weight.storage.pack(v) if v.shape == shape else v.clone() for k, v in tensors.items()}
 
 
 def _factors(item: Any, behind: Factors) -> list[Any]:

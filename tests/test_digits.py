@@ -101,6 +101,13 @@ def test_plain_run_of_the_same_recipe_is_one_argument_away(tmp_path):
     assert not list(tmp_path.glob("*.safetensors"))
 
 
+def test_optimizer_of_the_command_line_trains_the_factors(tmp_path):
+    options = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=4", "--optimizer=AdamW", "--optimizer.lr=0.01"]
+    done = command("fit", "--config", "digits", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert float(re.search(r"sign flips +(\d+\.\d\d)%", done.stdout)[1]) > 0
+
+
 def test_test_and_predict_run_from_a_checkpoint(run):
     folder, printed = run
     checkpoint = str(folder / "checkpoints" / "last.ckpt")

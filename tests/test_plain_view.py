@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import SGD, Adagrad, AdamW, Optimizer
 
 from lightning_signin import effective_weights, plain_view, sparsify
+from lightning_signin.plain_view import exchange_parameters
 from lightning_signin.weights import sparse_weights
 
 VARIANTS = pytest.mark.parametrize(
@@ -174,3 +175,29 @@ def test_view_of_a_plain_module_changes_nothing():
     net = nn.Linear(3, 3)
     with plain_view(net):
         assert given(SGD(net.parameters())) == [id(net.weight), id(net.bias)]
+
+
+@pytest.mark.parametrize("storage", ["compact", "dense"])
+@pytest.mark.parametrize("named", [False, True], ids=["parameters", "named parameters"])
+def test_optimizer_built_before_sparsify_trains_the_factors(storage, named):
+    early, late = nn.Linear(6, 4), nn.Linear(6, 4)
+    late.load_state_dict(early.state_dict())
+    first = torch.optim.Adagrad(
+        early.named_parameters() if named else early.parameters(), lr=0.1, initial_accumulator_value=0.5
+    )
+    plain = early.weight
+    sparsify(early, sparsity=0.5, storage=storage)
+    exchange_parameters(first, {id(plain): sparse_weights(early)["weight"]})
+    sparsify(late, sparsity=0.5, storage=storage)
+    with plain_view(late):
+        second = torch.optim.Adagrad(late.parameters(), lr=0.1, initial_accumulator_value=0.5)
+    if named:
+        assert first.param_groups[0]["param_names"] == ["weight.m", "weight.w", "bias"]
+    x = torch.randn(5, 6)
+    for module, optimizer in ((early, first), (late, second)):
+        for _ in range(3):
+            optimizer.zero_grad()
+            module(x).square().sum().backward()
+            optimizer.step()
+    assert torch.allclose(early.weight, late.weight, atol=1e-7)
+    assert int(early.weight.count_nonzero()) == 12

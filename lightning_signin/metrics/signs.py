@@ -36,6 +36,25 @@ def mean_scaling(module: nn.Module) -> float | None:
     return total / sum(weight.storage.active for weight in weights)
 
 
+def summary(before: Mapping[str, Tensor], module: nn.Module) -> dict[str, float]:
+    """A sparse module in three numbers.
+
+    Args:
+        before: The signs from which flips are counted, from `signs`.
+        module: A module after `sparsify`.
+
+    Returns:
+        ``sparsity``, the share of masked entries; ``sign_flips``, the share of active entries whose sign differs from
+        ``before``; and with products m ⊙ w ``scaling``, the mean of m² − w².
+    """
+    flips = flips_by_weight(before, module).values()
+    active = sum(count for _, count in flips)
+    size = sum(weight.storage.shape.numel() for weight in sparse_weights(module).values())
+    numbers = {"sparsity": 1 - active / size, "sign_flips": sum(flipped for flipped, _ in flips) / active}
+    scaling = mean_scaling(module)
+    return numbers if scaling is None else numbers | {"scaling": scaling}
+
+
 def _active(weight: SparseWeight) -> Tensor:
     values = weight.values()
     return values if weight.storage.name == "compact" else values[weight.storage.mask]

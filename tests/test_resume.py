@@ -3,6 +3,7 @@
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, IterableDataset
 
 from tests.small import BATCHES, Small, callback, copies, data, differing, loader, seeded, trainer
@@ -17,7 +18,9 @@ class SaveEverywhere(Callback):
         self.folder = folder
 
     def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
-        trainer.save_checkpoint(self.folder / f"step{trainer.global_step}.ckpt")
+        path = self.folder / f"step{trainer.global_step}.ckpt"
+        if not path.exists():
+            trainer.save_checkpoint(path)
 
     def on_train_epoch_end(self, trainer: Trainer, module: object) -> None:
         trainer.save_checkpoint(self.folder / f"epoch{trainer.current_epoch}.ckpt")
@@ -175,3 +178,60 @@ def test_resume_says_when_data_is_iterable(tmp_path):
 def test_checkpoint_is_read_without_running_code(uninterrupted):
     saved = torch.load(uninterrupted[3] / "step25.ckpt", weights_only=True)
     assert list(saved["state_dict"]) == list(Small().state_dict())
+
+
+@pytest.mark.parametrize("interval", [1.0, 0.5], ids=["validated at epoch ends", "validated twice an epoch"])
+def test_resume_from_checkpoints_of_validations_equals_uninterrupted(tmp_path, interval):
+    def fit_validated(*extra: Callback, ckpt_path=None):
+        module = seeded()
+        if ckpt_path:
+            torch.manual_seed(99)
+            module = Small()
+        options = {"val_check_interval": interval, "enable_checkpointing": True, "num_sanity_val_steps": 1}
+        runner = trainer(callback(), *(extra or [ModelCheckpoint(tmp_path / "again")]), **options)
+        runner.fit(module, loader(), DataLoader(data(), 16), ckpt_path=ckpt_path)
+        return copies(module)
+
+    saver = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, monitor="val_loss", save_last=False)
+    whole = fit_validated(saver)
+    steps = range(10, 40, 10) if interval == 1 else range(5, 40, 5)
+    for step in steps:
+        assert differing(whole, fit_validated(ckpt_path=tmp_path / f"step={step}.ckpt")) == [], step
+
+
+class Manual(Small):
+    """Two optimizers, stepped by hand."""
+
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+        self.manual_backward(loss)
+        for optimizer in self.optimizers():
+            optimizer.step()
+
+    def configure_optimizers(self):
+        early, late = (
+            [*self.conv.parameters(), *self.norm.parameters()],
+            [*self.fc1.parameters(), *self.fc2.parameters()],
+        )
+        return torch.optim.SGD(early, 0.1, momentum=0.9), torch.optim.AdamW(late, 0.01)
+
+
+@pytest.mark.parametrize(("kind", "accumulate"), [(Small, 2), (Manual, 1)], ids=["accumulation", "manual optimization"])
+def test_resume_of_other_ways_to_step_equals_uninterrupted(tmp_path, kind, accumulate):
+    seeded()
+    whole = kind()
+    trainer(callback(frobenius_decay=1e-3), SaveEverywhere(tmp_path), accumulate_grad_batches=accumulate).fit(
+        whole, loader()
+    )
+    for moment in ("step8", "step14", "epoch2"):
+        torch.manual_seed(99)
+        again = kind()
+        runner = trainer(callback(frobenius_decay=1e-3), accumulate_grad_batches=accumulate)
+        runner.fit(again, loader(), ckpt_path=tmp_path / f"{moment}.ckpt")
+        assert differing(copies(whole), copies(again)) == [], moment

@@ -25,17 +25,20 @@ class SignInCLI(LightningCLI):
     def after_fit(self) -> None:
         """Test, write ``merged.safetensors`` into the log folder, print."""
         trainer: Any = self.trainer
-        if not any(isinstance(callback, SignInCallback) for callback in trainer.callbacks):
+        sign_in = next((c for c in trainer.callbacks if isinstance(c, SignInCallback)), None)
+        if sign_in is None:
             return
         logged = dict(trainer.callback_metrics)
         sources = [self.model] if self.datamodule is None else [self.model, self.datamodule]
         can_test = is_overridden("test_step", self.model) and any(is_overridden("test_dataloader", s) for s in sources)
         tested = trainer.test(self.model, self.datamodule, verbose=False) if can_test else []
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # asks all ranks
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        path = write_safetensors(read_weights(self.model), folder / "merged.safetensors")
+        weights = read_weights(self.model)
+        weights.describe(sign_in.state_dict())
+        path = write_safetensors(weights, folder / "merged.safetensors")
         lines = [(name, f"{value:.4f}") for result in tested for name, value in result.items()]
         lines += [
             ("sparsity", f"{logged['signin/sparsity']:.2%} of the selected weights are zero"),

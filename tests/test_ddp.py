@@ -34,6 +34,15 @@ def test_ranks_end_with_the_same_masks_and_weights(case, folder):
     assert sum(int(w.count_nonzero()) for n, w in first["weights"].items() if w.ndim > 1) == round(0.3 * 1242)
 
 
+def test_command_ends_with_one_summary_on_two_ranks(tmp_path):
+    executable = Path(sys.executable).parent / "lightning-signin"
+    options = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    command = [str(executable), "fit", "--config", "digits", *options, "--trainer.limit_train_batches=3"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    assert done.stdout.count("merged.safetensors") == 1, done.stderr[-3000:]
+    assert len(list(tmp_path.rglob("merged.safetensors"))) == 1
+
+
 def test_resume_on_two_ranks_equals_uninterrupted(folder):
     if not (folder / "mid.ckpt").exists():
         run("whole", folder)

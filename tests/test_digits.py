@@ -90,6 +90,7 @@ def test_inspect_shows_every_layer_with_its_flips(run):
     assert len(table) == 24
     flips = re.search(r"sign flips +(\d+\.\d\d)%", printed)[1]
     assert table[-1].split() == ["total", "27,061", "90.00", "%", flips, "%"]
+    assert command("inspect", str(folder / "merged.safetensors"), cwd=folder).stdout.splitlines()[-1] == table[-1]
     weights = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert f"{int(weights['network.layers.14.weight'].count_nonzero())}" in table[-2]
 

@@ -32,6 +32,13 @@ class SavedWeights:
     kept: dict[str, int] = field(default_factory=dict)
     flips: dict[str, int] = field(default_factory=dict)
 
+    def describe(self, state: dict[str, Any]) -> None:
+        """Take what is kept and flipped from a callback's state, a live one or one of a checkpoint."""
+        for name, mask in saved_masks(state).items():
+            start, now = state["start_signs"][name].cpu(), self.tensors[name].cpu()[mask]
+            self.kept[name] = int(mask.sum())
+            self.flips[name] = int(sign_flips(start, now))
+
 
 def read_weights(source: str | os.PathLike | nn.Module) -> SavedWeights:
     """Read plain weights from a Lightning checkpoint, a saved state dict, a safetensors file, or a live module.
@@ -114,14 +121,8 @@ def _read_torch(path: Path) -> SavedWeights:
     result = SavedWeights(tensors)
     for state in saved.get("callbacks", {}).values():
         if isinstance(state, dict) and {"masks", "digest", "start_signs"} <= state.keys():
-            _describe(result, state)
+            result.describe(state)
     return result
-
-
-def _describe(weights: SavedWeights, state: dict[str, Any]) -> None:
-    for name, mask in saved_masks(state).items():
-        weights.kept[name] = int(mask.sum())
-        weights.flips[name] = int(sign_flips(state["start_signs"][name], weights.tensors[name][mask]))
 
 
 def _umask() -> int:

@@ -56,6 +56,9 @@ def recipes() -> dict[str, Path]:
 def with_recipes(arguments: list[str]) -> list[str]:
     """Replace recipe names after ``--config`` by their files; an existing file of that name goes first.
 
+    Raises:
+        ValueError: If a bare name is neither.
+
     Example:
         >>> with_recipes(["--config", "digits", "--trainer.max_epochs", "1"])[1].endswith("recipes/digits.yaml")
         True
@@ -65,6 +68,8 @@ def with_recipes(arguments: list[str]) -> list[str]:
         flag, equals, value = argument.partition("=")
         is_flag = flag in ("--config", "-c") and equals
         name = value if is_flag else argument if previous in ("--config", "-c") else None
+        if name and name not in bundled and Path(name).name == name and not Path(name).exists():
+            raise ValueError(f"`--config {name}` is neither a file nor a recipe. The recipes are {', '.join(bundled)}.")
         if name in bundled and not Path(name).exists():
             argument = f"{flag}={bundled[name]}" if is_flag else str(bundled[name])
         result.append(argument)

@@ -68,7 +68,7 @@ def _plain_value(holder: ParametrizationList, keep_vars: bool) -> Tensor:
         return holder()
     # A copy: writing into it would change nothing. As an inference tensor it says so to whoever tries.
     with torch.inference_mode():
-        return holder().clone() if holder.ntensors == 1 else holder()
+        return holder()
 
 
 def _load_plain(

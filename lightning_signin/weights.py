@@ -43,8 +43,7 @@ class SparseWeight:
     @torch.no_grad()
     def effective(self) -> Tensor:
         """A new tensor with the full masked weight θ."""
-        theta = self.holder()
-        return theta.clone() if any(theta is factor for factor in self.factors) else theta
+        return self.holder()
 
     @torch.no_grad()
     def values(self) -> Tensor:

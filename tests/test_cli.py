@@ -51,6 +51,14 @@ def test_bad_file_is_one_line_and_status_2(tmp_path, monkeypatch, capsys, argume
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.safetensors", "good.pt", "list.pt", "notes.txt"]
 
 
+def test_config_that_is_neither_file_nor_recipe_is_named(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "digit"])
+    assert (
+        "`--config digit` is neither a file nor a recipe. The recipes are digits, mnist1d." in capsys.readouterr().err
+    )
+
+
 def test_unknown_command_shows_the_known_ones():
     with pytest.raises(SystemExit, match="unknown command 'train'"):
         main(["train"])

@@ -4,11 +4,12 @@ import copy
 
 import pytest
 import torch
+from lightning.fabric import Fabric
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint, OnExceptionCheckpoint
 from torch import nn
 
-from lightning_signin import masks
+from lightning_signin import masks, merge_, plain_view, rescale_, sparsify
 from tests.small import Small, callback, copies, differing, loader, seeded, trainer
 
 
@@ -170,3 +171,24 @@ def test_loader_gets_its_class_back():
     kind = type(batches)
     trainer(callback(), epochs=1).fit(seeded(), batches)
     assert type(batches) is kind
+
+
+def test_fabric_trains_a_sparse_module():
+    fabric = Fabric(accelerator="cpu")
+    net = sparsify(nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 3)), sparsity=0.8)
+    with plain_view(net):
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    wrapped, optimizer = fabric.setup(net, optimizer)
+    losses = []
+    for epoch in range(4):
+        if epoch:
+            rescale_(net, optimizers=[optimizer.optimizer], momentum="carry")
+        for x, y in loader():
+            loss = nn.functional.cross_entropy(wrapped(x), y)
+            optimizer.zero_grad()
+            fabric.backward(loss)
+            optimizer.step()
+            losses.append(loss.item())
+    assert list(wrapped.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert int(merge_(net)[0].weight.count_nonzero()) + int(net[2].weight.count_nonzero()) == 52

@@ -1,15 +1,16 @@
 """Plain, m ⊙ w and Sign-In on MNIST-1D, each at its own best learning rate (the shape of the paper's Table 14).
 
-Four stages, in this order; each adds to its raw results in ``benchmarks/results/mnist1d`` and skips what is there:
+Five stages, in this order; each adds to its raw results in ``benchmarks/results/mnist1d`` and skips what is there:
 
     python -m benchmarks.mnist1d_table select   # p, T₂ and the momentum at a rescale, on validation data
     python -m benchmarks.mnist1d_table tune     # the learning rate of every method, on validation data
+    python -m benchmarks.mnist1d_table beta     # β, which the paper sets to 1, at learning rates in proportion to 1 / β
     python -m benchmarks.mnist1d_table test     # the settings of settings.json, on test data, with fresh seeds
     python -m benchmarks.mnist1d_table report   # the tables, as Markdown
 
-``select`` and ``tune`` never read the test data; ``settings.json`` is written by hand from their tables and committed
-before ``test`` runs. Training data is the benchmark's own (4,000 samples), test data its own 1,000 samples and 10,000
-fresh ones; validation data is 5,000 samples of the same generator under another seed.
+``select``, ``tune`` and ``beta`` never read the test data; ``settings.json`` is written by hand from the tables of the
+first two and committed before ``test`` runs. Training data is the benchmark's own (4,000 samples), test data its own
+1,000 samples and 10,000 fresh ones; validation data is 5,000 samples of the same generator under another seed.
 """
 
 import json
@@ -56,6 +57,14 @@ def tune_grid() -> Iterator[Settings]:
         yield from (Settings(method, sparsity, lr, **schedule) for lr in TUNED[method])
 
 
+def beta_grid() -> Iterator[Settings]:
+    """Sign-In with other β: as a factor on the learning rate it is divided out, so that its ratio to θ is what changes."""
+    schedule = json.loads((RESULTS / "settings.json").read_text())["schedule"]
+    rates = {0.5: RATES[2:7], 2.0: RATES[4:9], 4.0: RATES[4:9]}
+    for beta, sparsity in product(rates, SPARSITIES):
+        yield from (Settings("signin", sparsity, round(rate / beta, 3), **schedule, beta=beta) for rate in rates[beta])
+
+
 def test_grid() -> Iterator[Settings]:
     """Every method at its best learning rate."""
     settings = json.loads((RESULTS / "settings.json").read_text())
@@ -64,7 +73,12 @@ def test_grid() -> Iterator[Settings]:
         yield Settings(method, sparsity, settings["lr"][f"{method} {sparsity}"], **schedule)
 
 
-STAGES = {"select": (select_grid, SELECTION_SEEDS), "tune": (tune_grid, TUNING_SEEDS), "test": (test_grid, TEST_SEEDS)}
+STAGES = {
+    "select": (select_grid, SELECTION_SEEDS),
+    "tune": (tune_grid, TUNING_SEEDS),
+    "beta": (beta_grid, TUNING_SEEDS),
+    "test": (test_grid, TEST_SEEDS),
+}
 
 
 def run_job(job: tuple[str, Settings, list[int]]) -> dict:
@@ -83,10 +97,10 @@ def run_job(job: tuple[str, Settings, list[int]]) -> dict:
 def run_stage(stage: str) -> None:
     grid, all_seeds = STAGES[stage]
     path = RESULTS / f"{stage}.jsonl"
-    done = {json.dumps([row["settings"], row["seeds"]]) for row in read(stage)}
+    done = {(Settings(**row["settings"]), *row["seeds"]) for row in read(stage)}
     chunks = [list(all_seeds[i : i + CHUNK]) for i in range(0, len(all_seeds), CHUNK)]
     jobs = [(stage, settings, seeds) for seeds, settings in product(chunks, dict.fromkeys(grid()))]
-    jobs = [job for job in jobs if json.dumps([asdict(job[1]), job[2]]) not in done]
+    jobs = [job for job in jobs if (job[1], *job[2]) not in done]
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool, path.open("a") as file:
         for row in tqdm(pool.imap_unordered(run_job, jobs), total=len(jobs), desc=stage):
             file.write(json.dumps(row) + "\n")
@@ -116,7 +130,7 @@ def mean_interval(values: list[float]) -> str:
 def report_grid(stage: str) -> None:
     for settings, scores in sorted(by_seed(stage, "validation").items(), key=lambda item: str(item[0])):
         s = settings
-        schedule = f"p={s.rescale_every} T2={s.rescale_until} {s.momentum}" if s.method == "signin" else ""
+        schedule = f"p={s.rescale_every} T2={s.rescale_until} {s.momentum} β={s.beta}" if s.method == "signin" else ""
         row = (s.method, s.sparsity, s.lr, schedule, len(scores), mean_interval([*scores.values()]))
         print(f"| {' | '.join(map(str, row))} |")
 
@@ -139,7 +153,7 @@ if __name__ == "__main__":
     stage = sys.argv[1] if len(sys.argv) == 2 else ""
     RESULTS.mkdir(parents=True, exist_ok=True)
     if stage == "report":
-        for name in ("select", "tune"):
+        for name in ("select", "tune", "beta"):
             print(f"\n{name}: validation accuracy, %\n")
             report_grid(name)
         if read("test"):

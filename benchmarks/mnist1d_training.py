@@ -31,6 +31,7 @@ class Settings:
         rescale_every: p, in epochs.
         rescale_until: T₂, as a fraction of the epochs.
         momentum: What a rescale does to the momentum.
+        beta: β.
     """
 
     method: str
@@ -39,6 +40,7 @@ class Settings:
     rescale_every: int = 5
     rescale_until: float = 0.5
     momentum: str = "keep"
+    beta: float = 1.0
 
 
 class StackedMLP(nn.Module):
@@ -74,6 +76,7 @@ def train(settings: Settings, seeds: list[int], inputs: Tensor, labels: Tensor) 
         net,
         mask={name: torch.stack([masks[name] for masks in single]) for name in shapes},
         include=["weights.*"],
+        beta=settings.beta,
         reparameterize=settings.method != "plain",
     )
     optimizer = torch.optim.SGD(net.parameters(), lr=settings.lr, momentum=MOMENTUM)

@@ -5,6 +5,7 @@ import io
 
 import pytest
 import torch
+from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import nn
 
 from lightning_signin import effective_weights, masks, merge_, sparsify
@@ -168,3 +169,10 @@ def test_state_is_added_to_a_given_destination(zoo):
     expected = zoo.first.state_dict(destination={"earlier": torch.zeros(1)})
     net = sparsify(zoo.first, sparsity=0.5)
     assert list(net.state_dict(destination={"earlier": torch.zeros(1)})) == list(expected)
+
+
+@pytest.mark.parametrize("average", [ModelEmaV2, ModelEmaV3])
+def test_tool_that_averages_in_a_state_dict_gets_an_error(average):
+    net = sparsify(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2)), sparsity=0.5)
+    with pytest.raises(RuntimeError, match="Inplace update to inference tensor"):
+        average(net).update(net)

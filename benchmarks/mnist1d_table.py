@@ -58,7 +58,7 @@ def tune_grid() -> Iterator[Settings]:
 
 
 def beta_grid() -> Iterator[Settings]:
-    """Sign-In with other β: as a factor on the learning rate it is divided out, so that its ratio to θ is what changes."""
+    """Sign-In with other β: as a factor on the learning rate it is divided out, so its ratio to θ is what changes."""
     schedule = json.loads((RESULTS / "settings.json").read_text())["schedule"]
     rates = {0.5: RATES[2:7], 2.0: RATES[4:9], 4.0: RATES[4:9]}
     for beta, sparsity in product(rates, SPARSITIES):

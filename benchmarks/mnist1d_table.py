@@ -38,13 +38,16 @@ SELECTION_SEEDS, TUNING_SEEDS, TEST_SEEDS = range(1000, 1024), range(1000, 1016)
 
 
 def select_grid() -> Iterator[Settings]:
-    """Sign-In at 90 %: schedules with the momentum kept, its treatment at some; the better ones at more rates."""
+    """Schedules with the momentum kept, its treatment at some; the better ones at more rates, and at 95 %."""
     schedules = [*product((1, 3, 5, 10), (0.5, 0.75), ("keep",)), *product((3, 5), (0.5, 0.75), ("carry", "clear"))]
     for schedule, lr in product(schedules, (RATES[4], RATES[6])):
         yield Settings("signin", 0.9, lr, *schedule)
     better = [*product((1, 3, 5), (0.75,), ("keep", "carry")), (3, 0.75, "clear"), (5, 1.0, "keep"), (3, 1.0, "carry")]
     for schedule, lr in product(better, RATES[3:6]):
         yield Settings("signin", 0.9, lr, *schedule)
+    at_95 = [(1, 0.75, "keep"), (3, 0.75, "carry"), (3, 0.75, "clear"), (5, 0.75, "keep"), (10, 0.75, "carry")]
+    for schedule, lr in product(at_95, RATES[4:6]):
+        yield Settings("signin", 0.95, lr, *schedule)
 
 
 def tune_grid() -> Iterator[Settings]:

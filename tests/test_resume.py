@@ -246,3 +246,11 @@ def test_resume_of_other_ways_to_step_equals_uninterrupted(tmp_path, kind, accum
         runner = trainer(callback(frobenius_decay=1e-3), accumulate_grad_batches=accumulate)
         runner.fit(again, loader(), ckpt_path=tmp_path / f"{moment}.ckpt")
         assert differing(copies(whole), copies(again)) == [], moment
+
+
+def test_resume_says_when_a_validation_was_due(tmp_path):
+    trainer(callback(), SaveEverywhere(tmp_path), epochs=2).fit(seeded(), loader(), DataLoader(data(), 16))
+    with pytest.warns(UserWarning, match="from the last batch of an epoch, before its validation, which is skipped"):
+        trainer(callback(), epochs=2).fit(
+            seeded(), loader(), DataLoader(data(), 16), ckpt_path=tmp_path / f"step{BATCHES}.ckpt"
+        )

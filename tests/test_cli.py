@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_signin.cli import main, recipes, with_recipes
+from lightning_signin.cli.main import main, recipes, with_recipes
 
 
 def test_recipes_are_listed_with_what_they_are(capsys):

@@ -25,8 +25,8 @@ FLOORS = {
     ],
     3: ["metrics", "updates"],
     4: ["export", "report"],
-    5: ["callback", "position", "resuming", "wrapped"],
-    6: ["cli", "runs", "recipes", "__init__"],
+    5: ["callback"],
+    6: ["cli", "recipes", "__init__"],
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 WITH_LIGHTNING = (5, 6)

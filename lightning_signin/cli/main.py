@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         if command in _RUNS:
-            from lightning_signin.runs import run
+            from lightning_signin.cli.runs import run
 
             run([command, *with_recipes(rest)])
         elif command in _COMMANDS:
@@ -108,4 +108,4 @@ _COMMANDS = {"recipes": _recipes, "export": _export, "inspect": _inspect}
 def _is_ours(error: BaseException) -> bool:
     """Whether this package raised the error; others keep their traceback."""
     frames = traceback.extract_tb(error.__traceback__)
-    return Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+    return Path(frames[-1].filename).is_relative_to(Path(__file__).parent.parent)

@@ -10,6 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_signin.callback.position import Position
+from lightning_signin.callback.resuming import NOT_SPARSE, STATE_KEY, check_same_run
+from lightning_signin.callback.wrapped import wrapped_hooks
 from lightning_signin.factor_state import factor_state, load_factor_state, mask_digest, saved_masks
 from lightning_signin.functional import check_beta
 from lightning_signin.masks.build import check_choice
@@ -19,12 +22,9 @@ from lightning_signin.metrics.signs import signs, summary
 from lightning_signin.model import merge_, rescale_, sparsify
 from lightning_signin.optimizers import MOMENTUM, add_frobenius_decay_, check_optimizers, check_rescale
 from lightning_signin.plain_view import exchange_parameters
-from lightning_signin.position import Position
-from lightning_signin.resuming import NOT_SPARSE, STATE_KEY, check_same_run
 from lightning_signin.schedule import RescaleSchedule
 from lightning_signin.selection import check_patterns
 from lightning_signin.weights import SparseWeight, sparse_weights
-from lightning_signin.wrapped import wrapped_hooks
 
 State = dict[str, Any]
 

@@ -9,8 +9,8 @@ STATE_KEY = (
 )
 NOT_SPARSE = (
     "The checkpoint was not written by a run with SignInCallback, or holds weights only, so there is no sparse run to "
-    "resume. To start one from its weights, load them into the model (`model.load_state_dict(torch.load(path, "
-    "weights_only=True)['state_dict'])`) and call `fit` without `ckpt_path`."
+    "resume. To start one from its weights, load them into the model "
+    "(`model.load_state_dict(torch.load(path, weights_only=True)['state_dict'])`) and call `fit` without `ckpt_path`."
 )
 
 

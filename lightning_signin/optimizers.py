@@ -83,7 +83,7 @@ def check_optimizers(weights: Iterable[SparseWeight], optimizers: Iterable[Optim
                     "optimizer inside `with plain_view(module):`."
                 )
         if id(weight.factors[0]) in owner:
-            _check_elementwise(weight, owner[id(weight.factors[0])])
+            check_elementwise(weight, owner[id(weight.factors[0])])
 
 
 def add_frobenius_decay_(weights: Iterable[SparseWeight], strength: float, parameters: Iterable[nn.Parameter]) -> None:
@@ -121,7 +121,8 @@ def _no_rule(what: str) -> str:
     )
 
 
-def _check_elementwise(weight: SparseWeight, optimizer: Optimizer) -> None:
+def check_elementwise(weight: SparseWeight, optimizer: Optimizer) -> None:
+    """Raise `ValueError` if an optimizer cannot train the factors of a weight: it mixes entries, or needs its shape."""
     names = {cls.__name__ for cls in type(optimizer).__mro__}
     if names.intersection(_MIXES_ENTRIES):
         raise ValueError(

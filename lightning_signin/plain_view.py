@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_signin.optimizers import check_elementwise
 from lightning_signin.state import plain_order
 from lightning_signin.weights import SparseWeight, sparse_weights
 
@@ -23,6 +24,9 @@ def plain_view(module: nn.Module) -> Iterator[nn.Module]:
 
     Args:
         module: A module after `sparsify`. Without sparse weights nothing happens.
+
+    Raises:
+        ValueError: While an optimizer is built that mixes the entries of a weight, or needs its shape.
 
     Example:
         >>> import torch
@@ -128,7 +132,10 @@ def _exchange_in_optimizers(behind: Factors) -> Iterator[None]:
     def add_param_group(self: Optimizer, param_group: dict[str, Any]) -> None:
         if isinstance(param_group, dict) and not isinstance(param_group["params"], set):
             params = param_group["params"]
-            params = [params] if isinstance(params, Tensor) else params
+            params = [params] if isinstance(params, Tensor) else list(params)
+            for item in params:
+                if weight := behind.get(id(item[1] if isinstance(item, tuple) else item)):
+                    check_elementwise(weight, self)
             param_group["params"] = [exchanged for item in params for exchanged in _factors(item, behind)]
         plain_add_param_group(self, param_group)
 

@@ -182,7 +182,7 @@ def test_muon_is_refused(storage):
     # While it is built: later its own constructor would refuse compact factors, which are vectors, in other words.
     with pytest.raises(ValueError, match=text), plain_view(net):
         optim.Muon([parameter for parameter in net.parameters() if parameter.ndim == 2])
-    assert [name for name, _ in net.named_parameters()][0].startswith("parametrizations")
+    assert next(name for name, _ in net.named_parameters()).startswith("parametrizations")
 
 
 def test_adafactor_is_refused_with_compact_storage_only():

@@ -254,3 +254,35 @@ def test_resume_says_when_a_validation_was_due(tmp_path):
         trainer(callback(), epochs=2).fit(
             seeded(), loader(), DataLoader(data(), 16), ckpt_path=tmp_path / f"step{BATCHES}.ckpt"
         )
+
+
+COUNTED_IN_STEPS = {"rescale_every_n_epochs": None, "rescale_every_n_steps": 7}
+
+
+@pytest.mark.parametrize("epochs", [-1, 4])
+@pytest.mark.parametrize("moment", ["step9", "step10", "step25", "epoch0", "epoch2"])
+def test_resume_of_a_run_with_max_steps_equals_uninterrupted(tmp_path, epochs, moment):
+    whole = seeded()
+    limits = {"epochs": epochs, "max_steps": 35}
+    trainer(callback(**COUNTED_IN_STEPS), SaveEverywhere(tmp_path), **limits).fit(whole, loader())
+    torch.manual_seed(99)
+    again = Small()
+    runner = trainer(callback(**COUNTED_IN_STEPS), **limits)
+    runner.fit(again, loader(), ckpt_path=tmp_path / f"{moment}.ckpt")
+    assert (runner.global_step, runner.current_epoch) == (35, 4)
+    assert differing(copies(whole), copies(again)) == []
+
+
+@pytest.mark.parametrize("first", [20, 25], ids=["ended with an epoch", "ended within an epoch"])
+def test_finished_run_with_max_steps_goes_on(tmp_path, first):
+    whole = seeded()
+    options = {**COUNTED_IN_STEPS, "rescale_until": 9}
+    trainer(callback(**options), epochs=-1, max_steps=35).fit(whole, loader())
+    short = seeded()
+    runner = trainer(callback(**options), epochs=-1, max_steps=first)
+    runner.fit(short, loader())
+    runner.save_checkpoint(tmp_path / "after.ckpt")
+    torch.manual_seed(99)
+    again = Small()
+    trainer(callback(**options), epochs=-1, max_steps=35).fit(again, loader(), ckpt_path=tmp_path / "after.ckpt")
+    assert differing(copies(whole), copies(again)) == []

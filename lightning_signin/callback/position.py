@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 
 import torch.distributed
 from lightning.pytorch import Trainer
+from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_signin import generators, replay
@@ -90,6 +91,8 @@ class Position:
         """On resuming, put the generators back, and say where the run will not equal the uninterrupted one."""
         if self._to_restore is None:
             return
+        if self._to_restore["epoch_complete"]:
+            self._leave_finished_epoch()
         if len(self._to_restore["ranks"]) == self.trainer.world_size:
             generators.restore(self._to_restore["ranks"][self.trainer.global_rank]["generators"])
         if self._inexact:
@@ -97,6 +100,18 @@ class Position:
         else:  # Lightning does not know of the replay, and is about to warn of unreliable results
             warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch")
         self._to_restore = None
+
+    def _leave_finished_epoch(self) -> None:
+        # With max_steps Lightning takes every checkpoint for one from inside an epoch (`_FitLoop.restarting`). From an
+        # epoch's end it would train one batch more in that epoch.
+        loop: Any = self.trainer.fit_loop
+        total = loop.epoch_progress.total
+        if loop.restarting and total.ready == total.started == total.processed:
+            if total.completed < total.processed:
+                loop.epoch_progress.increment_completed()
+            _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]
+            loop.reset_restart_stage()
+            loop.epoch_loop.reset_restart_stage()
 
     def _current(self) -> list[replay.Recorder]:
         """The recorders of the loaders that Lightning trains with now, in its order."""

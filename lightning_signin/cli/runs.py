@@ -4,6 +4,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import jsonargparse  # noqa: F401  (where it is missing, Lightning would fail later and less plainly)
 from lightning.pytorch.cli import ArgsType, LightningCLI
 from lightning.pytorch.utilities.model_helpers import is_overridden
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging, WeightAveraging
 from torch import nn
 
 from lightning_signin import SignInCallback, effective_weights, masks
@@ -188,6 +189,23 @@ def test_optimizer_that_forgets_a_weight_is_an_error():
 def test_bad_argument_is_refused_at_once(options, text):
     with pytest.raises(ValueError, match=text):
         SignInCallback(**options)
+
+
+@pytest.mark.parametrize(
+    ("companion", "text"),
+    [
+        (StochasticWeightAveraging(1e-2), "StochasticWeightAveraging averages parameters, which are the factors"),
+        (WeightAveraging(), "WeightAveraging averages parameters, which are the factors"),
+        (ModelPruning("l1_unstructured"), "ModelPruning replaces the weights that SignInCallback replaces"),
+    ],
+    ids=["SWA", "WeightAveraging", "ModelPruning"],
+)
+@pytest.mark.parametrize("first", [True, False], ids=["before it", "after it"])
+def test_callback_that_would_break_the_fit_is_refused_before_training(companion, text, first):
+    module = seeded()
+    with pytest.raises(ValueError, match=text):
+        fit(module, *((companion, callback()) if first else (callback(), companion)))
+    assert module.losses == []
 
 
 @pytest.mark.parametrize(

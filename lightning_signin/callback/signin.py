@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_signin.callback.companions import check_companions
 from lightning_signin.callback.position import Position
 from lightning_signin.callback.resuming import NOT_SPARSE, STATE_KEY, check_same_run
 from lightning_signin.callback.wrapped import wrapped_hooks
@@ -121,13 +122,13 @@ class SignInCallback(Callback):
         if stage != "fit":
             return
         self._finish()
+        check_companions(trainer)
         self.schedule.check_run(trainer.fit_loop.max_epochs, trainer.max_steps)
         known = saved_masks(self._finished) if self._finished and self._module is pl_module else None
         self._module, self._finished = pl_module, {}
         self._position = Position(trainer)
-        self._seen = (-1, -1)
+        self._seen, self._resumed = (-1, -1), False
         self._start_signs: dict[str, Tensor] | None = None
-        self._resumed = False
         self._undo.callback(self._position.detach)
         complete = partial(self._sparsify, trainer, pl_module, known or self.mask)
         self._undo.enter_context(wrapped_hooks(trainer, pl_module, complete, self._position.attach))
@@ -245,5 +246,5 @@ class SignInCallback(Callback):
         finally:  # whatever fails, the user's model is plain again
             if self._weights is not None and self._module is not None:
                 merge_(self._module)
-                self._weights = None
+            self._weights = None
             self._undo.close()

@@ -30,10 +30,14 @@ class Masked(nn.Module):
         """The trainable tensors of a full weight; its masked entries are dropped."""
         return (self.storage.pack(theta),)
 
-    def forward(self, values: Tensor) -> Tensor:
-        """The full weight."""
+    def values(self, theta: Tensor) -> Tensor:
+        """The stored form of θ, from the trainable tensors."""
         # In dense storage a plain weight gets a gradient on its masked entries too: only masking here keeps it out.
-        return self.storage.unpack(values if self.storage.name == "compact" else self.storage.pack(values))
+        return self.storage.restrict(theta)
+
+    def forward(self, *factors: Tensor) -> Tensor:
+        """The full weight, from the trainable tensors."""
+        return self.storage.unpack(self.values(*factors))
 
     def extra_repr(self) -> str:
         """Shape, active entries and storage, for `print(module)`."""
@@ -81,11 +85,11 @@ class SignIn(Masked):
         check_beta_fits(math.sqrt(self.beta), values.dtype)  # m = √β at θ = 0
         m, w = (factor.to(values.dtype) for factor in factorize(values, self.beta))
         # factorize(0) is (√β, 0): a masked m must be put back to zero, or w would start to move.
-        return (m, w) if self.storage.name == "compact" else (self.storage.pack(m), w)
+        return self.storage.restrict(m), w
 
-    def forward(self, m: Tensor, w: Tensor) -> Tensor:  # type: ignore[override]
-        """The full weight m ⊙ w."""
-        return self.storage.unpack(m * w)
+    def values(self, m: Tensor, w: Tensor) -> Tensor:  # type: ignore[override]
+        """The stored form of θ = m ⊙ w."""
+        return m * w
 
     def extra_repr(self) -> str:
         """Shape, active entries, storage and β, for `print(module)`."""

@@ -40,6 +40,10 @@ class Compact:
         """Take the active entries of a tensor of the weight's shape."""
         return full.reshape(-1).index_select(0, self.index)
 
+    def restrict(self, values: Tensor) -> Tensor:
+        """The values themselves: none is masked."""
+        return values
+
     def unpack(self, values: Tensor) -> Tensor:
         """Put values into their places of a zero tensor of the weight's shape."""
         full = torch.zeros(self.size, dtype=values.dtype, device=values.device)
@@ -70,6 +74,8 @@ class Dense:
     def pack(self, full: Tensor) -> Tensor:
         """Zero the masked entries, whatever they hold: an infinity there leaves no NaN."""
         return full.where(self.mask, full.new_zeros(()))
+
+    restrict = pack  # stored values have the weight's shape
 
     def unpack(self, values: Tensor) -> Tensor:
         """The values themselves: their masked entries are zeros already."""

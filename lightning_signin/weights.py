@@ -48,10 +48,7 @@ class SparseWeight:
     @torch.no_grad()
     def values(self) -> Tensor:
         """θ as it is stored: the active entries in compact storage, the full masked weight in dense storage."""
-        product: Tensor = self.factors[0]
-        for factor in self.factors[1:]:
-            product = product * factor
-        return product if self.storage.name == "compact" else self.storage.pack(product)
+        return self.parametrization.values(*self.factors)
 
     @torch.no_grad()
     def set_factors(self, values: Iterable[Tensor]) -> None:

@@ -246,5 +246,5 @@ class SignInCallback(Callback):
         finally:  # whatever fails, the user's model is plain again
             if self._weights is not None and self._module is not None:
                 merge_(self._module)
-            self._weights = None
+            self._weights, self._replaced = None, {}
             self._undo.close()

@@ -61,9 +61,12 @@ def at_rescale(
 
 def check_rescale(momentum: str, optimizers: Iterable[Optimizer]) -> None:
     """Raise `ValueError`, before training, if a later rescale has no rule for an optimizer's state."""
-    for optimizer in optimizers:
-        if momentum != "keep" and type(optimizer).__name__ not in _STATE_DEGREES:
-            raise ValueError(_no_rule(type(optimizer).__name__))
+    for optimizer in optimizers if momentum != "keep" else ():
+        name = type(optimizer).__name__
+        if name not in _STATE_DEGREES:
+            raise ValueError(_no_rule(name))
+        if name == "RMSprop" and any(group["momentum"] for group in optimizer.param_groups):
+            raise ValueError(_no_rule("the momentum of RMSprop, which averages steps and not gradients"))
 
 
 def check_optimizers(weights: Iterable[SparseWeight], optimizers: Iterable[Optimizer]) -> None:

@@ -256,5 +256,8 @@ def test_optimizer_that_a_rescale_has_no_rule_for_is_refused_before_training(mom
     with pytest.raises(ValueError, match=r"A rescale has no rule for Adamax\. Use momentum='keep'"):
         fit(module, callback(rescale_momentum=momentum))
     assert module.losses == []
+    with pytest.raises(ValueError, match="A rescale has no rule for the momentum of RMSprop"):
+        fit(seeded("RMSprop", lr=0.01, momentum=0.9), callback(rescale_momentum=momentum))
+    fit(seeded("RMSprop", lr=0.001), callback(rescale_momentum=momentum), epochs=2)
     fit(seeded("Adamax"), callback(rescale_momentum="keep"), epochs=2)
     fit(seeded("Adamax"), callback(rescale_momentum=momentum, rescale_every_n_epochs=None), epochs=1)

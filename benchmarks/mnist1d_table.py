@@ -26,13 +26,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.mnist1d_training import Settings, accuracies, train
+from benchmarks.stacked_training import Problem, Settings, accuracies, train
 from lightning_signin.recipes.datasets import mnist1d
 
 RESULTS = Path(__file__).parent / "results" / "mnist1d"
 RATES = [round(0.3 * 1.2**k, 3) for k in range(-3, 9)]  # steps of 1.2×
 TUNED = {"plain": RATES[4:11], "mw": RATES[3:10], "signin": RATES[2:9]}  # around each method's own optimum
 SPARSITIES = (0.9, 0.95)
+WIDTHS, EPOCHS = (40, 300, 300, 10), 60
 CHUNK = 8  # networks trained side by side
 SELECTION_SEEDS, TUNING_SEEDS, TEST_SEEDS = range(1000, 1024), range(1000, 1016), range(96)
 
@@ -88,7 +89,7 @@ def run_job(job: tuple[str, Settings, list[int]]) -> dict:
     torch.set_num_threads(1)
     stage, settings, seeds = job
     training, test = mnist1d()
-    net = train(settings, seeds, *training)
+    net = train(settings, seeds, Problem(WIDTHS, EPOCHS, *training))
     if stage == "test":
         fresh = mnist1d(seed=44, samples=12_500)[0]
         scores = {"test": accuracies(net, *test), "fresh": accuracies(net, *fresh)}

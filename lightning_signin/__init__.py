@@ -3,21 +3,28 @@
 from typing import TYPE_CHECKING
 
 from lightning_signin._version import __version__
+from lightning_signin.initial import flip_signs_, transplant_
+from lightning_signin.masks.training_data import TrainingData
 from lightning_signin.model import effective_weights, masks, merge_, rescale_, sparsify
 from lightning_signin.plain_view import plain_view
+from lightning_signin.saved import masks_from_file
 
 if TYPE_CHECKING:
     from lightning_signin.callback import SignInCallback
 
 __all__ = [
     "SignInCallback",
+    "TrainingData",
     "__version__",
     "effective_weights",
+    "flip_signs_",
     "masks",
+    "masks_from_file",
     "merge_",
     "plain_view",
     "rescale_",
     "sparsify",
+    "transplant_",
 ]
 
 

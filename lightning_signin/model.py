@@ -1,14 +1,20 @@
 """The verbs on a whole module: `sparsify`, `rescale_`, `merge_`, and what they leave to look at."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.utils.parametrize import register_parametrization
 from torch.optim import Optimizer
 
 from lightning_signin.functional import check_beta
-from lightning_signin.masks.build import build_masks, check_choice
+from lightning_signin.generators import untouched
+from lightning_signin.masks.build import Distribution, StructureOf, build_masks, check_choice
+from lightning_signin.masks.scores import Score
+from lightning_signin.masks.training_data import TrainingData
+from lightning_signin.masks.units.connected import check_connected
 from lightning_signin.optimizers import MOMENTUM, at_rescale
 from lightning_signin.parametrization import Masked, SignIn
 from lightning_signin.plain_view import show_plain
@@ -21,15 +27,17 @@ from lightning_signin.weights import sign_in_weights, sparse_weights
 def sparsify(
     module: nn.Module,
     *,
-    sparsity: float = 0.9,
-    mask: str | Mapping[str, Tensor] = "random",
-    distribution: str = "balanced",
+    sparsity: float | None = None,
+    mask: str | Score | Mapping[str, Tensor] = "random",
+    distribution: Distribution = None,
+    structure: StructureOf = "unstructured",
     beta: float | Mapping[str, float] = 1.0,
     reparameterize: bool = True,
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
     storage: str = "auto",
     seed: int = 0,
+    data: TrainingData | None = None,
 ) -> nn.Module:
     """Mask the weights of a module, and make each a product m ⊙ w, in place.
 
@@ -38,23 +46,26 @@ def sparsify(
 
     Args:
         module: Any module, on any device.
-        sparsity: Fraction of zeros over the selected weights, in [0, 1).
-        mask: A score, "random" or "magnitude", or masks by plain name: bool tensors of the weights' shapes, for which
-            ``sparsity``, ``distribution`` and ``seed`` have no part.
-        distribution: "balanced", "erk", "uniform" or "global": how the kept weights are spread over layers.
+        sparsity: Fraction of zeros over the selected weights, in [0, 1); None is 0.9.
+        mask: A score: its name in `lightning_signin.masks.SCORES`, its import path, or an object, e.g.
+            ``SNIP(num_batches=10)``; or masks by plain name: bool tensors of the weights' shapes, for which
+            ``sparsity``, ``distribution``, ``structure`` and ``seed`` have no part.
+        distribution: How the kept weights are spread over layers; see `build_masks`.
+        structure: In which pattern weights are kept; see `parse_structure`.
         beta: The scaling β, or a dict of glob pattern → β (Theorem 5.2 needs two).
         reparameterize: False keeps θ itself as the parameter: the plain masked network.
         include: Glob patterns of the weights to make sparse; None takes every Conv and Linear weight.
         exclude: Glob patterns of weights to leave dense.
         storage: "compact", "dense" or "auto" (compact for layers of density ≤ 0.5, except on XLA).
         seed: Seed of the random mask.
+        data: Loss and batches, for scores that train or run the module. With it, a mask that cuts the network is found.
 
     Returns:
-        The same module.
+        The same module. Scoring leaves weights, buffers and process-wide random generators as they were.
 
     Raises:
-        ValueError: For values out of range, unknown names, patterns that match nothing, masks that do not fit, or a
-            module that is sparse already.
+        ValueError: For values out of range, unknown names, patterns that match nothing, masks that do not fit or that
+            cut the network, or a module that is sparse already.
 
     Example:
         >>> net = sparsify(nn.Sequential(nn.Linear(20, 50), nn.ReLU(), nn.Linear(50, 10)), sparsity=0.8)
@@ -66,9 +77,24 @@ def sparsify(
         raise ValueError("The module is sparse already. Call `merge_` first to make it plain again.")
     selected = select_weights(module, include, exclude)
     weights = {name: owners[0][0]._parameters[owners[0][1]] for name, owners in selected.items()}
-    if isinstance(mask, str):
-        mask = build_masks(weights, sparsity=sparsity, mask=mask, distribution=distribution, seed=seed)  # type: ignore[arg-type]
+    if not isinstance(mask, Mapping):
+        transposed = [name for name, owners in selected.items() if isinstance(owners[0][0], _ConvTransposeNd)]
+        with untouched():
+            mask = build_masks(
+                weights,  # type: ignore[arg-type]
+                sparsity=sparsity,
+                mask=mask,
+                distribution=distribution,
+                structure=structure,
+                seed=seed,
+                module=module,
+                data=data,
+                transposed=transposed,
+            )
     _check_masks(mask, {name: weight.shape for name, weight in weights.items()})  # type: ignore[union-attr]
+    if data is not None:
+        with untouched():
+            check_connected(mask, partial(data.network, module, list(selected)))
     betas = by_pattern("beta", beta, list(selected))
     for value in betas.values():
         check_beta(value)

@@ -1,6 +1,5 @@
 """Which weights of a module are made sparse: glob patterns on plain names, and what happens to the odd cases."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeVar
@@ -9,6 +8,8 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+
+from lightning_signin.warn import warn
 
 Owners = list[tuple[nn.Module, str]]
 Users = dict[str, tuple[nn.Module, str]]
@@ -51,9 +52,9 @@ def select_weights(
         parameter = _check_can_be_sparse(owner, attribute, name)
         tied = users[id(parameter)]
         if outside := [other for other in tied if other not in chosen]:
-            _warn(f"{name} is tied to {', '.join(outside)}, which is not selected: it stays dense.")
+            warn(f"{name} is tied to {', '.join(outside)}, which is not selected: it stays dense.")
         elif not parameter.requires_grad:
-            _warn(f"{name} is frozen (requires_grad=False): it stays dense.")
+            warn(f"{name} is frozen (requires_grad=False): it stays dense.")
         elif name == next(iter(tied)):
             selected[name] = list(tied.values())
     if not selected:
@@ -138,7 +139,3 @@ def _check_can_be_sparse(owner: nn.Module, attribute: str, name: str) -> nn.Para
     if isinstance(owner, nn.RNNBase):
         raise ValueError(f"{name} belongs to a recurrent layer, which is not supported yet. {leave_out}")
     return parameter
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, UserWarning, stacklevel=4)

@@ -1,10 +1,13 @@
 """Slow, obvious second implementations, in exact or float64 arithmetic."""
 
+import itertools
+import re
 from collections.abc import Callable, Sequence
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from fractions import Fraction
-from math import prod
+from math import gcd, prod
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,37 +41,65 @@ def budget(sparsity: str, size: int) -> int:
 
 
 def uniform(shapes: Sequence[tuple[int, ...]], total: int) -> list[int]:
-    sizes = [prod(shape) for shape in shapes]
-    return largest_remainder([Fraction(total, sum(sizes)) * size for size in sizes], sizes, total)
+    return _of_single_weights([prod(shape) for shape in shapes], shapes, total)
 
 
 def balanced(shapes: Sequence[tuple[int, ...]], total: int) -> list[int]:
-    """The water level is found by bisection."""
-    sizes = [prod(shape) for shape in shapes]
-
-    def filled(level: Fraction) -> list[Fraction]:
-        return [min(level, Fraction(size)) for size in sizes]
-
-    return largest_remainder(_fill(filled, total, max(sizes)), sizes, total)
+    return _of_single_weights([1 for _ in shapes], shapes, total)
 
 
 def erk(shapes: Sequence[tuple[int, ...]], total: int) -> list[int]:
-    """The scale ε of the densities ε · (sum of dimensions) / (product of dimensions), cut at 1, found by bisection."""
+    """The densities are in proportion to (sum of dimensions) / (product of dimensions)."""
+    return _of_single_weights([sum(shape) for shape in shapes], shapes, total)
+
+
+def _of_single_weights(shares: Sequence[int], shapes: Sequence[tuple[int, ...]], total: int) -> list[int]:
     sizes = [prod(shape) for shape in shapes]
-
-    def filled(epsilon: Fraction) -> list[Fraction]:
-        return [min(epsilon * sum(shape), Fraction(size)) for shape, size in zip(shapes, sizes, strict=True)]
-
-    return largest_remainder(_fill(filled, total, max(sizes)), sizes, total)
+    return largest_remainder(water_fill(shares, [1 for _ in shapes], sizes, total), sizes, total)
 
 
-def _fill(filled: Callable[[Fraction], list[Fraction]], total: int, high: int) -> list[Fraction]:
-    low, top = Fraction(0), Fraction(high)
+def water_fill(shares: Sequence[int], least: Sequence[int], most: Sequence[int], total: int) -> list[Fraction]:
+    """The level is found by bisection: a share times the level, cut at the bounds, sums up to the total."""
+
+    def filled(level: Fraction) -> list[Fraction]:
+        return [min(max(level * s, Fraction(a)), Fraction(b)) for s, a, b in zip(shares, least, most, strict=True)]
+
+    low, high = Fraction(0), Fraction(max(most))
     for _ in range(100):
-        middle = (low + top) / 2
-        low, top = (middle, top) if sum(filled(middle)) < total else (low, middle)
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(filled(middle)) < total else (low, middle)
     # The level is a fraction of whole numbers of this problem, so its denominator is small: the nearest one is exact.
-    return filled(top.limit_denominator(10**6))
+    return filled(high.limit_denominator(10**6))
+
+
+def rounding_errors(counts: Sequence[int], ideal: Sequence[Fraction], total: int) -> tuple[int, Fraction]:
+    """How far the sum is from the total, and Σ |count − ideal|."""
+    return abs(sum(counts) - total), sum((abs(c - x) for c, x in zip(counts, ideal, strict=True)), Fraction(0))
+
+
+def least_rounding_errors(
+    ideal: Sequence[Fraction], units: Sequence[int], capacities: Sequence[int], total: int
+) -> tuple[int, Fraction]:
+    """The least of all `rounding_errors`: the nearest sum first."""
+    choices = [range(unit, capacity + 1, unit) for unit, capacity in zip(units, capacities, strict=True)]
+    return min(rounding_errors(counts, ideal, total) for counts in itertools.product(*choices))
+
+
+def distance_of_nearest_sum(units: Sequence[int], capacities: Sequence[int], total: int) -> int:
+    """How far the nearest sum of whole units is from the total; the sums that can be made are the bits of a number."""
+    divisor, sums = gcd(*units), 1
+    for unit in set(units):
+        more, part = sum(c // u - 1 for u, c in zip(units, capacities, strict=True) if u == unit), 1
+        while more:
+            part = min(part, more)
+            sums |= sums << (part * unit // divisor)
+            more, part = more - part, 2 * part
+    wanted = total - sum(units)
+    place = wanted // divisor
+    below = (sums & ((1 << (place + 1)) - 1)).bit_length() - 1
+    above = sums >> (place + 1)
+    lowest = (above & -above).bit_length() + place
+    return min(wanted - divisor * below, divisor * lowest - wanted) if above else wanted - divisor * below
 
 
 def largest_remainder(ideal: Sequence[Fraction], sizes: Sequence[int], total: int) -> list[int]:
@@ -85,6 +116,33 @@ def largest_remainder(ideal: Sequence[Fraction], sizes: Sequence[int], total: in
 def top(scores: Sequence[float], count: int) -> set[int]:
     """Indices of the highest scores; of equal ones the first."""
     return set(sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:count])
+
+
+def groups(mask: np.ndarray, size: int) -> list[int]:
+    """How many are kept of each group along the inputs, at each place of the kernel; the last may be shorter."""
+    rows = np.moveaxis(mask, 1, -1).reshape(-1, mask.shape[1])
+    return [int(row[start : start + size].sum()) for row in rows for start in range(0, len(row), size)]
+
+
+def blocks(mask: np.ndarray, rows: int, columns: int) -> list[int]:
+    """How many are kept of each block, at each place of the kernel."""
+    places = mask.reshape(*mask.shape[:2], -1)
+    starts = itertools.product(range(0, mask.shape[0], rows), range(0, mask.shape[1], columns), range(places.shape[2]))
+    return [int(places[row : row + rows, column : column + columns, place].sum()) for row, column, place in starts]
+
+
+def in_pattern(name: str) -> Callable[[np.ndarray], bool]:
+    """Whether a mask is in a pattern."""
+    if name == "unstructured":
+        return lambda mask: True
+    if name == "constant-fan-in":
+        return lambda mask: len({int(row.sum()) for row in mask}) == 1
+    first, second = map(int, re.findall(r"\d+", name))
+    if name.endswith("-block"):
+        return lambda mask: set(blocks(mask, first, second)) <= {0, first * second}
+    if name.endswith("-cap"):
+        return lambda mask: max(groups(mask, second)) <= first
+    return lambda mask: set(groups(mask, second)) <= {0, first}
 
 
 def unpack(values: Sequence[float], mask: Tensor) -> Tensor:

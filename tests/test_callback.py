@@ -173,7 +173,10 @@ def test_optimizer_that_forgets_a_weight_is_an_error():
     ("options", "text"),
     [
         ({"sparsity": 90}, r"`sparsity` must be in \[0, 1\), got 90\. Pass the fraction of zeros, e\.g\. 0\.9"),
-        ({"mask": "snap"}, "`mask` must be one of 'random', 'magnitude'; got 'snap'"),
+        (
+            {"mask": "snap"},
+            "`mask` must be one of 'random', 'magnitude', 'snip'.* or the import path of a function or.*; got 'snap'",
+        ),
         ({"distribution": "even"}, "`distribution` must be one of 'balanced', 'uniform', 'erk', 'global'; got 'even'"),
         ({"storage": "sparse"}, "`storage` must be one of 'auto', 'compact', 'dense'; got 'sparse'"),
         ({"rescale_momentum": "drop"}, "`rescale_momentum` must be one of 'keep', 'carry', 'clear'; got 'drop'"),

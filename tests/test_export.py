@@ -1,4 +1,4 @@
-"""Reading weights from files of any moment, and writing them whole or not at all."""
+"""Files are written whole or not at all."""
 
 import os
 
@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from lightning_signin import merge_, sparsify
-from lightning_signin.export import SavedWeights, read_weights, write_safetensors
+from lightning_signin.export import write_safetensors
 from lightning_signin.report import layer_table
+from lightning_signin.saved import SavedWeights, read_weights
 
 
 def net() -> nn.Module:
@@ -37,19 +38,6 @@ def test_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
         write_safetensors(read_weights(net()), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_saved_state_dict_without_masks_is_read(tmp_path):
-    torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "plain.pt")
-    weights = read_weights(tmp_path / "plain.pt")
-    assert list(weights.tensors) == ["weight", "bias"]
-    assert weights.kept == {}
-
-
-def test_file_that_would_run_code_is_refused(tmp_path):
-    torch.save({"state_dict": {"weight": nn.Linear(2, 2)}}, tmp_path / "object.ckpt")
-    with pytest.raises(ValueError, match="holds objects beyond tensors and plain values"):
-        read_weights(tmp_path / "object.ckpt")
 
 
 def test_table_counts_masks_apart_from_dense_layers():

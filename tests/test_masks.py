@@ -1,19 +1,19 @@
-"""Which weights are kept: every score under every distribution, and top-k against sorting."""
+"""Which weights are kept: the scores of the weights alone under every distribution, and top-k against sorting."""
 
 import itertools
+import re
 import warnings
 
 import pytest
 import torch
-from torch import nn
 
-from lightning_signin import sparsify
-from lightning_signin.masks import DISTRIBUTIONS, SCORES, budget, build_masks
-from lightning_signin.masks.build import top
+from lightning_signin.masks import DISTRIBUTIONS, budget, build_masks
+from lightning_signin.masks.top import kth_largest, top
 from tests import reference
 
 SHAPES = {"a": (7, 5), "conv": (4, 3, 3, 3), "b": (20, 11), "c": (7, 5)}
 NAMES = [*DISTRIBUTIONS, "global"]
+INF = float("inf")
 
 
 def weights(dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
@@ -25,7 +25,7 @@ def kept(mask: torch.Tensor) -> set[int]:
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9, 0.97])
-@pytest.mark.parametrize(("mask", "distribution"), list(itertools.product(SCORES, NAMES)))
+@pytest.mark.parametrize(("mask", "distribution"), list(itertools.product(["random", "magnitude"], NAMES)))
 @pytest.mark.filterwarnings("ignore:distribution='global' would leave")
 def test_masks_keep_the_budget_exactly(mask, distribution, sparsity):
     values = weights()
@@ -80,9 +80,30 @@ def test_global_magnitude_keeps_the_largest_of_all(dtype):
     assert kept(torch.cat([mask.flatten() for mask in built.values()])) == expected
 
 
-@pytest.mark.parametrize("count", [1, 4, 9, 10])
+@pytest.mark.parametrize(("mask", "own"), [("random", "balanced"), ("magnitude", "global")])
+def test_distribution_left_out_is_that_of_the_score(mask, own):
+    values = weights()
+    plain = build_masks(values, mask=mask)
+    named = build_masks(values, mask=mask, sparsity=0.9, distribution=own)
+    assert all(torch.equal(plain[name], named[name]) for name in SHAPES)
+
+
+def test_distribution_left_out_is_balanced_for_a_score_that_names_none():
+    values = {"a": torch.randn(20, 20), "b": torch.randn(20, 80)}
+    built = build_masks(values, mask=lambda task: {name: weight.abs() for name, weight in task.weights.items()})
+    assert [int(mask.sum()) for mask in built.values()] == [100, 100]
+
+
+@pytest.mark.parametrize("values", [[3.0, 1.0, 2.0, 2.0], [-INF, -INF, 0.0, INF], [0.0] * 4])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_kth_largest_equals_sorting(values, dtype):
+    flat = torch.tensor(values, dtype=dtype, requires_grad=True)
+    assert [kth_largest(flat, count) for count in range(1, 5)] == sorted(values, reverse=True)
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 9, 10])
 def test_ties_keep_the_lower_index(count):
-    assert kept(top(torch.ones(2, 5), count)) == set(range(count))
+    assert kept(top(torch.ones(2, 5), count)) == kept(top(torch.full((2, 5), -INF), count)) == set(range(count))
     scores = torch.tensor([0.0, 3.0, 1.0, 1.0, 1.0, 3.0, 1.0, 0.0, 2.0, 1.0])
     assert kept(top(scores, count)) == reference.top(scores.tolist(), count)
 
@@ -95,33 +116,36 @@ def test_global_ties_keep_the_earlier_layer():
 
 def test_global_repairs_an_empty_layer_and_says_so():
     values = {"big": 10 + torch.rand(10, 10), "small": torch.rand(6, 5), "tiny": torch.rand(3)}
-    text = "distribution='global' would leave small, tiny without any weight: each keeps its best one"
+    text = "distribution='global' would leave small, tiny without any weight: each keeps its best"
     with pytest.warns(UserWarning, match=text):
         built = build_masks(values, sparsity=0.9, mask="magnitude", distribution="global")
     assert {name: int(mask.sum()) for name, mask in built.items()} == {"big": 11, "small": 1, "tiny": 1}
     assert all(values[name].flatten()[built[name].flatten()].max() == values[name].max() for name in values)
 
 
-def test_global_warning_points_at_the_caller_of_sparsify():
-    net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
-    nn.init.zeros_(net[1].weight)
-    with pytest.warns(UserWarning, match="without any weight") as caught:
-        sparsify(net, sparsity=0.9, mask="magnitude", distribution="global")
-    assert caught[0].filename == __file__
-
-
-def test_masks_refuse_fewer_weights_than_layers():
-    text = "`sparsity`=0.993 keeps 3 weights, but there are 4 layers and each must keep at least one. Lower `sparsity`"
-    with pytest.raises(ValueError, match=text):
-        build_masks(weights(), sparsity=0.993)
+@pytest.mark.parametrize("distribution", NAMES)
+def test_masks_refuse_fewer_weights_than_layers(distribution):
+    text = (
+        "`sparsity`=0.993 keeps 3 of 398 weights, but each of 4 layers must keep at least one weight, together 4. "
+        "Lower `sparsity`, or leave layers dense with `exclude`."
+    )
+    with pytest.raises(ValueError, match=re.escape(text)):
+        build_masks(weights(), sparsity=0.993, distribution=distribution)
 
 
 def test_masks_list_the_allowed_names():
     with pytest.raises(ValueError, match=r"`mask` must be one of 'random', 'magnitude'.*; got 'snop'"):
         build_masks(weights(), mask="snop")
     names = "'balanced', 'uniform', 'erk', 'global'"
-    with pytest.raises(ValueError, match=f"`distribution` must be one of {names}; got 'even'"):
-        build_masks(weights(), distribution="even")
+    for distribution in ("even", ""):
+        with pytest.raises(ValueError, match=f"`distribution` must be one of {names}; got '{distribution}'"):
+            build_masks(weights(), distribution=distribution)
+
+
+@pytest.mark.parametrize("sparsity", [90, 1.0, -0.1])
+def test_masks_refuse_sparsity_out_of_range(sparsity):
+    with pytest.raises(ValueError, match=re.escape(f"`sparsity` must be in [0, 1), got {sparsity}.")):
+        build_masks(weights(), sparsity=sparsity)
 
 
 @pytest.mark.parametrize("distribution", NAMES)

@@ -9,7 +9,7 @@ import lightning_signin
 
 ROOT = Path(lightning_signin.__file__).parent
 FLOORS = {
-    0: ["_version", "functional"],
+    0: ["_version", "functional", "warn"],
     1: ["masks", "storage", "parametrization"],
     2: [
         "weights",
@@ -19,6 +19,9 @@ FLOORS = {
         "model",
         "plain_view",
         "factor_state",
+        "foreign",
+        "saved",
+        "initial",
         "schedule",
         "generators",
         "replay",

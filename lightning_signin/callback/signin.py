@@ -1,7 +1,7 @@
 """`SignInCallback`: hooks that route to the verbs on a module. See `lightning_signin.model`."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, Literal
@@ -13,18 +13,17 @@ from torch.optim import Optimizer
 from lightning_signin.callback.companions import check_companions
 from lightning_signin.callback.position import Position
 from lightning_signin.callback.resuming import NOT_SPARSE, STATE_KEY, check_same_run
+from lightning_signin.callback.start import Start
 from lightning_signin.callback.wrapped import wrapped_hooks
 from lightning_signin.factor_state import factor_state, load_factor_state, mask_digest, saved_masks
-from lightning_signin.functional import check_beta
 from lightning_signin.masks.build import check_choice
-from lightning_signin.masks.distributions import DISTRIBUTIONS, budget
-from lightning_signin.masks.scores import SCORES
+from lightning_signin.masks.scores import Score
+from lightning_signin.masks.structures import Structure
 from lightning_signin.metrics.signs import signs, summary
-from lightning_signin.model import merge_, rescale_, sparsify
+from lightning_signin.model import merge_, rescale_
 from lightning_signin.optimizers import MOMENTUM, add_frobenius_decay_, check_optimizers, check_rescale
 from lightning_signin.plain_view import exchange_parameters
 from lightning_signin.schedule import RescaleSchedule
-from lightning_signin.selection import check_patterns
 from lightning_signin.weights import SparseWeight, sparse_weights
 
 State = dict[str, Any]
@@ -37,9 +36,19 @@ class SignInCallback(Callback):
     are reset to m² − w² = β; at the end they are merged. ``state_dict`` is plain at every moment.
 
     Args:
-        sparsity: Fraction of zeros over the selected weights, in [0, 1). The count of non-zeros is exact.
-        mask: Which weights are kept: "random" or "magnitude".
-        distribution: How many a layer: "balanced" (the paper's), "erk", "uniform", or "global".
+        sparsity: Fraction of zeros over the selected weights, in [0, 1). The count of non-zeros is exact. None is 0.9,
+            or what the groups of ``distribution`` say.
+        mask: Which weights are kept: "random", "magnitude", "snip", "iterative-snip", "force", "grasp", "synflow",
+            "npb", "phew", "prospr"; an import path; or a score with arguments, e.g. ``SNIP(num_batches=10)``.
+        distribution: How many a layer: "balanced" (the paper's), "erk", "uniform", "global", or a dict of glob pattern
+            → sparsity. None is what the score's own paper uses.
+        structure: In which pattern: "unstructured", "2:4" (any n:m), "2:4-cap" (at most 2 of 4), "4x4-block",
+            "constant-fan-in", or a dict of glob pattern → structure. (YAML reads an unquoted 2:4 as the number 124 to
+            base 60; that is understood.)
+        mask_from: A file to take the whole mask from: a checkpoint, a state dict, or masks of other libraries.
+        signs_from: A checkpoint to take the signs of the selected weights from; their magnitudes stay.
+        magnitudes_from: A checkpoint to take the magnitudes of the selected weights from; their signs stay.
+        flip_signs: Share in [0, 1] of the kept weights whose starting sign is flipped, at random (Table 9).
         beta: The scaling β > 0, or a dict of glob pattern on plain names → β.
         reparameterize: False trains θ itself on the mask: the baseline "Random" of the paper's Table 3.
         rescale_every_n_epochs: p; None never rescales ("m ⊙ w" of Table 14).
@@ -60,8 +69,8 @@ class SignInCallback(Callback):
             the start of ``fit``.
 
     Example:
-        >>> SignInCallback(sparsity=0.95, rescale_until=0.5).sparsity
-        0.95
+        >>> SignInCallback(mask="snip", structure="2:4-cap").start.structure
+        '2:4-cap'
         >>> SignInCallback(sparsity=90)
         Traceback (most recent call last):
         ValueError: `sparsity` must be in [0, 1), got 90. Pass the fraction of zeros, e.g. 0.9.
@@ -70,9 +79,14 @@ class SignInCallback(Callback):
     def __init__(
         self,
         *,
-        sparsity: float = 0.9,
-        mask: str = "random",
-        distribution: str = "balanced",
+        sparsity: float | None = None,
+        mask: str | Score = "random",
+        distribution: str | dict[str, float] | None = None,
+        structure: str | int | Structure | dict[str, str | int] = "unstructured",
+        mask_from: str | os.PathLike | None = None,
+        signs_from: str | os.PathLike | None = None,
+        magnitudes_from: str | os.PathLike | None = None,
+        flip_signs: float = 0.0,
         beta: float | dict[str, float] = 1.0,
         reparameterize: bool = True,
         rescale_every_n_epochs: int | None = 5,
@@ -85,27 +99,29 @@ class SignInCallback(Callback):
         storage: Literal["auto", "compact", "dense"] = "auto",
         seed: int | None = None,
     ) -> None:
-        budget(sparsity, 1)
-        check_choice("mask", mask, SCORES)
-        check_choice("distribution", distribution, [*DISTRIBUTIONS, "global"])
-        check_choice("storage", storage, ("auto", "compact", "dense"))
+        self.start = Start(
+            sparsity=sparsity,
+            mask=mask,
+            distribution=distribution,
+            structure=structure,
+            mask_from=mask_from,
+            signs_from=signs_from,
+            magnitudes_from=magnitudes_from,
+            flip_signs=flip_signs,
+            beta=beta,
+            reparameterize=reparameterize,
+            include=include,
+            exclude=exclude,
+            storage=storage,
+            seed=seed,
+        )
         check_choice("rescale_momentum", rescale_momentum, MOMENTUM)
-        for value in beta.values() if isinstance(beta, Mapping) else [beta]:
-            check_beta(value)
         if not frobenius_decay >= 0:
             raise ValueError(f"`frobenius_decay` must be at least 0, got {frobenius_decay}. The paper uses 1e-4.")
-        self.sparsity = sparsity
-        self.mask = mask
-        self.distribution = distribution
-        self.beta = beta
         self.reparameterize = reparameterize
         self.schedule = RescaleSchedule(rescale_every_n_epochs, rescale_every_n_steps, rescale_until)
         self.rescale_momentum = rescale_momentum
         self.frobenius_decay = frobenius_decay
-        self.include = check_patterns("include", include)
-        self.exclude = check_patterns("exclude", exclude)
-        self.storage = storage
-        self.seed = seed
         self._module: LightningModule | None = None
         self._weights: dict[str, SparseWeight] | None = None  # while the model is sparse
         self._finished: State = {}  # the last state, from the merge until the next fit
@@ -130,7 +146,7 @@ class SignInCallback(Callback):
         self._seen, self._resumed = (-1, -1), False
         self._start_signs: dict[str, Tensor] | None = None
         self._undo.callback(self._position.detach)
-        complete = partial(self._sparsify, trainer, pl_module, known or self.mask)
+        complete = partial(self._sparsify, trainer, pl_module, known)
         self._undo.enter_context(wrapped_hooks(trainer, pl_module, complete, self._position.attach))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -189,7 +205,7 @@ class SignInCallback(Callback):
         """Take over mask, factors, counters and position of the run that wrote the checkpoint."""
         if self._weights is None or self._module is None:
             return
-        check_same_run(state_dict["arguments"], self._arguments(), any_seed=self.seed is None)
+        check_same_run(state_dict["arguments"], self.start.saved(), any_seed=self.start.seed is None)
         load_factor_state(self._module, state_dict)
         self._start_signs = state_dict["start_signs"]
         self._seen = tuple(state_dict["seen"])
@@ -201,20 +217,11 @@ class SignInCallback(Callback):
         if self._weights is not None and STATE_KEY not in checkpoint["callbacks"]:
             raise ValueError(NOT_SPARSE)
 
-    def _sparsify(self, trainer: Trainer, module: LightningModule, mask: str | dict[str, Tensor]) -> None:
+    def _sparsify(
+        self, trainer: Trainer, module: LightningModule, known: dict[str, Tensor] | None, resumes: bool
+    ) -> None:
         parameters = dict(module.named_parameters())
-        sparsify(
-            module,
-            sparsity=self.sparsity,
-            mask=mask,
-            distribution=self.distribution,
-            beta=self.beta,
-            reparameterize=self.reparameterize,
-            include=self.include,
-            exclude=self.exclude,
-            storage=self.storage,
-            seed=self._arguments()["seed"],
-        )
+        self.start.sparsify(trainer, module, known, resumes)
         self._weights = sparse_weights(module)
         self._replaced = {id(parameters[name]): (parameters[name], weight) for name, weight in self._weights.items()}
         if trainer.world_size > 1:  # ranks that start from other weights would choose other magnitudes
@@ -223,16 +230,10 @@ class SignInCallback(Callback):
             if not trainer.strategy.reduce_boolean_decision(same):
                 load_factor_state(module, trainer.strategy.broadcast(factor_state(module)))
 
-    def _arguments(self) -> State:
-        """What decides masks and factors, with the seed that is in force."""
-        seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
-        names = ("sparsity", "mask", "distribution", "include", "exclude", "reparameterize", "storage")
-        return {**{name: getattr(self, name) for name in names}, "seed": seed}
-
     def _state(self, alone: bool = False) -> State:
         assert self._module is not None
         return {
-            "arguments": self._arguments(),
+            "arguments": self.start.saved(),
             **factor_state(self._module),
             "start_signs": signs(self._module) if self._start_signs is None else self._start_signs,
             "seen": self._seen,

@@ -1,4 +1,4 @@
-"""The three hooks of a run that no callback has, wrapped for the time of a fit."""
+"""The four hooks of a run that no callback has, wrapped for the time of a fit."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from lightning_signin.plain_view import plain_view
 def wrapped_hooks(
     trainer: Trainer,
     module: LightningModule,
-    complete: Callable[[], None],
+    complete: Callable[[bool], None],
     on_training_loader: Callable[[object], None],
 ) -> Iterator[None]:
     """Wrap hooks on the instances, and put back what was there.
@@ -21,17 +21,26 @@ def wrapped_hooks(
     Args:
         trainer: Its strategy's ``process_dataloader`` is the one place that sees training loaders before they iterate.
         module: Its ``configure_optimizers`` gets the plain view.
-        complete: Called at the end of ``configure_model``: only then do the layers exist that a module builds in its
-            own ``setup`` or ``configure_model``, and optimizers do not exist yet.
+        complete: Called after ``configure_model``, with whether a checkpoint is loaded next: only then do the layers
+            exist that a module builds in its own ``setup`` or ``configure_model``, and optimizers do not exist yet.
         on_training_loader: Called with every training loader.
     """
     plain_model, plain_optimizers = module.configure_model, module.configure_optimizers
-    plain_loader = trainer.strategy.process_dataloader
+    plain_loader, connector = trainer.strategy.process_dataloader, trainer._checkpoint_connector
+    plain_restore = connector._restore_modules_and_callbacks
+    restores_late = trainer.strategy.restore_checkpoint_after_setup
 
     # No functools.wraps: Lightning would take a wrapped `configure_model` for one that nobody has overridden.
     def configure_model() -> None:
         plain_model()
-        complete()
+        if restores_late:
+            complete(False)
+
+    # Right after `configure_model`, and the first to know of a checkpoint: `trainer.ckpt_path` is set inside.
+    def _restore_modules_and_callbacks(checkpoint_path: Any = None, *args: Any) -> None:
+        if not restores_late:
+            complete(checkpoint_path is not None)
+        plain_restore(checkpoint_path, *args)
 
     def configure_optimizers() -> Any:
         with plain_view(module):
@@ -43,7 +52,8 @@ def wrapped_hooks(
             on_training_loader(dataloader)
         return dataloader
 
-    holders = {configure_model: module, configure_optimizers: module, process_dataloader: trainer.strategy}
+    holders: dict[Callable, Any] = {configure_model: module, configure_optimizers: module}
+    holders |= {process_dataloader: trainer.strategy, _restore_modules_and_callbacks: connector}
     before = {hook: holder.__dict__.get(hook.__name__) for hook, holder in holders.items()}
     for hook, holder in holders.items():
         holder.__dict__[hook.__name__] = hook

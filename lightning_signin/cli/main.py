@@ -83,7 +83,8 @@ def _recipes(arguments: list[str]) -> None:
 
 
 def _export(arguments: list[str]) -> None:
-    from lightning_signin.export.saved import read_weights, write_safetensors
+    from lightning_signin.export.safetensors import write_safetensors
+    from lightning_signin.saved import read_weights
 
     parser = argparse.ArgumentParser("lightning-signin export", description="Write merged weights as safetensors.")
     parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint of any moment of a run")
@@ -94,8 +95,8 @@ def _export(arguments: list[str]) -> None:
 
 
 def _inspect(arguments: list[str]) -> None:
-    from lightning_signin.export.saved import read_weights
     from lightning_signin.report.table import layer_table
+    from lightning_signin.saved import read_weights
 
     parser = argparse.ArgumentParser("lightning-signin inspect", description="A table of the layers of a file.")
     parser.add_argument("file", metavar="FILE", help="a checkpoint, a saved state dict or a safetensors file")

@@ -9,7 +9,8 @@ from lightning.pytorch.cli import ArgsType, LightningCLI
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_signin.callback import SignInCallback
-from lightning_signin.export.saved import read_weights, write_safetensors
+from lightning_signin.export.safetensors import write_safetensors
+from lightning_signin.saved import read_weights
 
 
 def run(arguments: ArgsType) -> None:

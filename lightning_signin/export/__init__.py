@@ -1,5 +1,5 @@
-"""Files for inference, and what can be read back from them."""
+"""Files for inference."""
 
-from lightning_signin.export.saved import SavedWeights, read_weights, write_safetensors
+from lightning_signin.export.safetensors import write_safetensors
 
-__all__ = ["SavedWeights", "read_weights", "write_safetensors"]
+__all__ = ["write_safetensors"]

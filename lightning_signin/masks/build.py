@@ -1,95 +1,120 @@
-"""From scores and a distribution to one exact mask a layer."""
+"""From a score, a distribution and a structure to one exact mask a weight."""
 
-import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightning_signin.masks.choice import Choice, by_first_match
 from lightning_signin.masks.distributions import DISTRIBUTIONS, budget
-from lightning_signin.masks.scores import SCORES
+from lightning_signin.masks.scores import Score, parse_score, score_name
+from lightning_signin.masks.structures import Structure, parse_structure
+from lightning_signin.masks.task import Task, TrainingData
+from lightning_signin.warn import warn
+
+Distribution = str | Mapping[str, float] | None
+StructureOf = str | Structure | Mapping[str, str | Structure]
+DEFAULT_SPARSITY = 0.9
 
 
 def build_masks(
     weights: Mapping[str, Tensor],
     *,
-    sparsity: float = 0.9,
-    mask: str = "random",
-    distribution: str = "balanced",
+    sparsity: float | None = None,
+    mask: str | Score = "random",
+    distribution: Distribution = None,
+    structure: StructureOf = "unstructured",
     seed: int = 0,
+    module: nn.Module | None = None,
+    data: TrainingData | None = None,
+    transposed: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """Choose the weights to keep.
 
     Args:
         weights: The weights by name, in model order.
-        sparsity: Fraction of zeros over all weights, in [0, 1).
-        mask: Name of the score: "random" or "magnitude".
-        distribution: How the kept weights are spread: "balanced", "erk", "uniform", or "global", where the scores of
-            all layers compete.
+        sparsity: Fraction of zeros over all weights, in [0, 1); None is 0.9, or what groups in ``distribution`` say.
+        mask: Which weights are kept: the name of a score, its import path, or a score, e.g. ``SNIP(num_batches=10)``.
+        distribution: How the kept weights are spread: "balanced", "erk", "uniform"; "global", where the scores of all
+            layers compete; or groups, a dict of glob pattern → sparsity, where the first match wins. None is what the
+            score's paper uses.
+        structure: In which pattern: see `parse_structure`; or a dict of glob pattern → structure.
         seed: Seed of the scores' generator.
+        module: The plain module that has the weights, for scores that run it.
+        data: Loss and batches, for scores that train or run it.
+        transposed: Names of the weights of transposed convolutions, stored as (inputs, outputs, …).
 
     Returns:
         A bool mask for each weight, True keeps. Together they keep exactly (1 − sparsity) · N weights, rounded half to
-        even, and at least one in each layer (under "global" each layer's best weight is kept first, and a warning says
-        where it mattered). Equal scores keep the lower index.
+        even, or the nearest count that the structure can make, with a warning (each group for itself); and at least one
+        unit of the structure in each layer (under "global" each layer's best is kept first, and a warning says where it
+        mattered). Equal scores keep the lower index.
 
     Raises:
-        ValueError: If a name is unknown, ``sparsity`` is out of range, a score is NaN, or the budget is below one
-            weight a layer.
+        ValueError: If a name is unknown, ``sparsity`` is out of range, a structure does not fit, a score is undefined
+            or not finite, or the budget is below one unit a layer.
 
     Example:
         >>> masks = build_masks({"a": torch.randn(10, 10), "b": torch.randn(100, 100)}, sparsity=0.9)
         >>> {name: int(mask.sum()) for name, mask in masks.items()}
         {'a': 100, 'b': 910}
     """
-    check_choice("mask", mask, SCORES)
-    check_choice("distribution", distribution, [*DISTRIBUTIONS, "global"])
-    total = budget(sparsity, sum(weight.numel() for weight in weights.values()))
-    if total < len(weights):
-        raise ValueError(
-            f"`sparsity`={sparsity} keeps {total} weights, but there are {len(weights)} layers and each must keep at "
-            "least one. Lower `sparsity`, or leave layers dense with `exclude`."
-        )
-    scores = SCORES[mask](weights, torch.Generator().manual_seed(seed))
-    for name, score in scores.items():
-        if score.isnan().any():
-            raise ValueError(f"`mask`={mask!r} gave NaN scores for {name!r}. Check that its weights are finite.")
-    if distribution == "global":
-        return _top_global(scores, total)
-    counts = DISTRIBUTIONS[distribution]([tuple(weight.shape) for weight in weights.values()], total)
-    return {name: top(score, count) for (name, score), count in zip(scores.items(), counts, strict=True)}
+    score, name = parse_score(mask), score_name(mask)
+    if distribution is None:
+        distribution = getattr(score, "distribution", "balanced")
+    check_distribution(sparsity, distribution)
+    structures = dict.fromkeys(weights, structure)
+    if isinstance(structure, Mapping):
+        structures = {n: structure[p] for n, p in by_first_match("structure", structure, list(weights)).items()}
+    parsed = {n: parse_structure(value) for n, value in structures.items()}  # type: ignore[arg-type]
+    shapes = {n: tuple(weight.shape) for n, weight in weights.items()}
+    choice = Choice(shapes, DEFAULT_SPARSITY if sparsity is None else sparsity, distribution, parsed, transposed)
+    task = Task(module, weights, choice, torch.Generator().manual_seed(seed), data, name)
+    with torch.enable_grad():
+        scores = score(task)
+    _check_scores(scores, weights, name)
+    masks = choice.masks(scores)
+    for names, target in choice.targets:
+        _say_nearest({n: masks[n] for n in names}, target, structure)
+    return masks
 
 
-def top(score: Tensor, count: int) -> Tensor:
-    """The mask of the ``count`` highest scores, 1 to numel; equal scores keep the lower index, on every device."""
-    flat = score.flatten()
-    threshold = flat.kthvalue(flat.numel() - count + 1).values
-    mask = flat > threshold
-    ties = (flat == threshold).nonzero().squeeze(1)
-    mask[ties[: count - int(mask.sum())]] = True
-    return mask.view(score.shape)
+def check_distribution(sparsity: float | None, distribution: Distribution) -> None:
+    """Raise `ValueError` for values out of range and unknown names."""
+    if isinstance(distribution, Mapping):
+        if sparsity is not None:
+            raise ValueError("`sparsity` must be left out where `distribution` says it for each group; got both.")
+        for value in distribution.values():
+            budget(value, 1)
+    else:
+        budget(DEFAULT_SPARSITY if sparsity is None else sparsity, 1)
+        check_choice("distribution", distribution, [*DISTRIBUTIONS, "global", None])
 
 
 def check_choice(argument: str, value: object, allowed: object) -> None:
     """Raise `ValueError` unless ``value`` is among the names ``allowed``."""
     names = list(allowed)  # type: ignore[call-overload]
     if value not in names:
-        raise ValueError(f"`{argument}` must be one of {', '.join(map(repr, names))}; got {value!r}.")
+        shown = ", ".join(repr(name) for name in names if name is not None)
+        raise ValueError(f"`{argument}` must be one of {shown}; got {value!r}.")
 
 
-def _top_global(scores: dict[str, Tensor], total: int) -> dict[str, Tensor]:
-    best = {name: top(score, 1) for name, score in scores.items()}
-    flat = torch.cat([score.flatten().double().cpu() for score in scores.values()])
-    unrepaired = top(flat, total)
-    flat[torch.cat([mask.flatten().cpu() for mask in best.values()])] = float("inf")
-    repaired = top(flat, total)
-    sizes = [score.numel() for score in scores.values()]
-    empty = [name for name, part in zip(scores, unrepaired.split(sizes), strict=True) if not part.any()]
-    if empty:
-        warnings.warn(
-            f"distribution='global' would leave {', '.join(empty)} without any weight: each keeps its best one.",
-            UserWarning,
-            stacklevel=4,
+def _check_scores(scores: Mapping[str, Tensor], weights: Mapping[str, Tensor], name: str) -> None:
+    for weight in [*weights, *scores]:
+        if weight not in scores or weight not in weights or scores[weight].shape != weights[weight].shape:
+            raise ValueError(
+                f"`mask`={name!r} must give one score of the weight's shape for each weight; see {weight!r}."
+            )
+        if scores[weight].isnan().any():
+            raise ValueError(f"`mask`={name!r} gave NaN scores for {weight!r}. Check that its weights are finite.")
+
+
+def _say_nearest(masks: Mapping[str, Tensor], target: int, structure: object) -> None:
+    kept, size = sum(int(mask.sum()) for mask in masks.values()), sum(mask.numel() for mask in masks.values())
+    if kept != target:
+        first, *others = masks
+        warn(
+            f"structure={structure!r} cannot keep {target} of the {size} weights of {first}"
+            f"{f' and {len(others)} more' if others else ''}: it keeps {kept}, the nearest count that it can make "
+            f"(sparsity {1 - kept / size:.4f})."
         )
-    parts = zip(scores.items(), repaired.split(sizes), strict=True)
-    return {name: part.view(score.shape).to(score.device) for (name, score), part in parts}

@@ -1,8 +1,9 @@
-"""How many weights each layer keeps: the distribution of a global budget over layers.
+"""How many weights each layer keeps: the distribution of a budget over layers.
 
-Every size-based distribution is a function ``(shapes, total) -> counts`` on exact fractions, turned into whole numbers
-by one largest-remainder rounding, so that the counts sum to ``total`` exactly and no layer is left empty. The "global"
-distribution has no counts of its own: the scores of all layers compete (`lightning_signin.masks.build`).
+Every distribution says what share a layer asks for. The shares are scaled by one factor until the budget is spent, no
+layer passing its capacity or falling below one unit of its structure (water-filling), all in exact fractions; then the
+counts are rounded to whole units whose sum is the budget, or the nearest sum that there is. The "global" distribution
+has no shares: the scores of all layers compete (`global_counts`).
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +11,11 @@ from decimal import Decimal
 from fractions import Fraction
 from math import prod
 
-Shapes = Sequence[tuple[int, ...]]
+import torch
+from torch import Tensor
+
+from lightning_signin.masks.rounding import round_to_units
+from lightning_signin.masks.top import kth_largest
 
 
 def budget(sparsity: float, size: int) -> int:
@@ -32,82 +37,121 @@ def budget(sparsity: float, size: int) -> int:
     return round((1 - Fraction(Decimal(repr(float(sparsity))))) * size)
 
 
-def balanced(shapes: Shapes, total: int) -> list[int]:
-    """The same number of non-zeros in every layer; layers with fewer weights than that are dense.
+def balanced(shape: tuple[int, ...]) -> int:
+    """The same number of non-zeros for every layer; layers with fewer weights than that are dense.
 
-    Water-filling: the layers below the level X are filled, and X is raised for the rest until the budget is spent
     (Gadhikar, Mukherjee, Burkholz: "Why Random Pruning Is All We Need to Start Sparse", ICML 2023; the paper's
-    Section 6). Reference code spreads what small layers leave over only to later layers and misses the budget.
+    Section 6.) Reference code spreads what small layers leave over only to later layers and misses the budget.
 
     Args:
-        shapes: Shape of every layer's weight.
-        total: Number of weights to keep, at least one a layer and at most all.
+        shape: Shape of a layer's weight.
 
     Returns:
-        The number of weights to keep for each layer, with sum ``total``.
+        The layer's share.
 
     Example:
-        >>> balanced([(2, 5), (10, 10), (30, 30)], total=100)
+        >>> allocate([balanced(shape) for shape in [(2, 5), (10, 10), (30, 30)]], [1, 1, 1], [10, 100, 900], total=100)
         [10, 45, 45]
     """
-    sizes = [prod(shape) for shape in shapes]
-    level, rest, open_layers = Fraction(0), total, len(sizes)
-    for size in sorted(sizes):
-        level = Fraction(rest, open_layers)
-        if level < size:
-            break
-        rest, open_layers = rest - size, open_layers - 1
-    return _round([min(level, Fraction(size)) for size in sizes], sizes, total)
+    return 1
 
 
-def uniform(shapes: Shapes, total: int) -> list[int]:
-    """The same density in every layer. Arguments and result as in `balanced`.
-
-    Example:
-        >>> uniform([(10,), (100,)], total=11)
-        [1, 10]
-    """
-    sizes = [prod(shape) for shape in shapes]
-    return _round([Fraction(total * size, sum(sizes)) for size in sizes], sizes, total)
+def uniform(shape: tuple[int, ...]) -> int:
+    """The same density for every layer. Argument and result as in `balanced`."""
+    return prod(shape)
 
 
-def erk(shapes: Shapes, total: int) -> list[int]:
+def erk(shape: tuple[int, ...]) -> int:
     """Erdős–Rényi-kernel: density in proportion to (sum of dimensions) / (product of dimensions).
 
-    Layers whose density would pass 1 are made dense and the rest is scaled again (Evci et al.: "Rigging the Lottery",
-    ICML 2020). Arguments and result as in `balanced`.
+    Layers whose density would pass 1 are dense and the rest is scaled again (Evci et al.: "Rigging the Lottery", ICML
+    2020). Argument and result as in `balanced`.
 
     Example:
-        >>> erk([(4, 4), (100, 10), (100, 100)], total=700)
+        >>> shapes = [(4, 4), (100, 10), (100, 100)]
+        >>> allocate([erk(shape) for shape in shapes], [1, 1, 1], [16, 1000, 10000], total=700)
         [16, 243, 441]
     """
-    sizes = [prod(shape) for shape in shapes]
-    raw = [sum(shape) for shape in shapes]  # density · size, up to the factor ε
-    dense: set[int] = set()
-    while len(dense) < len(sizes):
-        free = [layer for layer in range(len(sizes)) if layer not in dense]
-        epsilon = Fraction(total - sum(sizes[layer] for layer in dense), sum(raw[layer] for layer in free))
-        densities = {layer: epsilon * raw[layer] / sizes[layer] for layer in free}
-        highest = max(densities.values())
-        if highest <= 1:
-            break
-        dense |= {layer for layer, density in densities.items() if density == highest}
-    return _round(
-        [Fraction(size) if layer in dense else epsilon * raw[layer] for layer, size in enumerate(sizes)], sizes, total
-    )
+    return sum(shape)
 
 
-DISTRIBUTIONS: dict[str, Callable[[Shapes, int], list[int]]] = {"balanced": balanced, "uniform": uniform, "erk": erk}
+DISTRIBUTIONS: dict[str, Callable[[tuple[int, ...]], int]] = {"balanced": balanced, "uniform": uniform, "erk": erk}
 
 
-def _round(ideal: list[Fraction], sizes: list[int], total: int) -> list[int]:
-    """Largest-remainder rounding to counts in [1, size] with sum ``total``; ties go to the earlier layer."""
-    counts = [min(max(int(value), 1), size) for value, size in zip(ideal, sizes, strict=True)]
-    step = 1 if sum(counts) < total else -1
-    while (missing := total - sum(counts)) != 0:
-        last = sizes if step > 0 else [1] * len(sizes)
-        movable = [layer for layer, count in enumerate(counts) if count != last[layer]]
-        movable.sort(key=lambda layer: step * (counts[layer] - ideal[layer]))
-        for layer in movable[: abs(missing)]:
-            counts[layer] += step
+def allocate(shares: Sequence[int], units: Sequence[int], capacities: Sequence[int], total: int) -> list[int]:
+    """Spread a budget over layers in proportion to their shares, within bounds, in whole units.
+
+    Args:
+        shares: What each layer asks for, positive.
+        units: Each layer's count must be a positive multiple of this.
+        capacities: The most that each layer can keep, a multiple of its unit.
+        total: The budget, at least one unit a layer and at most all capacities.
+
+    Returns:
+        The counts. Their sum is ``total``, or the nearest that whole units can make; the counts are those nearest to
+        the exact shares (for single weights: largest-remainder rounding), ties going up in the earlier layer.
+    """
+    # λ ↦ Σ clamp(λ · share, unit, capacity) rises from one unit a layer to all capacities and bends where a layer meets
+    # a bound: between two bends it is linear, so λ is exact.
+    layers = zip(shares, units, capacities, strict=True)
+    bounds = [(share, Fraction(unit), Fraction(capacity)) for share, unit, capacity in layers]
+
+    def spent(level: Fraction) -> Fraction:
+        return sum((min(max(level * share, unit), cap) for share, unit, cap in bounds), Fraction(0))
+
+    bends = sorted({Fraction(bound, share) for share, *both in bounds for bound in both})
+    low, high = 0, len(bends) - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if spent(bends[middle]) <= total else (low, middle)
+    level, rise = bends[low], spent(bends[high]) - spent(bends[low])
+    if rise:
+        level += (bends[high] - bends[low]) * (total - spent(level)) / rise
+    ideal = [min(max(level * share, unit), cap) for share, unit, cap in bounds]
+    return round_to_units(ideal, units, capacities, total)
+
+
+def global_counts(
+    values: Sequence[Tensor], units: Sequence[int], capacities: Sequence[int], total: int
+) -> tuple[list[int], list[int]]:
+    """Let the units of all layers compete: the highest values are kept, and at least the best unit of each layer.
+
+    Args:
+        values: The value of each unit of each layer, comparable across layers.
+        units: The number of weights in one unit of each layer.
+        capacities: The most that each layer can keep.
+        total: The budget in weights.
+
+    Returns:
+        The counts, rounded like those of `allocate`, and the layers that would have kept nothing.
+    """
+    ideal = _best_units(values, units, total)
+    empty = [layer for layer, count in enumerate(ideal) if count < units[layer]]
+    if empty:
+        raised = [value.to(torch.float64, copy=True).flatten() for value in values]
+        for value in raised:
+            value[value.argmax()] = float("inf")
+        ideal = _best_units(raised, units, total)
+    return round_to_units([Fraction(count) for count in ideal], units, capacities, total), empty
+
+
+def _best_units(values: Sequence[Tensor], units: Sequence[int], total: int) -> list[int]:
+    """How many weights each layer holds among the best units; what is left over is with the layer that is next."""
+    flat = torch.cat([value.flatten() for value in values])
+    sizes = [value.numel() for value in values]
+    if len(set(units)) == 1:
+        count = min(max(round(Fraction(total, units[0])), 1), len(flat))
+        threshold = kth_largest(flat, count)
+        above = [int((part > threshold).sum()) for part in flat.split(sizes)]
+        ties = [int((part == threshold).sum()) for part in flat.split(sizes)]
+        for layer, tied in enumerate(ties):  # of equal values, those of the earlier layers
+            above[layer] += min(tied, count - sum(above))
+        return [number * unit for number, unit in zip(above, units, strict=True)]
+    layers = torch.repeat_interleave(torch.arange(len(values)), torch.tensor(sizes))
+    costs = torch.tensor(units)[layers]
+    order = flat.cpu().argsort(descending=True, stable=True)
+    taken = int((costs[order].cumsum(0) <= total).sum())
+    counts = (torch.bincount(layers[order[:taken]], minlength=len(values)) * torch.tensor(units)).tolist()
+    if taken < len(order):
+        counts[int(layers[order[taken]])] += total - sum(counts)
     return counts

@@ -1,6 +1,6 @@
 """The table of a sparse model's layers."""
 
-from lightning_signin.export.saved import SavedWeights
+from lightning_signin.saved import SavedWeights
 
 _HEADER = ("weight", "shape", "non-zeros", "sparsity", "sign flips")
 

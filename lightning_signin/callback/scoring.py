@@ -1,0 +1,162 @@
+"""Scoring with the user's own training step on the user's own data, before the fit and without a trace of it."""
+
+import copy
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from lightning.fabric.utilities.data import sized_len
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.connectors.data_connector import (
+    _parse_num_batches,
+    _request_dataloader,
+    _resolve_overfit_batches,
+)
+from lightning.pytorch.trainer.states import RunningStage
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor, nn
+
+from lightning_signin import generators
+from lightning_signin.callback.stand_in import Steps, number_of_batches, stand_in
+from lightning_signin.masks.training_data import Losses, TrainingData
+
+_BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+
+
+class LightningData(TrainingData):
+    """The training step and the training batches of a fit that is about to start.
+
+    Training steps run on a copy of the module, which has a stand-in for the trainer: its loggers are dummies, its
+    optimizers take no step. Nothing is computed until a score asks for it. What cannot be undone: counters, caches and
+    files that data sets keep, and the original module where a hook reaches it past the copy (a lambda that holds it).
+
+    Args:
+        trainer: The trainer, after ``setup``.
+        module: The plain module.
+    """
+
+    def __init__(self, trainer: Trainer, module: LightningModule) -> None:
+        self.trainer, self.module = trainer, module
+        self.example_input = module.example_input_array
+        self._held = generators.Held()
+        self._iterators: dict[int, tuple[Any, Any]] = {}  # of loaders with persistent workers, from before
+        self._steps: WeakKeyDictionary[nn.Module, Steps] = WeakKeyDictionary()
+
+    @property
+    def batches(self) -> Iterator[Any]:  # type: ignore[override]
+        """The training batches from the start, on the fit's device; of this rank's share."""
+        has_hooks = any(is_overridden(hook, self.module) for hook in _BATCH_HOOKS)
+        module = self._copy() if has_hooks else self.module
+        loaders = self._loaders()
+        for index, (batch, _, _) in enumerate(iter(loaders)):
+            if index >= number_of_batches(loaders):
+                return
+            batch = module._on_before_batch_transfer(self.trainer.precision_plugin.convert_input(batch))
+            yield module.trainer.strategy.batch_to_device(batch)
+
+    def average(self, tensor: Tensor) -> Tensor:  # type: ignore[override]
+        """The mean over ranks."""
+        return self.trainer.strategy.reduce(tensor, reduce_op="mean")  # type: ignore[return-value]
+
+    def copy(self, module: nn.Module) -> nn.Module:
+        """A copy of the module for training steps that train and log nothing.
+
+        Raises:
+            ValueError: If it holds what cannot be copied.
+        """
+        scored = self._copy()
+        self._steps[scored] = Steps(scored, self._copy)
+        return scored
+
+    def loss(self, module: nn.Module, batch: Any) -> Losses:
+        """What the training step minimizes.
+
+        Returns:
+            The loss; of a manual optimization, what each optimizer steps on, with the parameters that it trains.
+
+        Raises:
+            ValueError: If the training step gives no loss.
+            RuntimeError: If it fails.
+        """
+        assert isinstance(module, LightningModule)
+        step, steps = module.training_step, self._steps[module]
+        if is_param_in_hook_signature(step, "dataloader_iter", explicit=True):
+            raise ValueError("Masks cannot be scored with a training_step(dataloader_iter): it reads its own batches.")
+        arguments = (batch, 0) if is_param_in_hook_signature(step, "batch_idx", min_args=2) else (batch,)
+        steps.begin()
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        try:
+            with warnings.catch_warnings(), self.trainer.precision_plugin.train_step_context():
+                warnings.simplefilter("ignore")  # they come again in the fit
+                result = step(*arguments)
+        except Exception as error:
+            raise RuntimeError(
+                f"The training step failed while it was scored, with {type(error).__name__}: {error}. It runs on a "
+                "copy of the module before `on_fit_start`: what it needs must be there after `setup` and "
+                "`configure_model`."
+            ) from error
+        for parameter in trained:  # a step may end with a part frozen
+            if not parameter.requires_grad:
+                parameter.requires_grad_()
+        if not module.automatic_optimization:
+            if not steps.done:
+                raise ValueError(
+                    "The training step made no optimizer step after `self.manual_backward(loss)` on a first batch, so "
+                    "there is no loss to score with. Use both, or choose a mask that needs no data."
+                )
+            return steps.done
+        loss = result.get("loss") if isinstance(result, dict) else result
+        if not isinstance(loss, Tensor):
+            raise ValueError(f"The training step returned {result!r} and no loss: there is nothing to score with.")
+        return loss
+
+    def close(self) -> None:
+        """Put back the random generators that data sets and loaders hold, and let go of their workers."""
+        self._held.restore()
+        for loader, iterator in self._iterators.values():
+            loader._iterator = iterator
+        self._iterators = {}
+
+    def _loaders(self) -> CombinedLoader:
+        """The training loaders as the fit will have them, with the generators that they hold noted."""
+        given = _request_dataloader(self.trainer.fit_loop._data_source)
+        combined = copy.copy(given) if isinstance(given, CombinedLoader) else CombinedLoader(given, "max_size_cycle")
+        if self.trainer.overfit_batches > 0:  # type: ignore[attr-defined]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Lightning says it in the fit
+                _resolve_overfit_batches(combined, RunningStage.TRAINING)
+        prepare = partial(self.trainer._data_connector._prepare_dataloader, shuffle=True, mode=RunningStage.TRAINING)
+        combined.flattened = [prepare(loader) for loader in combined.flattened]
+        limit, lengths = self.trainer.limit_train_batches, map(sized_len, combined.flattened)
+        known = (float("inf") if length is None else length for length in lengths)
+        combined.limits = [_parse_num_batches(RunningStage.TRAINING, length, limit) for length in known]
+        for holder in (*combined.flattened, self.trainer.datamodule, self.module):  # type: ignore[attr-defined]
+            self._held.remember(holder)
+        for loader in combined.flattened:
+            if isinstance(loader, Iterator):
+                raise ValueError(
+                    "The training data is an iterator, which gives its batches once: those that are scored would be "
+                    "missing from training. Pass a DataLoader, or choose a mask that needs no data."
+                )
+            if getattr(loader, "persistent_workers", False) and id(loader) not in self._iterators:
+                self._iterators[id(loader)] = (loader, loader._iterator)
+                loader._iterator = None
+        return combined
+
+    def _copy(self, trainer: Trainer | None = None) -> LightningModule:
+        try:
+            scored = copy.deepcopy(self.module).to(self.trainer.strategy.root_device)
+        except Exception as error:
+            raise ValueError(
+                f"Masks are scored on a copy of the module, which cannot be copied: {error}. Make what cannot be "
+                "copied in `on_fit_start`, or choose a mask that needs no data."
+            ) from error
+        for hook in ("configure_model", "configure_optimizers"):  # those of this fit know the original module
+            scored.__dict__.pop(hook, None)
+        scored.log = scored.log_dict = scored.print = lambda *args, **kwargs: None  # type: ignore[method-assign]
+        scored.trainer = stand_in(self.trainer, scored, self._loaders) if trainer is None else trainer
+        return scored

@@ -1,0 +1,132 @@
+"""The trainer and optimizers that a copied module meets while it is scored: what it does to them is gone with it."""
+
+import copy
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+from weakref import proxy
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class Steps:
+    """What the optimizers of a copied module would step on, if they did.
+
+    Each parameter has a list of the losses whose gradients it holds: `manual_backward` adds to it where the parameter
+    is not frozen, as by ``toggle_optimizer``, and `zero_grad` clears it.
+
+    Those of a manual optimization are made at once. Others, which a step may ask for a learning rate, only when it
+    does, and of another copy: during a step, values stand in the place of parameters.
+
+    Args:
+        module: The copy; it has a `stand_in`.
+        copy_beside: Makes another copy of the module, which has the given trainer.
+    """
+
+    def __init__(self, module: LightningModule, copy_beside: Callable[[Trainer], LightningModule]) -> None:
+        self.strategy: Any = module.trainer.strategy
+        self.held: dict[int, list[Tensor]] = {}
+        self.done: list[tuple[Tensor, list[Tensor]]] = []
+        self.strategy.optimizer_step = self._step  # type: ignore[method-assign]
+        module.__dict__["manual_backward"] = self._backward
+        trainer = proxy(module.trainer)  # a cycle would keep the copy alive
+        if not module.automatic_optimization:
+            for part in module.modules():
+                part.zero_grad = partial(self._zero_grad, list(part.parameters()))  # type: ignore[method-assign]
+            self._configure(module)
+        else:
+            names = ("_optimizers", "_lightning_optimizers", "lr_scheduler_configs")
+            make_on_demand(self.strategy, names, lambda: self._configure(copy_beside(trainer)))
+
+    def begin(self) -> None:
+        """Forget the last training step."""
+        self.done, self.held = [], {}
+
+    def _configure(self, module: LightningModule) -> None:
+        self.strategy.optimizers, self.strategy.lr_scheduler_configs = [], []
+        self.strategy.optimizers, self.strategy.lr_scheduler_configs = _init_optimizers_and_lr_schedulers(module)
+        for plain, wrapped in zip(self.strategy.optimizers, self.strategy._lightning_optimizers, strict=True):
+            plain.zero_grad = wrapped.zero_grad = lambda *args, of=plain, **kwargs: self._zero_grad(_trained(of))
+            plain.step = partial(self._step, plain)
+
+    def _backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        everything = {id(p): p for optimizer in self.strategy.optimizers for p in _trained(optimizer)}
+        for key, parameter in everything.items():
+            if parameter.requires_grad:
+                self.held.setdefault(key, []).append(loss)
+
+    def _zero_grad(self, parameters: Iterable[Tensor], set_to_none: bool = True) -> None:
+        for parameter in parameters:
+            self.held.pop(id(parameter), None)
+
+    def _step(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None, *args: Any, **kwargs: Any) -> Any:
+        result = None if closure is None else closure()
+        stepped: dict[int, tuple[Tensor, list[Tensor]]] = {}
+        for parameter in _trained(optimizer):
+            for loss in self.held.get(id(parameter), []):
+                stepped.setdefault(id(loss), (loss, []))[1].append(parameter)
+        self.done += stepped.values()
+        return result
+
+
+def stand_in(trainer: Trainer, module: LightningModule, loaders: Callable[[], CombinedLoader]) -> Trainer:
+    """A shallow copy of the trainer, with its own strategy and loop.
+
+    Args:
+        trainer: The trainer, after ``setup``.
+        module: The copy that it is for.
+        loaders: Makes the training loaders, for a step or an optimizer that asks for the length of the run.
+    """
+    found: Any = copy.copy(trainer)
+    found._accelerator_connector = copy.copy(trainer._accelerator_connector)
+    strategy: Any = copy.copy(trainer.strategy)
+    strategy.__dict__.pop("process_dataloader", None)  # the fit's own records the order of the data
+    strategy._lightning_module = strategy.model = proxy(module)
+    found._accelerator_connector.strategy = strategy
+    loop: Any = copy.copy(trainer.fit_loop)
+    found.fit_loop = loop
+    loop.trainer = proxy(found)
+
+    def load() -> None:
+        loop._combined_loader = loaders()
+        loop.max_batches = number_of_batches(loop._combined_loader)
+
+    make_on_demand(loop, ("_combined_loader", "max_batches"), load)
+    found._loggers = [DummyLogger()] if trainer.loggers else []
+    return found
+
+
+def number_of_batches(loaders: CombinedLoader) -> int | float:
+    """The length of an epoch, from the limits of loaders that are read side by side; infinite where it is not known."""
+    return (min if loaders._mode == "min_size" else max)(loaders.limits or [0])
+
+
+def make_on_demand(holder: object, names: Iterable[str], make: Callable[[], None]) -> None:
+    """Take attributes from an object until somebody asks for one; then ``make`` has to set them all.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> holder = SimpleNamespace(value=1)
+        >>> make_on_demand(holder, ["value"], lambda: setattr(holder, "value", 2))
+        >>> holder.value
+        2
+    """
+
+    def asked(self: object, name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        make()
+        return self.__dict__[name]
+
+    for name in names:
+        holder.__dict__.pop(name, None)
+    holder.__class__ = type(type(holder).__name__, (type(holder),), {"__getattr__": asked})
+
+
+def _trained(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,0 +1,144 @@
+"""How a fit becomes sparse: what the mask and the first factors are made from."""
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import Tensor
+
+from lightning_signin.callback.scoring import LightningData
+from lightning_signin.functional import check_beta
+from lightning_signin.initial import flip_signs_, transplant_
+from lightning_signin.masks.build import check_choice, check_distribution
+from lightning_signin.masks.scores import Score, parse_score, score_name
+from lightning_signin.masks.structures import Structure, parse_structure
+from lightning_signin.model import sparsify
+from lightning_signin.saved import masks_from_file
+from lightning_signin.selection import check_patterns, select_weights
+
+
+@dataclass(frozen=True)
+class Start:
+    """The arguments of `SignInCallback` that decide masks and first factors; see there.
+
+    Raises:
+        ValueError: For values out of range, unknown names, and arguments that exclude each other.
+    """
+
+    sparsity: float | None
+    mask: str | Score
+    distribution: str | dict[str, float] | None
+    structure: str | int | Structure | dict[str, str | int]
+    mask_from: str | os.PathLike | None
+    signs_from: str | os.PathLike | None
+    magnitudes_from: str | os.PathLike | None
+    flip_signs: float
+    beta: float | dict[str, float]
+    reparameterize: bool
+    include: Sequence[str] | None
+    exclude: Sequence[str] | None
+    storage: str
+    seed: int | None
+
+    def __post_init__(self) -> None:
+        parse_score(self.mask)
+        check_distribution(self.sparsity, self.distribution)
+        given: Any = self.structure
+        by_pattern = isinstance(given, Mapping)
+        read = {n: _read_in_base_60(s) for n, s in (given if by_pattern else {"*": given}).items()}
+        object.__setattr__(self, "structure", read if by_pattern else read["*"])
+        for structure in read.values():
+            parse_structure(structure)
+        chosen = (self.sparsity, self.mask, self.distribution, self.structure)
+        if self.mask_from is not None and chosen != (None, "random", None, "unstructured"):
+            raise ValueError(
+                "`mask_from` reads the whole mask from a file: leave out `sparsity`, `mask`, `distribution` and "
+                "`structure`."
+            )
+        if not 0 <= self.flip_signs <= 1:
+            raise ValueError(f"`flip_signs` must be in [0, 1], got {self.flip_signs}. Pass the share, e.g. 0.05.")
+        check_choice("storage", self.storage, ("auto", "compact", "dense"))
+        for beta in self.beta.values() if isinstance(self.beta, Mapping) else [self.beta]:
+            check_beta(beta)
+        for argument in ("include", "exclude"):
+            object.__setattr__(self, argument, check_patterns(argument, getattr(self, argument)))
+
+    @property
+    def seed_in_force(self) -> int:
+        """The seed, or that of ``seed_everything``, or 0."""
+        return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
+
+    def saved(self) -> dict[str, Any]:
+        """The arguments as plain values, with the seed that is in force, for checkpoints."""
+        saved = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "beta"}
+        saved |= {n: os.fspath(v) for n, v in saved.items() if isinstance(v, os.PathLike)}
+        saved["mask"], saved["seed"] = score_name(_shown(self.mask)), self.seed_in_force
+        structure = self.structure
+        shown = {n: _shown(s) for n, s in structure.items()} if isinstance(structure, Mapping) else _shown(structure)
+        return saved | {"structure": shown}
+
+    def sparsify(
+        self, trainer: Trainer, module: LightningModule, known: dict[str, Tensor] | None, resumes: bool
+    ) -> None:
+        """Make the module sparse.
+
+        Args:
+            trainer: The trainer of the fit.
+            module: The complete, plain module.
+            known: Masks of an earlier fit, to go on with.
+            resumes: Whether masks and factors are loaded from a checkpoint next.
+        """
+        options: Any = {"beta": self.beta, "reparameterize": self.reparameterize, "storage": self.storage}
+        selection: Any = {"include": self.include, "exclude": self.exclude}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `sparsify` says the same again
+            names = list(select_weights(module, **selection))
+        shapes = {name: module.get_parameter(name).shape for name in names}
+        if known or resumes:
+            sparsify(module, mask=known or _to_be_loaded(shapes), **options, **selection)
+            return
+        _to_run(trainer, module)
+        transplant_(module, names=names, signs_from=self.signs_from, magnitudes_from=self.magnitudes_from)
+        chosen: Any = {"mask": self.mask, "sparsity": self.sparsity, "seed": self.seed_in_force}
+        chosen |= {"distribution": self.distribution, "structure": self.structure}
+        if self.mask_from is not None:
+            chosen = {"mask": masks_from_file(self.mask_from, shapes)}
+        with closing(LightningData(trainer, module)) as data:
+            sparsify(module, data=data, **chosen, **options, **selection)
+        if self.flip_signs:
+            flip_signs_(module, self.flip_signs, seed=self.seed_in_force)
+
+
+def _shown(choice: Any) -> Any:
+    """The choice; if it is an object that shows its address instead of its arguments, a line with them."""
+    if type(choice).__repr__ is not object.__repr__:
+        return choice if isinstance(choice, str) or hasattr(choice, "__qualname__") else repr(choice)
+    return f"{type(choice).__module__}.{type(choice).__qualname__}({vars(choice)})"
+
+
+def _read_in_base_60(structure: Any) -> Any:
+    """The n:m that YAML 1.1 takes for a time where it is not quoted: 2:4 becomes 2 · 60 + 4."""
+    return "{}:{}".format(*divmod(structure, 60)) if isinstance(structure, int) else structure
+
+
+def _to_be_loaded(shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """The least masks that there are: those of the checkpoint take their place, without scoring anew."""
+    masks = {name: torch.zeros(shape, dtype=torch.bool) for name, shape in shapes.items()}
+    for mask in masks.values():
+        mask.view(-1)[0] = True
+    return masks
+
+
+def _to_run(trainer: Trainer, module: LightningModule) -> None:
+    """Put the module into the precision and onto the device that it is scored in, as Lightning does next."""
+    if isinstance(trainer.precision_plugin, HalfPrecision | DoublePrecision):
+        trainer.precision_plugin.convert_module(module)
+    if isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        module.to(trainer.strategy.root_device)

@@ -1,0 +1,180 @@
+"""Names and masks as other programs save them: prefixes, pruning buffers, files of masks alone.
+
+Read are the formats of `torch.nn.utils.prune` (``X_orig`` beside ``X_mask``), of TurboPrune (github.com/
+nelaturuharsha/TurboPrune: a buffer ``mask`` beside ``weight``; its Linear layers are convolutions of width 1), and of
+open_lth (github.com/facebookresearch/open_lth: ``mask.pth``, a dict of 0/1 tensors by weight name).
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+
+_WRAPPERS = {"model", "module", "net", "network"}
+
+
+def plain_weights(tensors: Mapping[str, Tensor], source: str) -> tuple[Tensors, Tensors]:
+    """Split a saved state dict into plain weights and the masks that it holds beside them.
+
+    Args:
+        tensors: The state dict.
+        source: What errors call it.
+
+    Returns:
+        The state dict under plain names, with masks applied and no longer in it, and the bool masks by plain name.
+
+    Raises:
+        ValueError: If a mask holds other values than 0 and 1.
+
+    Example:
+        >>> pruned = {"fc.weight_orig": torch.ones(1, 3), "fc.weight_mask": torch.tensor([[1.0, 0.0, 1.0]])}
+        >>> plain_weights(pruned, "the file")
+        ({'fc.weight': tensor([[1., 0., 1.]])}, {'fc.weight': tensor([[ True, False,  True]])})
+    """
+    masked = dict(_masked_weights(tensors))
+    mask_keys = {key for _, key in masked.values()}
+    plain: Tensors = {}
+    masks: Tensors = {}
+    for key, tensor in tensors.items():
+        if key in masked:
+            name, mask_key = masked[key]
+            masks[name] = as_mask(tensors[mask_key], mask_key, source)
+            plain[name] = tensor.where(masks[name], tensor.new_zeros(()))
+        elif key not in mask_keys:
+            plain[key] = tensor
+    return plain, masks
+
+
+def holds_only_masks(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether tensors are masks and no weights: all of two or more dimensions, and of integers or of only 0 and 1."""
+    values = tensors.values()
+    if not values or any(_masked_weights(tensors)) or any(tensor.ndim < 2 or tensor.is_complex() for tensor in values):
+        return False
+    return not any(map(torch.is_floating_point, values)) or all(map(_is_binary, values))
+
+
+def as_mask(tensor: Tensor, name: str, source: str) -> Tensor:
+    """The bool tensor of a mask in any dtype.
+
+    Raises:
+        ValueError: If it holds other values than 0 and 1.
+    """
+    if not _is_binary(tensor):
+        other = tensor[(tensor != 0) & (tensor != 1)][0].item()
+        raise ValueError(f"{source}: {name} must hold only 0 and 1 to be a mask, got {other}. Threshold it first.")
+    return tensor.bool()
+
+
+def match_names(wanted: Collection[str], available: Iterable[str], source: str) -> dict[str, str]:
+    """Find weights under the names that another program gave them.
+
+    All names must differ in the same way: not at all; by a prefix that the file or the module has more; or by prefixes
+    of "model.", "module.", "net." and "network." on both sides. "_orig_mod.", from `torch.compile`, never counts.
+
+    Args:
+        wanted: Plain names in a module.
+        available: Names in a file.
+        source: What errors call the file.
+
+    Returns:
+        For each wanted name the available one.
+
+    Raises:
+        ValueError: If a name is not found, or could be two.
+
+    Example:
+        >>> match_names(["conv.weight"], ["module.conv.weight", "module.block.0.weight"], "the file")
+        {'conv.weight': 'module.conv.weight'}
+    """
+    keys: dict[str, str] = {}
+    for key in available:
+        keys.setdefault(_without_compile(key), key)
+    plain = {name: _without_compile(name) for name in wanted}
+    readings: list[dict[str, str]] = []
+    for removed, added in _prefixes(list(plain.values()), keys):
+        renamed = {name: added + short.removeprefix(removed) for name, short in plain.items()}
+        readings.append({name: keys[key] for name, key in renamed.items() if key in keys})
+    best = max(readings, key=len)
+    if missing := [name for name in wanted if name not in best]:
+        raise ValueError(
+            f"{source} has nothing for {_some(missing)}. It has: {_some(list(keys.values()))}. Choose the weights that "
+            "it has with `include` and `exclude`."
+        )
+    others = [reading for reading in readings if len(reading) == len(best) and reading != best]
+    # The unchanged names are the first reading: where they are all there, nothing else is meant.
+    if best is not readings[0] and others:
+        name = next(name for name in wanted if others[0][name] != best[name])
+        raise ValueError(
+            f"In {source}, both {best[name]} and {others[0][name]} could be {name}. Pass the right tensors "
+            "themselves, as a dict by plain name."
+        )
+    return best
+
+
+def fit_shape(tensor: Tensor, name: str, shape: Sequence[int], source: str) -> Tensor:
+    """A tensor in a weight's shape, from which it may differ in trailing dimensions of size 1 only.
+
+    Raises:
+        ValueError: If it differs in more.
+    """
+    if _core(tensor.shape) != _core(shape):
+        raise ValueError(
+            f"{source} has shape {tuple(tensor.shape)} for {name}, which has shape {tuple(shape)}. Use a file of the "
+            f"same model, or leave the weight out with exclude=['{name}']."
+        )
+    return tensor.reshape(tuple(shape))
+
+
+def _masked_weights(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, tuple[str, str]]]:
+    """(Key of a weight, (its plain name, key of its mask))."""
+    for key in tensors:
+        name = key.removesuffix("_orig")
+        if name != key and f"{name}_mask" in tensors:
+            yield key, (name, f"{name}_mask")
+        layer, dot, attribute = key.rpartition(".")
+        mask = f"{layer}{dot}mask"
+        # Of the weight's shape: attention layers have a causal `mask`, of another one.
+        if attribute == "weight" and mask in tensors and tensors[mask].shape == tensors[key].shape:
+            yield key, (key, mask)
+
+
+def _is_binary(tensor: Tensor) -> bool:
+    return bool(((tensor == 0) | (tensor == 1)).all())
+
+
+def _prefixes(wanted: list[str], keys: Collection[str]) -> Iterator[tuple[str, str]]:
+    """(Prefix that all wanted names lose, prefix that they get), the unchanged names first."""
+    yield "", ""
+    parts = wanted[0].split(".") if wanted else []
+    for removed in ("".join(f"{part}." for part in parts[:depth]) for depth in range(len(parts))):
+        if not all(name.startswith(removed) for name in wanted):
+            return
+        if removed:
+            yield removed, ""
+        shortened = [name.removeprefix(removed) for name in wanted]
+        found = (key.removesuffix(name) for name in shortened for key in keys if key.endswith(f".{name}"))
+        for added in dict.fromkeys(found):
+            if not removed or (_wraps(removed) and _wraps(added)):
+                yield removed, added
+
+
+def _wraps(prefix: str) -> bool:
+    return set(prefix.removesuffix(".").split(".")) <= _WRAPPERS
+
+
+def _without_compile(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def _core(shape: Sequence[int]) -> list[int]:
+    core = list(shape)
+    while core and core[-1] == 1:
+        core.pop()
+    return core
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return (", ".join(names[:10]) or "nothing") + more

@@ -1,0 +1,154 @@
+"""Starting signs and magnitudes: from another run (Section 3, Table 1), or a share of wrong ones (Appendix I, Table 9).
+
+Gadhikar, Jacobs, Zhou, Burkholz: "Sign-In to the Lottery", NeurIPS 2025, arXiv:2504.12801.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+
+import torch
+from torch import Tensor, nn
+
+from lightning_signin.foreign import fit_shape, holds_only_masks, match_names, plain_weights
+from lightning_signin.saved import read_weights
+from lightning_signin.weights import sparse_weights
+
+Source = str | os.PathLike | Mapping[str, Tensor]
+
+
+@torch.no_grad()
+def transplant_(
+    module: nn.Module,
+    *,
+    names: Sequence[str],
+    signs_from: Source | None = None,
+    magnitudes_from: Source | None = None,
+) -> nn.Module:
+    """Start weights with the signs of one run and the magnitudes of another, in place: θ ← sign(s) · |a| (Table 1).
+
+    What a source does not know stays the module's own: where s = 0 its sign, where a = 0 its magnitude, and both
+    without a source. A pruned weight is such a 0. So every kept weight starts alive also where the mask is from another
+    moment than the signs ("Epoch 10 sign + learned mask"), a case on which the paper is silent.
+
+    Args:
+        module: A plain module, before `sparsify`.
+        names: Plain names of the weights to change; all other parameters stay the module's own.
+        signs_from: What `read_weights` reads, or a state dict; its names may have other prefixes.
+        magnitudes_from: As ``signs_from``.
+
+    Returns:
+        The same module, with the same parameter objects.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the module is sparse or lacks a name; if a source cannot be read, lacks a weight, has it in
+            another shape, as a mask, or with values that are not finite in the module's dtype. Then nothing is changed.
+
+    Example:
+        >>> net = nn.Linear(2, 1)
+        >>> signs, magnitudes = {"weight": torch.tensor([[-5.0, 5.0]])}, {"weight": torch.tensor([[1.0, 2.0]])}
+        >>> transplant_(net, names=["weight"], signs_from=signs, magnitudes_from=magnitudes).weight.tolist()
+        [[-1.0, 2.0]]
+    """
+    if sparse_weights(module):
+        raise ValueError("The module is sparse already, and signs go into plain weights. Call `merge_` first.")
+    parameters = _parameters(module, names)
+    signs = _read("signs_from", signs_from, parameters)
+    magnitudes = _read("magnitudes_from", magnitudes_from, parameters)
+    changed = {name: own for name, own in parameters.items() if name in signs or name in magnitudes}
+    renewed = {name: _joined(own, signs.get(name), magnitudes.get(name)) for name, own in changed.items()}
+    for name in magnitudes:
+        if not renewed[name].isfinite().all():
+            raise ValueError(
+                f"`magnitudes_from` has values of {name} that are too large for {renewed[name].dtype}. Transplant into "
+                "a float32 module."
+            )
+    for name, parameter in changed.items():
+        parameter.copy_(renewed[name])
+    return module
+
+
+@torch.no_grad()
+def flip_signs_(module: nn.Module, share: float, *, seed: int = 0) -> nn.Module:
+    """Give a share of the kept weights the other sign, in place (Table 9: "95 % correct signs" is a share of 0.05).
+
+    The weights are chosen uniformly over all layers together. The choice depends on the masks and the seed alone: it is
+    the same on every rank and device and in every storage.
+
+    Args:
+        module: A module after `sparsify`.
+        share: Fraction to flip, in [0, 1]; 0.5 gives random signs. The count is share · (number of kept weights) in
+            exact decimal arithmetic, rounded half to even.
+        seed: Seed of the choice.
+
+    Returns:
+        The same module. No magnitude, mask or scaling m² − w² is changed.
+
+    Raises:
+        ValueError: If ``share`` is outside [0, 1], or the module has no sparse weights.
+
+    Example:
+        >>> from lightning_signin import effective_weights, sparsify
+        >>> net = sparsify(nn.Linear(10, 10), sparsity=0.6)
+        >>> before = effective_weights(net)["weight"]
+        >>> int((flip_signs_(net, 0.25).weight * before < 0).sum())
+        10
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"`share` must be in [0, 1], got {share}. Pass the fraction of wrong signs, e.g. 0.05.")
+    weights = sparse_weights(module).values()
+    if not weights:
+        raise ValueError("The module has no sparse weights whose signs could flip. Call `sparsify` first.")
+    counts = [weight.storage.active for weight in weights]
+    total = sum(counts)
+    flipped = torch.zeros(total, dtype=torch.bool)
+    chosen = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    flipped[chosen[: round(Fraction(repr(float(share))) * total)]] = True
+    for weight, flips in zip(weights, flipped.split(counts), strict=True):
+        mask = weight.storage.mask
+        full = torch.zeros_like(mask)
+        full[mask] = flips.to(mask.device)
+        *others, last = weight.factors  # −θ is (m, −w), and in the plain masked form −θ itself
+        weight.set_factors([*others, last.where(~weight.storage.pack(full), -last)])
+    return module
+
+
+def _parameters(module: nn.Module, names: Sequence[str]) -> dict[str, nn.Parameter]:
+    """The parameters by name, one under several names once."""
+    own = dict(module.named_parameters(remove_duplicate=False))
+    found: dict[int, tuple[str, nn.Parameter]] = {}
+    for name in names:
+        if name not in own:
+            raise ValueError(f"`names`: the module has no parameter {name!r}. It has: {', '.join(own)}.")
+        found.setdefault(id(own[name]), (name, own[name]))
+    return dict(found.values())
+
+
+def _read(argument: str, source: Source | None, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if source is None:
+        return {}
+    if isinstance(source, Mapping):
+        called = f"`{argument}`"
+        tensors, _ = plain_weights(source, called)
+    else:
+        called = f"`{argument}` {source}"
+        tensors = read_weights(source).tensors
+        if holds_only_masks(tensors):
+            raise ValueError(f"{called} holds masks alone, no signs or magnitudes. Use a checkpoint of that run.")
+    found = {}
+    for name, key in match_names(parameters, tensors, called).items():
+        found[name] = fit_shape(tensors[key], name, parameters[name].shape, called).to(parameters[name].device)
+        if not found[name].isfinite().all():
+            raise ValueError(f"{called} has values of {name} that are not finite. Use an earlier checkpoint.")
+    return found
+
+
+def _joined(own: Tensor, signs: Tensor | None, magnitudes: Tensor | None) -> Tensor:
+    sign, magnitude = own.sign(), own.abs()
+    # Compared with 0 in the source's dtype: a magnitude that rounds to 0 in the module's is known, and tiny.
+    if signs is not None:
+        sign = signs.sign().to(own.dtype).where(signs != 0, sign)
+    if magnitudes is not None:
+        magnitude = magnitudes.abs().to(own.dtype).where(magnitudes != 0, magnitude)
+    return sign * magnitude

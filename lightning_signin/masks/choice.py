@@ -1,0 +1,142 @@
+"""From scores to masks: a distribution says how many weights a layer keeps, a structure in which pattern."""
+
+from collections.abc import Collection, Mapping, Sequence
+from fnmatch import fnmatchcase
+from math import prod
+
+from torch import Tensor
+
+from lightning_signin.masks.distributions import DISTRIBUTIONS, allocate, budget, global_counts
+from lightning_signin.masks.structures import Structure, Unstructured
+from lightning_signin.warn import warn
+
+Shape = tuple[int, ...]
+_FREE = Unstructured()
+
+
+class Choice:
+    """The choice of the weights to keep, given their scores.
+
+    Args:
+        shapes: Shape of every weight by name, in model order.
+        sparsity: Fraction of zeros over all weights, in [0, 1).
+        distribution: "balanced", "uniform", "erk", "global", or a dict of glob pattern → sparsity of the weights that
+            it matches (groups; the first match wins), for which ``sparsity`` has no part.
+        structures: The structure of every weight.
+        transposed: Names of the weights that are stored as (inputs, outputs, …): those of transposed convolutions.
+
+    Raises:
+        ValueError: If a structure does not fit a weight, a pattern matches nothing, or a weight is in no group.
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[str, Shape],
+        sparsity: float,
+        distribution: str | Mapping[str, float],
+        structures: Mapping[str, Structure],
+        transposed: Collection[str] = (),
+    ) -> None:
+        self.structures, self.transposed = structures, transposed
+        self.shapes = {n: (s[1], s[0], *s[2:]) if n in transposed else tuple(s) for n, s in shapes.items()}
+        for name in shapes:
+            try:
+                structures[name].unit(self.shapes[name])
+            except ValueError as error:
+                raise ValueError(
+                    f"`structure` does not fit {name} of shape {tuple(shapes[name])}: {error}. Leave it out with "
+                    f"exclude=['{name}'], or give it another one: "
+                    f"structure={{'{name}': 'unstructured', '*': …}}."
+                ) from None
+        self.groups: list[tuple[list[str], float, str]]  # names, sparsity, how the budget is spread inside
+        if isinstance(distribution, Mapping):
+            spread = by_first_match("distribution", distribution, list(shapes))
+            self.groups = [([n for n in shapes if spread[n] == p], s, "uniform") for p, s in distribution.items()]
+            self.groups = [group for group in self.groups if group[0]]
+        else:
+            self.groups = [(list(shapes), sparsity, distribution)]
+
+    @property
+    def is_global(self) -> bool:
+        """The layers' counts depend on their scores."""
+        return self.groups[0][2] == "global"
+
+    @property
+    def target(self) -> int:
+        """The number of weights to keep that sparsity asks for."""
+        return sum(number for _, number in self.targets)
+
+    @property
+    def targets(self) -> list[tuple[list[str], int]]:
+        """The names in each group, and the number of weights to keep that its sparsity asks for."""
+        return [(names, budget(sparsity, self._size(names))) for names, sparsity, _ in self.groups]
+
+    def masks(self, scores: Mapping[str, Tensor], progress: float = 1.0) -> dict[str, Tensor]:
+        """The masks of the highest scores.
+
+        Args:
+            scores: By name; higher is kept.
+            progress: t in (0, 1]: keep densityᵗ, for scores that get there in steps. Below 1 masks are unstructured.
+
+        Returns:
+            Bool masks of the weights' shapes.
+        """
+        final = progress == 1
+        scores = {n: score.transpose(0, 1) if n in self.transposed else score for n, score in scores.items()}
+        structures = self.structures if final else dict.fromkeys(scores, _FREE)
+        masks = {}
+        counts = self._counts(scores, progress, structures)
+        for name, score in scores.items():
+            mask = structures[name].pick(score, counts[name])
+            masks[name] = (mask.transpose(0, 1) if name in self.transposed else mask).contiguous()
+        return masks
+
+    def counts(self) -> dict[str, int]:
+        """The number of weights that each layer keeps, unless the distribution is global."""
+        return self._counts({}, 1.0, self.structures)
+
+    def _counts(
+        self, scores: Mapping[str, Tensor], progress: float, structures: Mapping[str, Structure]
+    ) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for names, sparsity, spread in self.groups:
+            units = [structures[name].unit(self.shapes[name]) for name in names]
+            capacities = [structures[name].capacity(self.shapes[name]) for name in names]
+            size = self._size(names)
+            total = budget(sparsity, size) if progress == 1 else round(size * (1 - sparsity) ** progress)
+            if total < sum(units):
+                least = "one weight" if set(units) == {1} else "one unit of the structure"
+                raise ValueError(
+                    f"`sparsity`={sparsity} keeps {total} of {size} weights, but each of {len(names)} layers must keep "
+                    f"at least {least}, together {sum(units)}. Lower `sparsity`, or leave layers dense with `exclude`."
+                )
+            total = min(total, sum(capacities))
+            if spread == "global":
+                values = [structures[name].values(scores[name]) for name in names]
+                found, empty = global_counts(values, units, capacities, total)
+                if empty and progress == 1:
+                    some = ", ".join(names[layer] for layer in empty)
+                    warn(f"distribution='global' would leave {some} without any weight: each keeps its best.")
+            else:
+                shares = [DISTRIBUTIONS[spread](self.shapes[name]) for name in names]
+                found = allocate(shares, units, capacities, total)
+            counts.update(zip(names, found, strict=True))
+        return {name: counts[name] for name in self.shapes}
+
+    def _size(self, names: Sequence[str]) -> int:
+        return sum(prod(self.shapes[name]) for name in names)
+
+
+def by_first_match(argument: str, patterns: Mapping[str, object], names: Sequence[str]) -> dict[str, str]:
+    """The first glob pattern that matches each weight.
+
+    Raises:
+        ValueError: If a pattern matches no name, or a name is matched by no pattern.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"`{argument}` pattern {pattern!r} matches no sparse weight of: {', '.join(names)}.")
+    first = {name: next((p for p in patterns if fnmatchcase(name, p)), None) for name in names}
+    if missing := [name for name, pattern in first.items() if pattern is None]:
+        raise ValueError(f"`{argument}` has no pattern for {', '.join(missing)}. End it with a default, '*': value.")
+    return {name: pattern for name, pattern in first.items() if pattern is not None}

@@ -1,0 +1,112 @@
+"""Finding the network in a module: the one call that runs all the weights, whatever a training step does around it."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that can be called: in float64 and eval mode, with one example input.
+
+    Attributes:
+        module: The outermost module that runs all selected weights.
+        args: Positional arguments of a call, of batch size 1 where they were recorded.
+        kwargs: Its keyword arguments.
+        names: The name within ``module`` of each selected weight.
+    """
+
+    module: nn.Module
+    args: tuple
+    kwargs: dict[str, Any]
+    names: dict[str, str]
+
+
+def find_network(
+    module: nn.Module, weights: Collection[str], example: Any, step: Callable[[nn.Module], None]
+) -> Network:
+    """The network in a module, and an input.
+
+    Args:
+        module: A copy that may be changed.
+        weights: Names of the weights that the network has to run.
+        example: Its input, a tensor, a tuple or a dict; None to record that of a training step.
+        step: Runs one training step of the module, to record from.
+
+    Raises:
+        ValueError: If no single call of a training step runs all the weights.
+    """
+    module = module.eval()
+    part, prefix, call = (module, "", _as_call(example)) if example is not None else _record(module, weights, step)
+    device = next(part.parameters()).device
+    device = torch.device("cpu") if device.type in ("mps", "xla") else device  # they have no float64
+    args, kwargs = tree_map(lambda leaf: _to_double(leaf, device), call)
+    return Network(part.to(device).double(), args, kwargs, {name: name.removeprefix(prefix) for name in weights})
+
+
+def _as_call(example: Any) -> tuple[tuple, dict[str, Any]]:
+    if isinstance(example, dict):
+        return (), example
+    return (example if isinstance(example, tuple) else (example,)), {}
+
+
+def _record(
+    module: nn.Module, weights: Collection[str], step: Callable[[nn.Module], None]
+) -> tuple[nn.Module, str, tuple[tuple, dict[str, Any]]]:
+    calls: list[tuple[nn.Module, str, tuple[tuple, dict[str, Any]]]] = []
+
+    def recorder(prefix: str) -> Callable[[nn.Module, tuple, dict[str, Any]], None]:
+        return lambda part, args, kwargs: calls.append((part, prefix, (args, kwargs)))
+
+    hooks = []
+    for name, part in module.named_modules():
+        prefix = f"{name}." if name else ""
+        if {prefix + inner for inner, _ in part.named_parameters(remove_duplicate=False)} >= set(weights):
+            hooks.append(part.register_forward_pre_hook(recorder(prefix), with_kwargs=True))
+    try:
+        with torch.no_grad():
+            step(module)
+    except RuntimeError as error:
+        raise ValueError(f"The network's input is not known, since a training step cannot run: {error}") from error
+    for hook in hooks:
+        hook.remove()
+    if not calls:
+        raise ValueError(
+            "No single call in the training step runs all the selected weights, so the network's input is not known. "
+            "Set `example_input_array` and `forward` of the module, or choose weights of one network with `include`."
+        )
+    part, prefix, call = calls[0]
+    return part, prefix, _one_sample(part, call)
+
+
+def _one_sample(part: nn.Module, call: tuple[tuple, dict[str, Any]]) -> tuple[tuple, dict[str, Any]]:
+    """The call for the first sample alone: what has the length of the batch is cut."""
+    batched = [leaf for leaf in tree_leaves(call) if _has_length(leaf)]
+    lengths = {id(leaf) for leaf in batched if len(leaf) == len(batched[0])}
+    cut = tree_map(lambda leaf: leaf[:1] if id(leaf) in lengths else leaf, call)
+    # With one such tensor it is the batch. Of several, one may have that length by chance, e.g. an attention mask.
+    return cut if len(lengths) < 2 or _is_first(part, cut, call) else call
+
+
+@torch.no_grad()
+def _is_first(part: nn.Module, cut: tuple[tuple, dict[str, Any]], call: tuple[tuple, dict[str, Any]]) -> bool:
+    try:
+        few, many = (tree_leaves(part(*args, **kwargs)) for args, kwargs in (cut, call))
+    except Exception:  # whatever a forward raises for inputs that do not fit each other
+        return False
+    pairs = [pair for pair in zip(few, many, strict=False) if all(isinstance(leaf, Tensor) for leaf in pair)]
+    return all(a.shape == b[:1].shape and torch.allclose(a, b[:1], rtol=1e-2, atol=1e-4) for a, b in pairs)
+
+
+def _has_length(leaf: object) -> bool:
+    return isinstance(leaf, Tensor) and leaf.ndim > 0
+
+
+def _to_double(leaf: Any, device: torch.device) -> Any:
+    if not isinstance(leaf, Tensor):
+        return leaf
+    return leaf.detach().to(device, torch.float64 if leaf.is_floating_point() else None)

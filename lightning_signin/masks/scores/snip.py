@@ -1,0 +1,105 @@
+"""SNIP and its iterated forms: how much the loss feels a weight.
+
+Lee, Ajanthan, Torr: "SNIP: Single-shot Network Pruning based on Connection Sensitivity", ICLR 2019 [1]; de Jorge et
+al.: "Progressive Skeletonization: Trimming more fat from a network at initialization", ICLR 2021 [2].
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_signin.masks.scores.arguments import check_at_least_one
+from lightning_signin.masks.task import Scores, Task
+
+
+@dataclass(frozen=True)
+class SNIP:
+    """|∂L/∂c| at c = 1 where θ = c ⊙ θ₀, which is |g ⊙ θ₀| with the gradient g of the training loss ([1], eq. 5).
+
+    The gradient is averaged over batches and ranks before the absolute value, as for one larger batch. The paper
+    divides by the sum, which changes no order. Weights stay as they are: the reference code scores one initialization
+    and trains another.
+
+    Args:
+        num_batches: Training batches, at least 1.
+
+    Example:
+        >>> SNIP(num_batches=10)
+        SNIP(num_batches=10)
+    """
+
+    num_batches: int = 1
+
+    distribution: ClassVar[str] = "global"
+
+    def __post_init__(self) -> None:
+        check_at_least_one(num_batches=self.num_batches)
+
+    def __call__(self, task: Task) -> Scores:
+        """The scores."""
+        gradients = task.mean_gradients(task.weights, task.batches(self.num_batches))
+        return {name: gradient.mul_(task.weights[name]).abs_() for name, gradient in gradients.items()}
+
+
+@dataclass(frozen=True)
+class IterativeSNIP:
+    """SNIP in steps: after step k of T the share d^(k/T) is left, and the rest is scored anew ([2], Section 4.2).
+
+    What is pruned stays pruned: it ranks below everything else.
+
+    Args:
+        steps: T; the paper uses up to 300, its code 10 or 60.
+        num_batches: Training batches of each step; a step goes on where the last one ended.
+
+    Example:
+        >>> IterativeSNIP(steps=10).num_batches
+        1
+    """
+
+    steps: int = 60
+    num_batches: int = 1
+
+    distribution: ClassVar[str] = "global"
+
+    def __post_init__(self) -> None:
+        check_at_least_one(steps=self.steps, num_batches=self.num_batches)
+
+    def __call__(self, task: Task) -> Scores:
+        """The scores of the last step."""
+        masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in task.weights.items()}
+        for step in range(1, self.steps + 1):
+            kept = {name: weight * masks[name] for name, weight in task.weights.items()}
+            gradients = task.mean_gradients(kept, task.batches(self.num_batches))
+            scores = {name: self._score(gradient, name, kept, task) for name, gradient in gradients.items()}
+            scores = self._after(scores, masks)
+            if step < self.steps:
+                masks = task.select(scores, step / self.steps)
+        return scores
+
+    def _score(self, gradient: Tensor, name: str, kept: Scores, task: Task) -> Tensor:
+        return (gradient * kept[name]).abs()
+
+    def _after(self, scores: Scores, masks: Scores) -> Scores:
+        return {name: below_all(score, masks[name]) for name, score in scores.items()}
+
+
+@dataclass(frozen=True)
+class FORCE(IterativeSNIP):
+    """Like `IterativeSNIP`, but pruned weights may come back ([2], Section 4.1).
+
+    The gradient is that of the pruned network, at all weights, and is multiplied with the weights before pruning.
+    Arguments as there.
+    """
+
+    def _score(self, gradient: Tensor, name: str, kept: Scores, task: Task) -> Tensor:
+        return (gradient * task.weights[name]).abs()
+
+    def _after(self, scores: Scores, masks: Scores) -> Scores:
+        return scores
+
+
+def below_all(score: Tensor, mask: Tensor) -> Tensor:
+    """Scores ≥ 0, those outside of the mask below all others, by the least amount: sums of blocks stay as they are."""
+    return torch.where(mask, score.double(), -torch.finfo(torch.float64).tiny)

@@ -1,0 +1,194 @@
+"""What a score may look at: the weights, how scores become masks, and the user's own loss on the user's own data."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lightning_signin.masks.choice import Choice
+from lightning_signin.masks.network import Network
+from lightning_signin.masks.training_data import TrainingData
+
+Scores = dict[str, Tensor]
+
+
+class Task:
+    """What a score gets.
+
+    Args:
+        module: The plain module.
+        weights: The weights to choose from, by plain name.
+        choice: How scores become masks.
+        generator: CPU generator for whatever is random.
+        data: Loss and batches.
+        name: What the score is called in errors.
+
+    Attributes:
+        weights: The weights, detached, in model order. Not to be written to.
+        generator: As given.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module | None,
+        weights: Mapping[str, Tensor],
+        choice: Choice,
+        generator: torch.Generator,
+        data: TrainingData | None = None,
+        name: str = "",
+    ) -> None:
+        self.weights = {name: weight.detach() for name, weight in weights.items()}
+        self.generator, self.name = generator, name
+        self._module, self._choice, self._data = module, choice, data
+        self._iterator: Iterator[Any] | None = None
+
+    @property
+    def data(self) -> TrainingData:
+        """Loss and batches."""
+        if self._data is None:
+            raise ValueError(f"mask={self.name!r} needs the training loss or an input: pass data=TrainingData(…).")
+        return self._data
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """A copy of the module, in the modes of the original, that training steps may change."""
+        return self.data.copy(self._known_module())
+
+    @cached_property
+    def total(self) -> int:
+        """The number of weights to keep."""
+        return self._choice.target if self.counts is None else sum(self.counts.values())
+
+    @cached_property
+    def counts(self) -> dict[str, int] | None:
+        """The number of weights to keep in each layer; None where all layers compete."""
+        return None if self._choice.is_global else self._choice.counts()
+
+    def select(self, scores: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
+        """The masks on the way: at ``progress`` t in (0, 1] they keep densityᵗ, without structure before the end."""
+        return self._choice.masks(scores, progress)
+
+    def batches(self, number: int) -> Iterator[Any]:
+        """The next training batches; after the last the data starts anew."""
+        for _ in range(number):
+            if self._iterator is None:
+                self._iterator = iter(self.data.batches)
+            batch = next(self._iterator, self)
+            if batch is self:
+                self._iterator = iter(self.data.batches)
+                batch = next(self._iterator, self)
+            if batch is self:
+                raise ValueError(f"mask={self.name!r} needs training batches, and there are none.")
+            yield batch
+
+    def gradients(self, values: Mapping[str, Tensor], batch: Any, create_graph: bool = False) -> dict[str, Tensor]:
+        """The gradient of the training loss of one batch.
+
+        Args:
+            values: Values for parameters, by plain name, that require gradients; other parameters are as they are.
+            batch: A training batch.
+            create_graph: Keep the graph, for second derivatives.
+
+        Returns:
+            The gradient with respect to each value; zero where the loss does not depend on it.
+
+        Raises:
+            ValueError: If the loss is not finite.
+        """
+        called = _Called(self.module, self.data)
+        swapped = {f"module.{name}": value for name, value in values.items()}
+        with ExitStack() as stack:
+            if create_graph:  # fused attention and cuDNN's recurrence have no second derivatives
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            losses = torch.func.functional_call(called, swapped, (batch,))
+            gradients: dict[str, Tensor] = {}
+            for place, (loss, theirs) in enumerate(losses):
+                self._check_finite(loss)
+                names = [name for name in values if theirs is None or name in theirs]
+                keep = create_graph or place + 1 < len(losses)  # otherwise activations are freed on the way back
+                inputs = [values[name] for name in names]
+                options: dict[str, Any] = {"create_graph": create_graph, "retain_graph": keep}
+                found = torch.autograd.grad(loss, inputs, **options, materialize_grads=True) if names else ()
+                for name, gradient in zip(names, found, strict=True):
+                    gradients[name] = gradients[name] + gradient if name in gradients else gradient
+        return {n: gradients[n] if n in gradients else torch.zeros_like(value) for n, value in values.items()}
+
+    def mean_gradients(self, values: Mapping[str, Tensor], batches: Iterable[Any]) -> dict[str, Tensor]:
+        """The gradient of the training loss, averaged over batches and ranks. See `gradients`."""
+        leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
+        return self._mean(self.gradients(leaves, batch) for batch in batches)
+
+    def mean_products(
+        self, values: Mapping[str, Tensor], vector: Mapping[str, Tensor], batches: Iterable[Any]
+    ) -> dict[str, Tensor]:
+        """The Hessian of the training loss times a vector, averaged over batches and ranks, without forming it."""
+
+        def product(batch: Any) -> dict[str, Tensor]:
+            leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
+            gradients = self.gradients(leaves, batch, create_graph=True)
+            inner = sum((gradients[name] * vector[name]).sum() for name in leaves)
+            found = torch.autograd.grad(inner, list(leaves.values()), materialize_grads=True)  # type: ignore[arg-type]
+            return dict(zip(leaves, found, strict=True))
+
+        return self._mean(product(batch) for batch in batches)
+
+    def network(self) -> Network:
+        """A fresh copy of the network alone, with an example input: for scores that need no data."""
+        return self.data.network(self._known_module(), self.weights)
+
+    def _known_module(self) -> nn.Module:
+        if self._module is None:
+            raise ValueError(f"mask={self.name!r} looks at the whole model: call `sparsify` on it.")
+        return self._module
+
+    def _check_finite(self, loss: Tensor) -> None:
+        if not loss.isfinite().all():
+            raise ValueError(
+                f"The training loss is {loss.item()} while scoring with mask={self.name!r}. Check the data and the "
+                "initial weights."
+            )
+
+    def _mean(self, found: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+        total: dict[str, Tensor] = {}
+        number = 0
+        for number, gradients in enumerate(found, start=1):  # noqa: B007 — the count of batches
+            for name in list(gradients):  # copies: autograd may hand out one tensor for two inputs
+                gradient = gradients.pop(name)
+                wide = torch.promote_types(gradient.dtype, torch.float32)
+                total[name] = total[name].add_(gradient) if name in total else gradient.to(wide, copy=True)
+        return {name: self.data.average(value.div_(number)) for name, value in total.items()}
+
+
+class _Called(nn.Module):
+    """The loss as a forward, so that parameters can be exchanged for values while it runs."""
+
+    def __init__(self, module: nn.Module, data: TrainingData) -> None:
+        super().__init__()
+        self.module, self.data = module, data
+        self.originals = list(module.named_parameters())
+
+    def forward(self, batch: Any) -> list[tuple[Tensor, set[str] | None]]:
+        """The losses, each with the plain names of the parameters that it trains; None for all."""
+        owners = {id(parameter): name for name, parameter in self.originals}
+        for part in self.module.modules():
+            if isinstance(part, nn.RNNBase):  # recurrent layers keep second references to their parameters
+                part._flat_weights = [getattr(part, name, None) for name in part._flat_weights_names]
+        with torch.enable_grad():
+            losses = self.data.loss(self.module, batch)
+        if isinstance(losses, Tensor):
+            return [(losses, None)]
+        # The step may list the values that are in the module now, or what an optimizer took before.
+        owners |= {id(parameter): name for name, parameter in self.module.named_parameters()}
+        found: list[tuple[Tensor, set[str] | None]]
+        found = [(loss, {owners[id(p)] for p in trained if id(p) in owners}) for loss, trained in losses]
+        if not any(names for _, names in found):
+            raise ValueError(
+                "None of the losses trains a parameter of the module that `loss_fn` was called with, so there is "
+                "nothing to score with. List parameters of that module: it is a copy."
+            )
+        return found

@@ -1,0 +1,62 @@
+"""The user's own loss on the user's own data, for scores that need them."""
+
+import copy
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_signin.masks.network import Network, find_network
+
+Losses = Tensor | Sequence[tuple[Tensor, Iterable[Tensor]]]
+
+
+class TrainingData:
+    """The training loss and the batches that scores are computed with.
+
+    Args:
+        loss_fn: ``loss_fn(module, batch)`` returns the scalar training loss; or, where several optimizers train parts
+            of the module, a list of (loss, the parameters that it trains).
+        batches: An iterable of batches that can be iterated again, e.g. a DataLoader.
+        example_input: The input of ``module``: a tensor, a tuple of arguments or a dict of keyword arguments. Without
+            it, the call that ``loss_fn`` makes of the network is recorded on the first batch.
+        average: Averages a tensor over ranks, so that n ranks score as one with n times the batches.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Linear(3, 1)
+        >>> data = TrainingData(lambda module, batch: module(batch).square().mean(), [torch.ones(4, 3)])
+        >>> data.loss(net, torch.zeros(4, 3)).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        loss_fn: Callable[[nn.Module, Any], Losses] | None = None,
+        batches: Iterable[Any] = (),
+        example_input: Any = None,
+        average: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.loss_fn, self.batches, self.example_input = loss_fn, batches, example_input
+        self.average = average or (lambda tensor: tensor)
+
+    def copy(self, module: nn.Module) -> nn.Module:
+        """A module to score on, so that nothing that a training step does is left behind."""
+        return copy.deepcopy(module)
+
+    def loss(self, module: nn.Module, batch: Any) -> Losses:
+        """The training loss of a batch."""
+        if self.loss_fn is None:
+            raise ValueError("This score needs the training loss: pass data=TrainingData(loss_fn, batches).")
+        return self.loss_fn(module, batch)
+
+    def network(self, module: nn.Module, weights: Collection[str]) -> Network:
+        """A copy of the network that runs the named weights, with an example input."""
+
+        def one_step(module: nn.Module) -> None:
+            for batch in self.batches:
+                self.loss(module, batch)
+                return
+            raise ValueError("There are no training batches to see the network's input in.")
+
+        return find_network(self.copy(module), weights, self.example_input, one_step)

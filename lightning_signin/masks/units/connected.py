@@ -1,0 +1,102 @@
+"""Whether a mask leaves ways through the network: layer collapse is found before training, not after it.
+
+Ways are structural: a kept weight joins its two units whatever its value, biases are no ways, and operations that mix
+units, such as attention, join everything with everything.
+"""
+
+import gc
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from lightning_signin.masks.network import Network
+from lightning_signin.masks.units.graph import Graph
+from lightning_signin.masks.units.tracing import trace
+from lightning_signin.warn import warn
+
+
+def check_connected(masks: Mapping[str, Tensor], network: Callable[[], Network]) -> None:
+    """Check that a way leads from the network's input to its output, and one through every layer.
+
+    The graph is traced only where it matters. If all units and all inputs of all layers keep a weight, every way can be
+    continued to both ends, so that every kept weight is on one. (This takes for granted that no layer reads constant
+    channels or drops units. Of grouped convolutions the inputs of all groups are looked at together.) If all units do,
+    or all inputs do, there is still a way through the network, but perhaps not through every layer.
+
+    Args:
+        masks: The masks by plain name.
+        network: Gives the network; called only if the masks alone do not answer.
+
+    Raises:
+        ValueError: If no way leads from the input to the output.
+
+    Warns:
+        UserWarning: For layers whose kept weights are on no way, and if the forward cannot be traced.
+
+    Example:
+        >>> import torch
+        >>> check_connected({"fc.weight": torch.eye(3) > 0}, network=lambda: None)  # not called
+    """
+    full = [_covers(masks, dim) for dim in (0, 1)]
+    if all(full):
+        return
+    try:
+        found = network()
+        graph = trace(found.module, found.args, found.kwargs, found.names)
+        del found
+        gc.collect()  # what `torch.export` leaves behind holds the copy of the network in a cycle
+    except ValueError as error:
+        if not any(full):
+            warn(f"It could not be checked that the mask leaves a way from input to output: {error}")
+        return
+    cut = _cut(graph, masks)
+    if not _is_whole(graph, masks):
+        raise ValueError(
+            f"The mask cuts the network from input to output: no way leads through {_some(cut)}. Lower `sparsity`, or "
+            "choose another `mask` or `distribution`."
+        )
+    if cut:
+        warn(
+            f"No way from input to output leads through the kept weights of {_some(cut)}: they train nothing. Lower "
+            "`sparsity`, or choose another `mask` or `distribution`.",
+        )
+
+
+def cut_layers(network: Network, masks: Mapping[str, Tensor]) -> list[str]:
+    """The layers that are off every way from the network's input to its output.
+
+    Args:
+        network: The network and an example input.
+        masks: The masks by plain name; selected weights without one are dense.
+
+    Returns:
+        Plain names, in the order in which the layers run. Layers that the forward does not run are left out.
+
+    Raises:
+        ValueError: If the forward cannot be traced.
+    """
+    return _cut(trace(network.module, network.args, network.kwargs, network.names), masks)
+
+
+def _covers(masks: Mapping[str, Tensor], dim: int) -> bool:
+    return all(bool(mask.transpose(0, dim).flatten(1).any(1).all()) for mask in masks.values())
+
+
+def _cut(graph: Graph, masks: Mapping[str, Tensor]) -> list[str]:
+    fed, used = graph.reach(masks)
+    alive: dict[str, bool] = {}
+    for layer, inputs, units in zip(graph.layers, fed, used, strict=True):
+        if layer.parameter is not None:
+            groups = layer.blocks.shape[0]
+            joined = layer.joined(masks) & inputs.view(groups, 1, -1) & units.view(groups, -1, 1)
+            alive[layer.parameter] = alive.get(layer.parameter, False) or bool(joined.any())
+    return [name for name, is_alive in alive.items() if not is_alive]
+
+
+def _is_whole(graph: Graph, masks: Mapping[str, Tensor]) -> bool:
+    fed, _ = graph.reach(masks)
+    return any(bool(inputs.any()) for layer, inputs in zip(graph.layers, fed, strict=True) if layer.kind == "output")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if names[5:] else "")

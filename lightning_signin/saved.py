@@ -1,0 +1,179 @@
+"""Plain weights and masks from files: checkpoints of any moment of a run, ours or of other programs."""
+
+import json
+import os
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_signin.factor_state import saved_masks
+from lightning_signin.foreign import as_mask, fit_shape, holds_only_masks, match_names, plain_weights
+from lightning_signin.functional import sign_flips
+from lightning_signin.model import masks as masks_of
+from lightning_signin.warn import warn
+
+LAYERS_KEY = "lightning_signin.layers"  # of a safetensors file's metadata: JSON, name → {"kept", "flips"}
+
+
+@dataclass
+class SavedWeights:
+    """A plain state dict, and what is known of its sparse weights.
+
+    Attributes:
+        tensors: The state dict: masked effective weights under their plain names.
+        kept: For each sparse weight the number of entries that its mask keeps; empty if no mask is known.
+        flips: For each sparse weight the number of kept entries whose sign differs from the start of the run.
+        masks: The bool masks that are known exactly, by plain name; a safetensors file has none.
+    """
+
+    tensors: dict[str, Tensor]
+    kept: dict[str, int] = field(default_factory=dict)
+    flips: dict[str, int] = field(default_factory=dict)
+    masks: dict[str, Tensor] = field(default_factory=dict)
+
+    def describe(self, state: dict[str, Any]) -> None:
+        """Take masks and what is flipped from a callback's state, a live one or one of a checkpoint."""
+        for name, mask in saved_masks(state).items():
+            start, now = state["start_signs"][name].cpu(), self.tensors[name].cpu()[mask]
+            self.flips[name] = int(sign_flips(start, now))
+            self.know(name, mask)
+
+    def know(self, name: str, mask: Tensor) -> None:
+        """Take the mask of a weight."""
+        self.masks[name] = mask
+        self.kept[name] = int(mask.sum())
+
+
+def read_weights(source: str | os.PathLike | nn.Module) -> SavedWeights:
+    """Read plain weights from a Lightning checkpoint, a saved state dict, a safetensors file, or a live module.
+
+    Files of `torch.nn.utils.prune`, TurboPrune and open_lth are read too (`lightning_signin.foreign`).
+
+    Args:
+        source: A path (``.safetensors``, or anything that ``torch.save`` wrote), or a module.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not one of these, or asks to run code when it is loaded.
+    """
+    if isinstance(source, nn.Module):
+        return _with_masks(source.state_dict(), masks_of(source))
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+
+
+def masks_from_file(path: str | os.PathLike, shapes: Mapping[str, Sequence[int]] | None = None) -> dict[str, Tensor]:
+    """Read masks from a file.
+
+    A checkpoint of this package's callback, and the formats of `lightning_signin.foreign`, hold masks, so that kept
+    weights that are 0 stay kept. In every other file the zeros are the mask.
+
+    Args:
+        path: What `read_weights` reads.
+        shapes: Shapes of the weights that need a mask, by plain name. The file may have other prefixes
+            (`lightning_signin.foreign.match_names`) and trailing dimensions of size 1. Its other masks are not used.
+
+    Returns:
+        Bool masks, True keeps: by the names and in the shapes of ``shapes``; without it by the names in the file, of
+        every weight of two or more dimensions that has a mask, or both zeros and non-zeros.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read, none of its weights has a zero, or a weight's mask is missing, has another
+            shape, other values than 0 and 1, or keeps nothing.
+
+    Warns:
+        UserWarning: If a safetensors file of this package says that more weights were kept than are non-zero now.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.NamedTemporaryFile() as file:
+        ...     torch.save({"model.fc.weight": torch.eye(2)}, file.name)
+        ...     masks_from_file(file.name, {"fc.weight": (2, 2)})
+        {'fc.weight': tensor([[ True, False],
+                [False,  True]])}
+    """
+    saved, source = read_weights(path), str(path)
+    known = saved.masks or _by_zeros(saved.tensors)
+    if shapes is None:
+        shapes = {name: mask.shape for name, mask in known.items() if name in saved.kept or _is_partial(mask)}
+        shapes = {name: shape for name, shape in shapes.items() if len(shape) >= 2}
+    keys = match_names(shapes, known, source)
+    if not any(key in saved.kept or not known[key].all() for key in keys.values()):
+        raise ValueError(f"{source} holds no mask: none of its weights has zeros. Use a sparse model's checkpoint.")
+    found = {name: fit_shape(known[key], name, shapes[name], source) for name, key in keys.items()}
+    for name, mask in found.items():
+        if not mask.any():
+            raise ValueError(f"The mask of {name} in {source} keeps nothing. Leave it dense with exclude=['{name}'].")
+        _warn_of_lost_zeros(source, keys[name], saved.kept, int(mask.sum()))
+    return found
+
+
+def _by_zeros(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor != 0 for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.ndim >= 2}
+
+
+def _is_partial(mask: Tensor) -> bool:
+    return bool(mask.any()) and not bool(mask.all())
+
+
+def _warn_of_lost_zeros(source: str, name: str, kept: Mapping[str, int], nonzeros: int) -> None:
+    if kept.get(name, nonzeros) != nonzeros:
+        warn(
+            f"{source} says that {kept[name]} weights of {name} were kept, but {nonzeros} are not 0. It holds no "
+            "masks, so only these are kept now. Use the run's checkpoint for the exact mask."
+        )
+
+
+def _read_safetensors(path: Path) -> SavedWeights:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            layers = json.loads((file.metadata() or {}).get(LAYERS_KEY, "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 — not a dict
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}.") from error
+    saved = _with_masks(*_split(tensors, str(path)))
+    saved.kept |= {name: layer["kept"] for name, layer in layers.items()}
+    saved.flips |= {name: layer["flips"] for name, layer in layers.items() if layer["flips"] is not None}
+    return saved
+
+
+def _read_torch(path: Path) -> SavedWeights:
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{path} cannot be read safely: it is damaged, not a checkpoint, or holds objects beyond tensors and plain "
+            "values, which could run code when loaded."
+        ) from error
+    tensors = saved.get("state_dict", saved) if isinstance(saved, dict) else None
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise ValueError(f"{path} holds no state dict: neither a Lightning checkpoint nor a dict of tensors.")
+    result = _with_masks(*_split(tensors, str(path)))
+    for state in saved.get("callbacks", {}).values():
+        if isinstance(state, dict) and {"masks", "digest", "start_signs"} <= state.keys():
+            result.describe(state)
+    return result
+
+
+def _split(tensors: dict[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """State dict and masks; a dict of masks alone stands for both."""
+    if holds_only_masks(tensors):
+        return tensors, {name: as_mask(tensor, name, source) for name, tensor in tensors.items()}
+    return plain_weights(tensors, source)
+
+
+def _with_masks(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> SavedWeights:
+    result = SavedWeights(dict(tensors))
+    for name, mask in masks.items():
+        result.know(name, mask)
+    return result

@@ -1,7 +1,7 @@
 """Every score × distribution × structure on real networks, with the count checked: `python -m benchmarks.mask_grid`.
 
-ResNet-18, DeiT-tiny and an LSTM with linear layers, at 90 %. Scores that go in steps go in few of them, and are computed
-once for each distribution. A row of the table is a score: how many masks were built, how many of them have the exact
+ResNet-18, DeiT-tiny and an LSTM with linear layers, at 90 %. Scores that go in steps go in few of them, and are
+computed once for each distribution. A row of the table is a score: how many masks were built, how many of them have the exact
 count, and by how many weights the others miss it at most: theirs is the nearest count that the structure can make.
 """
 
@@ -43,11 +43,14 @@ class Tagger(nn.Module):
         self.fc1, self.fc2 = nn.Linear(256, 512), nn.Linear(512, 40)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Logits (batch, 40) for tokens (batch, length)."""
         return self.fc2(self.fc1(self.lstm(self.embedding(tokens))[0]).relu()).mean(1)
 
 
 @dataclass
 class Network:
+    """A network, what it reads, and what is special about its layers."""
+
     make: Callable[[], nn.Module]
     inputs: Callable[[], Tensor]
     classes: int

@@ -218,7 +218,7 @@ def test_callback_that_would_break_the_fit_is_refused_before_training(companion,
         ({"exclude": ["*"]}, "Nothing to sparsify"),
         ({"beta": {"fc9*": 1.0}}, r"`beta` pattern 'fc9\*' matches no sparse weight"),
         ({"beta": {"fc*": 1.0}}, r"`beta` has no pattern for conv.weight. End it with a default, '\*': value"),
-        ({"sparsity": 0.9999}, "keeps 0 weights, but there are 3 layers"),
+        ({"sparsity": 0.9999}, "keeps 0 of 1242 weights, but each of 3 layers must keep at least one weight"),
     ],
     ids=str,
 )

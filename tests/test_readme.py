@@ -29,12 +29,15 @@ def test_python_example_runs(tmp_path, index):
     run(tmp_path, sys.executable, "-c", blocks("python")[index])
 
 
-def test_yaml_example_trains(tmp_path):
-    (config,) = blocks("yaml")
-    assert "class_path: lightning_signin.SignInCallback" in config
-    (tmp_path / "config.yaml").write_text(config)
-    settings = yaml.safe_load(config)
-    assert settings["trainer"]["max_epochs"] >= 2
+def test_yaml_examples_train(tmp_path):
+    config, mask = map(yaml.safe_load, blocks("yaml"))
+    (callback,) = config["trainer"]["callbacks"]
+    assert callback["class_path"] == "lightning_signin.SignInCallback"
+    assert config["trainer"]["max_epochs"] >= 2
+    callback["init_args"] |= mask
+    (tmp_path / "both.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "config.yaml").write_text(blocks("yaml")[0])
     executable = Path(sys.executable).parent / "lightning-signin"
-    printed = run(tmp_path, str(executable), "fit", "--config", "config.yaml", "--trainer.max_epochs", "1")
-    assert "merged file" in printed
+    for name in ("config.yaml", "both.yaml"):
+        printed = run(tmp_path, str(executable), "fit", "--config", name, "--trainer.max_epochs", "1")
+        assert "merged file" in printed

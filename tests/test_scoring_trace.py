@@ -216,10 +216,15 @@ def test_training_equals_that_of_masks_made_beforehand(fit, tmp_path):
     assert [name for name, value in given.items() if not same(scored[name], value)] == []
 
 
-def test_persistent_workers_of_an_earlier_fit_stay(tmp_path):
-    train = ordered(num_workers=1, persistent_workers=True)
-    trainer(epochs=1).fit(seeded(), train)
-    before = train._iterator
-    noted = Masks()
-    trainer(callback(mask="snip"), noted, epochs=1).fit(seeded(), train)
-    assert train._iterator is before
+def test_persistent_workers_that_run_already_go_on_as_if_nothing_was_scored(tmp_path):
+    def fit(**options) -> tuple[dict, Masks]:
+        noisy = Noisy(np.random.default_rng(1))
+        train, noted = DataLoader(noisy, 8, num_workers=1, persistent_workers=True), Masks()
+        module = seeded()
+        assert len(list(train)) == 10
+        trainer(callback(**options), noted, epochs=1).fit(module, train)
+        return copies(module), noted
+
+    scored, noted = fit(mask="snip")
+    torch.save(noted.found, tmp_path / "masks.pt")
+    assert differing(scored, fit(sparsity=None, mask_from=tmp_path / "masks.pt")[0]) == []

@@ -130,6 +130,14 @@ def test_resume_scores_nothing_and_equals_uninterrupted(tmp_path, kind):
     assert arguments["mask"] == (repr(mask[kind]) if kind == "object" else mask[kind])
 
 
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_resume_in_another_precision_equals_uninterrupted(tmp_path, precision):
+    whole, again = seeded(), Small()
+    trainer(callback(mask="snip"), SaveEverywhere(tmp_path), precision=precision).fit(whole, loader())
+    trainer(callback(mask="snip"), precision=precision).fit(again, loader(), ckpt_path=tmp_path / "step25.ckpt")
+    assert differing(copies(whole), copies(again)) == []
+
+
 def test_second_fit_goes_on_with_the_mask_without_scoring():
     CALLS.clear()
     module, sign_in, first, second = seeded(), callback(mask=counted), Started(), Started()

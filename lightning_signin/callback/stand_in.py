@@ -110,8 +110,8 @@ def make_on_demand(holder: object, names: Iterable[str], make: Callable[[], None
     """Take attributes from an object until somebody asks for one; then ``make`` has to set them all.
 
     Example:
-        >>> from types import SimpleNamespace
-        >>> holder = SimpleNamespace(value=1)
+        >>> from argparse import Namespace
+        >>> holder = Namespace(value=1)
         >>> make_on_demand(holder, ["value"], lambda: setattr(holder, "value", 2))
         >>> holder.value
         2

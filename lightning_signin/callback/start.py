@@ -101,10 +101,10 @@ class Start:
             warnings.simplefilter("ignore")  # `sparsify` says the same again
             names = list(select_weights(module, **selection))
         shapes = {name: module.get_parameter(name).shape for name in names}
+        _to_run(trainer, module)  # before a checkpoint is loaded too: float64 factors would be rounded to float32
         if known or resumes:
             sparsify(module, mask=known or _to_be_loaded(shapes), **options, **selection)
             return
-        _to_run(trainer, module)
         transplant_(module, names=names, signs_from=self.signs_from, magnitudes_from=self.magnitudes_from)
         chosen: Any = {"mask": self.mask, "sparsity": self.sparsity, "seed": self.seed_in_force}
         chosen |= {"distribution": self.distribution, "structure": self.structure}
@@ -137,7 +137,7 @@ def _to_be_loaded(shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
 
 
 def _to_run(trainer: Trainer, module: LightningModule) -> None:
-    """Put the module into the precision and onto the device that it is scored in, as Lightning does next."""
+    """Put the module into the precision and onto the device that it trains in, as Lightning does later."""
     if isinstance(trainer.precision_plugin, HalfPrecision | DoublePrecision):
         trainer.precision_plugin.convert_module(module)
     if isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):

@@ -1,8 +1,8 @@
 """Every score × distribution × structure on real networks, with the count checked: `python -m benchmarks.mask_grid`.
 
 ResNet-18, DeiT-tiny and an LSTM with linear layers, at 90 %. Scores that go in steps go in few of them, and are
-computed once for each distribution. A row of the table is a score: how many masks were built, how many of them have the exact
-count, and by how many weights the others miss it at most: theirs is the nearest count that the structure can make.
+computed once for each distribution. A row of the table is a score: how many masks were built, how many of them have
+the exact count, and by how many weights the others miss it at most: theirs is the nearest that the structure can make.
 """
 
 import time

@@ -58,3 +58,10 @@ def test_losses_of_foreign_parameters_are_refused():
     data = TrainingData(lambda module, batch: [(classify(module, batch), net.parameters())], batches)
     with pytest.raises(ValueError, match="None of the losses trains a parameter of the module that `loss_fn`"):
         sparsify(net, mask="snip", data=data)
+
+
+def test_loss_that_depends_on_no_weight_is_refused():
+    net, text = nn.Linear(3, 2), r"depends on none of the selected weights, so mask='snip' cannot tell them apart"
+    data = TrainingData(lambda module, batch: (module.bias * batch).sum(), [torch.ones(2)])
+    with pytest.raises(ValueError, match=text):
+        sparsify(net, mask="snip", data=data)

@@ -73,6 +73,14 @@ def test_start_is_joined_from_its_sources_entry_by_entry(earlier, file, given, f
     assert sum(int(mask.sum()) for mask in started.masks.values()) == 373
 
 
+def test_mask_from_a_file_must_have_the_sparsity_that_is_asked_for(earlier):
+    started = start_of(seeded(), sparsity=0.7, mask_from=earlier / "run.ckpt")
+    assert sum(int(mask.sum()) for mask in started.masks.values()) == 373
+    text = r"keeps 373 of 1242 weights, a sparsity of 0.6997, and `sparsity`=0.9 asks for 124. Leave out `sparsity`"
+    with pytest.raises(ValueError, match=text):
+        start_of(seeded(), sparsity=0.9, mask_from=earlier / "run.ckpt")
+
+
 def test_resume_needs_no_source_again(tmp_path, earlier):
     for file in FILES:
         shutil.copy(earlier / file, tmp_path / file)
@@ -179,13 +187,12 @@ def test_resume_with_other_arguments_is_refused(tmp_path, earlier, first, second
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"sparsity": 0.5}, "`mask_from` reads the whole mask from a file: leave out `sparsity`, `mask`"),
-        ({"mask": "snip"}, "leave out `sparsity`, `mask`"),
-        ({"mask": SNIP()}, "leave out `sparsity`, `mask`"),
-        ({"distribution": "erk"}, "leave out `sparsity`, `mask`, `distribution`"),
-        ({"structure": "2:4"}, "leave out `sparsity`, `mask`, `distribution` and `structure`"),
+        ({"mask": "snip"}, "reads the whole mask from a file: leave out `mask`"),
+        ({"mask": SNIP()}, "reads the whole mask from a file: leave out `mask`"),
+        ({"distribution": "erk"}, "leave out `mask`, `distribution`"),
+        ({"structure": "2:4"}, "leave out `mask`, `distribution` and `structure`"),
     ],
-    ids=["sparsity", "name", "score", "distribution", "structure"],
+    ids=["name", "score", "distribution", "structure"],
 )
 def test_mask_from_a_file_excludes_what_makes_masks(options, text):
     with pytest.raises(ValueError, match=text):

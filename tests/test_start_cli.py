@@ -118,6 +118,7 @@ def test_command_trains_with_scored_masks_and_what_files_hold(config, tmp_path, 
     ("line", "text"),
     [
         ("mask_from: nothere.pt", "There is no file nothere.pt"),
+        ("sparsity: 90", "lightning-signin: `sparsity` must be in [0, 1), got 90.0. Pass the fraction of zeros"),
         ("structure: 2:4", "`structure` does not fit network.layers.0.weight of shape (16, 1, 3, 3): groups of 4"),
     ],
     ids=str,

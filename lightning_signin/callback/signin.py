@@ -44,7 +44,7 @@ class SignInCallback(Callback):
             → sparsity. None is what the score's own paper uses.
         structure: In which pattern: "unstructured", "2:4" (any n:m), "2:4-cap" (at most 2 of 4), "4x4-block",
             "constant-fan-in", or a dict of glob pattern → structure. (YAML's number for an unquoted 2:4 is understood.)
-        mask_from: A file to take the whole mask from: a checkpoint, a state dict, or masks of other libraries.
+        mask_from: A file to take the whole mask from: a checkpoint, a state dict, masks of other libraries.
         signs_from: A checkpoint to take the signs of the selected weights from; their magnitudes stay.
         magnitudes_from: A checkpoint to take the magnitudes of the selected weights from; their signs stay.
         flip_signs: Share in [0, 1] of the kept weights whose starting sign is flipped, at random (Table 9).

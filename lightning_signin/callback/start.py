@@ -17,11 +17,14 @@ from lightning_signin.callback.scoring import LightningData
 from lightning_signin.functional import check_beta
 from lightning_signin.initial import flip_signs_, transplant_
 from lightning_signin.masks.build import check_choice, check_distribution
+from lightning_signin.masks.distributions import budget
 from lightning_signin.masks.scores import Score, parse_score, score_name
 from lightning_signin.masks.structures import Structure, parse_structure
 from lightning_signin.model import sparsify
 from lightning_signin.saved import masks_from_file
 from lightning_signin.selection import check_patterns, select_weights
+
+_DEFAULTS = ("random", None, "unstructured")  # mask, distribution, structure
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,9 @@ class Start:
         object.__setattr__(self, "structure", read if by_pattern else read["*"])
         for structure in read.values():
             parse_structure(structure)
-        chosen = (self.sparsity, self.mask, self.distribution, self.structure)
-        if self.mask_from is not None and chosen != (None, "random", None, "unstructured"):
+        if self.mask_from is not None and (self.mask, self.distribution, self.structure) != _DEFAULTS:
             raise ValueError(
-                "`mask_from` reads the whole mask from a file: leave out `sparsity`, `mask`, `distribution` and "
-                "`structure`."
+                "`mask_from` reads the whole mask from a file: leave out `mask`, `distribution` and `structure`."
             )
         if not 0 <= self.flip_signs <= 1:
             raise ValueError(f"`flip_signs` must be in [0, 1], got {self.flip_signs}. Pass the share, e.g. 0.05.")
@@ -109,11 +110,24 @@ class Start:
         chosen: Any = {"mask": self.mask, "sparsity": self.sparsity, "seed": self.seed_in_force}
         chosen |= {"distribution": self.distribution, "structure": self.structure}
         if self.mask_from is not None:
-            chosen = {"mask": masks_from_file(self.mask_from, shapes)}
+            chosen = {"mask": self._masks_from_file(shapes)}
         with closing(LightningData(trainer, module)) as data:
             sparsify(module, data=data, **chosen, **options, **selection)
         if self.flip_signs:
             flip_signs_(module, self.flip_signs, seed=self.seed_in_force)
+
+    def _masks_from_file(self, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+        """The masks, of the sparsity that was asked for, if one was."""
+        assert self.mask_from is not None
+        masks = masks_from_file(self.mask_from, shapes)
+        kept, size = sum(int(mask.sum()) for mask in masks.values()), sum(mask.numel() for mask in masks.values())
+        if self.sparsity is not None and kept != budget(self.sparsity, size):
+            raise ValueError(
+                f"The mask in {self.mask_from} keeps {kept} of {size} weights, a sparsity of {1 - kept / size:.4f}, "
+                f"and `sparsity`={self.sparsity} asks for {budget(self.sparsity, size)}. Leave out `sparsity` (None) "
+                "to take the mask as it is."
+            )
+        return masks
 
 
 def _shown(choice: Any) -> Any:

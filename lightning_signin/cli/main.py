@@ -36,9 +36,10 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             sys.exit(f"lightning-signin: unknown command {command!r}\n\n{_USAGE}")
     except (ValueError, TypeError, FileNotFoundError) as error:
-        if not _is_ours(error):
+        ours = _ours(error)
+        if ours is None:
             raise
-        print(f"lightning-signin: {error}", file=sys.stderr)
+        print(f"lightning-signin: {ours}", file=sys.stderr)
         sys.exit(2)
     except ModuleNotFoundError as error:
         if error.name not in ("jsonargparse", "safetensors", "sklearn", "mnist1d"):
@@ -106,7 +107,11 @@ def _inspect(arguments: list[str]) -> None:
 _COMMANDS = {"recipes": _recipes, "export": _export, "inspect": _inspect}
 
 
-def _is_ours(error: BaseException) -> bool:
-    """Whether this package raised the error; others keep their traceback."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return Path(frames[-1].filename).is_relative_to(Path(__file__).parent.parent)
+def _ours(error: BaseException | None) -> BaseException | None:
+    """The error that this package raised, perhaps inside of another; all others keep their traceback."""
+    while error is not None:
+        frames = traceback.extract_tb(error.__traceback__)
+        if frames and Path(frames[-1].filename).is_relative_to(Path(__file__).parent.parent):
+            return error
+        error = error.__cause__ or error.__context__
+    return None

@@ -121,7 +121,13 @@ class Task:
     def mean_gradients(self, values: Mapping[str, Tensor], batches: Iterable[Any]) -> dict[str, Tensor]:
         """The gradient of the training loss, averaged over batches and ranks. See `gradients`."""
         leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
-        return self._mean(self.gradients(leaves, batch) for batch in batches)
+        found = self._mean(self.gradients(leaves, batch) for batch in batches)
+        if not any(gradient.any() for gradient in found.values()):
+            raise ValueError(
+                f"The training loss depends on none of the selected weights, so mask={self.name!r} cannot tell them "
+                "apart. Check the training step, or choose a mask that needs no data."
+            )
+        return found
 
     def mean_products(
         self, values: Mapping[str, Tensor], vector: Mapping[str, Tensor], batches: Iterable[Any]

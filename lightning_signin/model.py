@@ -12,13 +12,14 @@ from torch.optim import Optimizer
 from lightning_signin.functional import check_beta
 from lightning_signin.generators import untouched
 from lightning_signin.masks.build import Distribution, StructureOf, build_masks, check_choice
+from lightning_signin.masks.patterns import by_pattern
 from lightning_signin.masks.scores import Score
 from lightning_signin.masks.training_data import TrainingData
 from lightning_signin.masks.units.connected import check_connected
 from lightning_signin.optimizers import MOMENTUM, at_rescale
 from lightning_signin.parametrization import Masked, SignIn
 from lightning_signin.plain_view import show_plain
-from lightning_signin.selection import by_pattern, select_weights
+from lightning_signin.selection import select_weights
 from lightning_signin.state import install_plain_state, plain_order, uninstall_plain_state
 from lightning_signin.storage import make_storage
 from lightning_signin.weights import sign_in_weights, sparse_weights

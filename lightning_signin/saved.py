@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,7 +149,9 @@ def _read_safetensors(path: Path) -> SavedWeights:
 def _read_torch(path: Path) -> SavedWeights:
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # whatever bytes that are no pickle happen to raise
         raise ValueError(
             f"{path} cannot be read safely: it is damaged, not a checkpoint, or holds objects beyond tensors and plain "
             "values, which could run code when loaded."

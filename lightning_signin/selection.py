@@ -1,8 +1,7 @@
 """Which weights of a module are made sparse: glob patterns on plain names, and what happens to the odd cases."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import TypeVar
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
@@ -13,7 +12,6 @@ from lightning_signin.warn import warn
 
 Owners = list[tuple[nn.Module, str]]
 Users = dict[str, tuple[nn.Module, str]]
-Value = TypeVar("Value")
 
 
 def select_weights(
@@ -70,23 +68,6 @@ def check_patterns(argument: str, patterns: Sequence[str] | None) -> list[str] |
     if isinstance(patterns, str):
         raise ValueError(f"`{argument}` must be a list of glob patterns, got the string {patterns!r}. Write [...].")
     return None if patterns is None else list(patterns)
-
-
-def by_pattern(argument: str, value: Value | Mapping[str, Value], names: Sequence[str]) -> dict[str, Value]:
-    """Spread one value, or a dict of glob pattern → value, over weight names; the first pattern that matches wins.
-
-    Raises:
-        ValueError: If a pattern matches no name, or a name is matched by no pattern.
-    """
-    if not isinstance(value, Mapping):
-        return dict.fromkeys(names, value)
-    for pattern in value:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"`{argument}` pattern {pattern!r} matches no sparse weight of: {', '.join(names)}.")
-    result = {name: [v for p, v in value.items() if fnmatchcase(name, p)] for name in names}
-    if missing := [name for name, values in result.items() if not values]:
-        raise ValueError(f"`{argument}` has no pattern for {', '.join(missing)}. End it with a default, '*': value.")
-    return {name: values[0] for name, values in result.items()}
 
 
 def _candidates(module: nn.Module) -> tuple[Users, Users]:

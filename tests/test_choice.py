@@ -2,7 +2,6 @@
 
 import re
 import warnings
-from math import prod
 
 import pytest
 import torch
@@ -56,11 +55,6 @@ def test_group_of_every_weight_is_the_uniform_distribution():
     assert all(torch.equal(groups[name], uniform[name]) for name in SHAPES)
 
 
-def test_groups_that_earlier_patterns_took_whole_are_left_out():
-    built = without_warnings(distribution={"*": 0.5, "head": 0.9})
-    assert number(built) == sum(map(prod, SHAPES.values())) // 2
-
-
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -69,12 +63,15 @@ def test_groups_that_earlier_patterns_took_whole_are_left_out():
         ({"distribution": {"*": 1.0}}, "`sparsity` must be in [0, 1), got 1.0."),
         ({"distribution": {"tail": 0.5, "*": 0.5}}, "`distribution` pattern 'tail' matches no sparse weight of: enc"),
         ({"distribution": {"encoder.*": 0.5}}, "`distribution` has no pattern for decoder.a, head. End it with a"),
+        ({"distribution": {"*": 0.5, "head": 0.9}}, "`distribution` pattern 'head' has no effect: earlier ones match"),
+        ({"structure": {"*": "2:4", "head": "1:5"}}, "`structure` pattern 'head' has no effect: earlier ones match"),
         ({"distribution": {}}, "`distribution` has no pattern for encoder.a, encoder.b, decoder.a, head. End it with"),
         ({"distribution": {"head": 0.999, "*": 0.5}}, "`sparsity`=0.999 keeps 0 of 150 weights, but each of 1 layers"),
         ({"structure": {"tail": "2:4", "*": "2:4"}}, "`structure` pattern 'tail' matches no sparse weight of: enc"),
         ({"structure": {"head": "1:5"}}, "`structure` has no pattern for encoder.a, encoder.b, decoder.a. End it with"),
         ({"structure": {"head": "1:5", "*": "free"}}, "`structure` must be 'unstructured', 'n:m' (e.g. '2:4')"),
         ({"structure": "2:4"}, "`structure` does not fit encoder.a of shape (10, 10): groups of 4 do not divide its"),
+        ({"structure": "7:14"}, "; head of shape (5, 30): groups of 14 do not divide its 30 inputs. Leave out with"),
         ({"structure": "1:2", "sparsity": 0.9999}, "keeps 0 of 1138 weights, but each of 4 layers must keep at least"),
         ({"structure": "constant-fan-in", "sparsity": 0.96}, "4 layers must keep at least one unit of the structure,"),
     ],

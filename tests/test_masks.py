@@ -123,6 +123,16 @@ def test_global_repairs_an_empty_layer_and_says_so():
     assert all(values[name].flatten()[built[name].flatten()].max() == values[name].max() for name in values)
 
 
+def test_global_keeps_the_best_of_each_layer_beside_infinite_scores():
+    def users(task):
+        return {name: weight.where(weight < 2, torch.inf) for name, weight in task.weights.items()}
+
+    values = {"big": torch.full((10, 10), 3.0), "small": torch.rand(6, 5), "other": torch.rand(4, 4)}
+    with pytest.warns(UserWarning, match="would leave small, other without any weight"):
+        built = build_masks(values, sparsity=0.9, mask=users, distribution="global")
+    assert {name: int(mask.sum()) for name, mask in built.items()} == {"big": 13, "small": 1, "other": 1}
+
+
 @pytest.mark.parametrize("distribution", NAMES)
 def test_masks_refuse_fewer_weights_than_layers(distribution):
     text = (

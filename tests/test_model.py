@@ -105,11 +105,13 @@ def test_rescale_leaves_plain_masked_weights_alone():
 
 
 def test_beta_of_the_first_matching_pattern_wins():
-    net = sparsify(two_layers(), sparsity=0.5, beta={"0.*": 2.0, "*": 5.0, "1*": 9.0})
+    net = sparsify(two_layers(), sparsity=0.5, beta={"0.*": 2.0, "*": 5.0})
     assert {name: weight.parametrization.beta for name, weight in sign_in_weights(net).items()} == {
         "0.weight": 2.0,
         "1.weight": 5.0,
     }
+    with pytest.raises(ValueError, match=r"`beta` pattern '1\*' has no effect: earlier ones match all"):
+        sparsify(two_layers(), beta={"0.*": 2.0, "*": 5.0, "1*": 9.0})
 
 
 A_MASK, B_MASK = torch.eye(5, 6, dtype=torch.bool), torch.eye(4, 5, dtype=torch.bool)

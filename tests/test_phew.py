@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_signin import masks, sparsify
 from lightning_signin.masks import PHEW
 from lightning_signin.masks.build import build_masks
 from lightning_signin.masks.scores.phew import first_visits
@@ -187,6 +188,30 @@ def test_units_that_lead_nowhere_are_not_visited():
     assert bool((found["a.weight"] < NEVER)[:3].all())
     assert not bool((found["a.weight"] < NEVER)[3:].any())
     assert (found["b.weight"] < NEVER).tolist() == [[True, True, True, False]] * 2
+
+
+class Aside(nn.Module):
+    """A layer that the forward does not run, and one whose result is not used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.aside, self.unused = nn.Linear(5, 8), nn.Linear(8, 2), nn.Linear(8, 2), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.a(x)
+        self.unused(hidden)
+        return self.b(hidden)
+
+
+@pytest.mark.parametrize("score", ["phew", "npb"])
+def test_weights_off_every_way_are_refused(score):
+    data = TrainingData(example_input=torch.rand(1, 5))
+    with pytest.raises(
+        ValueError, match=rf"mask='{score}' is undefined for aside\.weight, unused\.weight: in eval mode"
+    ):
+        sparsify(Aside(), mask=score, data=data)
+    net = sparsify(Aside(), sparsity=0.5, mask=score, exclude=["aside.weight", "unused.weight"], data=data)
+    assert {name: int(mask.sum()) for name, mask in masks(net).items()}.keys() == {"a.weight", "b.weight"}
 
 
 def test_recurrence_is_refused():

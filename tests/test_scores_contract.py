@@ -183,7 +183,7 @@ def test_scored_batches_are_those_of_the_loader_in_turn(data):
 
 
 PATH = "tests.test_scores_contract"
-EACH = "must give one score of the weight's shape for each weight"
+EACH = "must give one tensor of the weight's shape for each weight"
 
 
 @pytest.mark.parametrize("mask", [Descending(), Descending, f"{PATH}.Descending"])
@@ -205,6 +205,7 @@ def test_users_functions_are_scores(mask):
         (lambda scores: scores.pop("5.weight"), f"{EACH}; see '5.weight'"),
         (lambda scores: scores.update(more=torch.ones(2)), f"{EACH}; see 'more'"),
         (lambda scores: scores.update({"0.weight": torch.ones(4)}), f"{EACH}; see '0.weight'"),
+        (lambda scores: scores.update({"0.weight": scores["0.weight"].numpy()}), f"{EACH}; see '0.weight'"),
         (lambda scores: scores["7.weight"].fill_(torch.nan), r"gave NaN scores for '7\.weight'\. Check that its"),
     ],
 )
@@ -216,6 +217,11 @@ def test_users_scores_are_checked(change, text):
 
     with pytest.raises(ValueError, match=rf"`mask`='{PATH}\S*users' {text}"):
         sparsify(network(), mask=users)
+
+
+def test_users_scores_are_a_dict():
+    with pytest.raises(ValueError, match="must return a dict of weight name → score, got NoneType"):
+        sparsify(network(), mask=lambda task: None)
 
 
 @pytest.mark.parametrize(

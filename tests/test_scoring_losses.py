@@ -60,8 +60,26 @@ def test_losses_of_foreign_parameters_are_refused():
         sparsify(net, mask="snip", data=data)
 
 
-def test_loss_that_depends_on_no_weight_is_refused():
-    net, text = nn.Linear(3, 2), r"depends on none of the selected weights, so mask='snip' cannot tell them apart"
-    data = TrainingData(lambda module, batch: (module.bias * batch).sum(), [torch.ones(2)])
+@pytest.mark.parametrize("score", ["snip", "force", "grasp", "prospr"])
+@pytest.mark.parametrize("of", [lambda loss: loss, lambda loss: loss.detach()])
+def test_loss_that_depends_on_no_weight_is_refused(score, of):
+    net, text = nn.Linear(3, 2), f"depends on none of the selected weights, so mask='{score}' cannot tell them apart"
+    data = TrainingData(lambda module, batch: of((module.bias * batch).sum()), [torch.ones(2)])
     with pytest.raises(ValueError, match=text):
-        sparsify(net, mask="snip", data=data)
+        sparsify(net, mask=score, data=data)
+
+
+def test_loss_without_a_hessian_is_refused():
+    data = TrainingData(lambda module, batch: module(batch).sum(), [torch.ones(2, 3)])
+    with pytest.raises(ValueError, match="linear in the selected weights: it has no Hessian for mask='grasp'"):
+        sparsify(nn.Linear(3, 2), mask="grasp", data=data)
+
+
+@pytest.mark.parametrize(
+    ("of", "shown"),
+    [(lambda loss: loss, r"a tensor of shape \(2, 2\)"), (lambda loss: 3.5, "3.5"), (lambda loss: None, "None")],
+)
+def test_loss_that_is_not_one_number_is_refused(of, shown):
+    data = TrainingData(lambda module, batch: of(module(batch)), [torch.ones(2, 3)])
+    with pytest.raises(ValueError, match=f"must be a tensor of one number for mask='snip', got {shown}"):
+        sparsify(nn.Linear(3, 2), mask="snip", data=data)

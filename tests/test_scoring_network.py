@@ -144,6 +144,16 @@ def test_networks_in_several_calls_are_refused():
     assert list(masks(sparsify(net, sparsity=0.5, mask="synflow", data=data, include=["a.weight"]))) == ["a.weight"]
 
 
+@pytest.mark.parametrize("error", [RuntimeError, ValueError])
+def test_a_step_may_fail_after_the_networks_call(error):
+    def loss_fn(module, batch):
+        module(batch)
+        raise error("no gradients here")
+
+    net = sparsify(nn.Linear(3, 4), sparsity=0.5, mask="synflow", data=TrainingData(loss_fn, [X]))
+    assert int(masks(net)["weight"].sum()) == 6
+
+
 def test_a_network_without_batches_is_refused():
     with pytest.raises(ValueError, match="There are no training batches to see the network's input in"):
         sparsify(nn.Linear(3, 4), mask="synflow", data=TrainingData(classify, []))

@@ -198,13 +198,33 @@ def test_gradients_are_those_that_the_optimizers_step_on(name):
         torch.testing.assert_close(after, before[weight] * (after != 0))  # lr is 0
 
 
+def test_gradients_accumulated_for_a_later_step_are_scored():
+    def step(net, x, index):
+        net.manual_backward(net.fooling(x) / 2)
+        if index == 1:
+            for optimizer in net.optimizers():
+                optimizer.step()
+
+    module, score = GAN(step), Gradients()
+    names = [name for name, parameter in module.named_parameters() if parameter.ndim == 2]
+    loss = module.fooling(data().tensors[0][:8]) / 2
+    expected = torch.autograd.grad(loss, [module.get_parameter(name) for name in names])
+    trainer(callback(mask=score, sparsity=0.1), epochs=1, limit_train_batches=2).fit(module, DataLoader(data(), 8))
+    for name, gradient in zip(names, expected, strict=True):
+        torch.testing.assert_close(score.found[name], gradient)
+
+
 @pytest.mark.parametrize(
     "step",
-    [lambda net, x, index: net.manual_backward(net.fooling(x)), lambda net, x, index: net.fooling(x)],
-    ids=["no step", "no backward"],
+    [
+        lambda net, x, index: net.fooling(x).backward(),
+        lambda net, x, index: net.fooling(x),
+        lambda net, x, index: [optimizer.step() for optimizer in net.optimizers()],
+    ],
+    ids=["own backward", "no backward", "step alone"],
 )
-def test_manual_optimization_without_a_step_is_refused(step):
-    with pytest.raises(ValueError, match=r"made no optimizer step after `self\.manual_backward\(loss\)`"):
+def test_manual_optimization_without_manual_backward_is_refused(step):
+    with pytest.raises(ValueError, match=r"called no `self\.manual_backward\(loss\)` on a first batch"):
         trainer(callback(mask="snip")).fit(GAN(step), DataLoader(data(), 8))
 
 

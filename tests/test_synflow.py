@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_signin import sparsify
+from lightning_signin import masks, sparsify
 from lightning_signin.masks import SynFlow, TrainingData, budget
 from lightning_signin.masks.scores.synflow import flow_of, linear_
 from tests import score_references as slow
@@ -186,6 +186,36 @@ def test_flows_beyond_double_precision_are_refused():
         sparsify(net, sparsity=0.5, mask="synflow", data=TrainingData(example_input=torch.ones(1, 4)))
 
 
+class StartsFromZeros(nn.Module):
+    """A recurrence whose first state the forward makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.lstm, self.head = nn.Linear(3, 4), nn.LSTM(4, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = torch.zeros(1, len(x), 4)
+        return self.head(self.lstm(self.embed(x), (state, state))[0])
+
+
+def test_tensors_that_the_forward_makes_are_double_too():
+    net = sparsify(
+        StartsFromZeros(), sparsity=0.5, mask="synflow", data=TrainingData(example_input=torch.ones(1, 5, 3))
+    )
+    assert sum(int(mask.sum()) for mask in masks(net).values()) == 10
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_networks_that_cannot_run_in_double_are_refused():
+    class Casts(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.float())
+
+    with pytest.raises(ValueError, match=r"mask='synflow' cannot run the network in float64 and eval mode: .* dtype"):
+        sparsify(Casts(4, 4), mask="synflow", data=TrainingData(example_input=torch.ones(1, 4)))
+    assert torch.get_default_dtype() == torch.float32
+
+
 def test_weights_off_the_network_are_refused():
     class Aside(nn.Module):
         def __init__(self) -> None:
@@ -195,7 +225,7 @@ def test_weights_off_the_network_are_refused():
         def forward(self, x: Tensor) -> Tensor:
             return self.used(x)
 
-    with pytest.raises(ValueError, match=r"mask='synflow' is undefined for unused\.weight: the output does not"):
+    with pytest.raises(ValueError, match=r"mask='synflow' is undefined for unused\.weight: .* does not depend on it\."):
         sparsify(Aside(), mask="synflow", data=TrainingData(example_input=torch.ones(1, 4)))
 
 

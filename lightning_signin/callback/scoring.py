@@ -76,7 +76,8 @@ class LightningData(TrainingData):
         """What the training step minimizes.
 
         Returns:
-            The loss; of a manual optimization, what each optimizer steps on, with the parameters that it trains.
+            The loss; of a manual optimization, what each optimizer steps on, with the parameters that it trains; and
+            where it only accumulates gradients, those.
 
         Raises:
             ValueError: If the training step gives no loss.
@@ -103,12 +104,12 @@ class LightningData(TrainingData):
             if not parameter.requires_grad:
                 parameter.requires_grad_()
         if not module.automatic_optimization:
-            if not steps.done:
+            if not (losses := steps.losses()):
                 raise ValueError(
-                    "The training step made no optimizer step after `self.manual_backward(loss)` on a first batch, so "
-                    "there is no loss to score with. Use both, or choose a mask that needs no data."
+                    "The training step called no `self.manual_backward(loss)` on a first batch, so there is no loss to "
+                    "score with. Use it instead of `loss.backward()`, or choose a mask that needs no data."
                 )
-            return steps.done
+            return losses
         loss = result.get("loss") if isinstance(result, dict) else result
         if not isinstance(loss, Tensor):
             raise ValueError(f"The training step returned {result!r} and no loss: there is nothing to score with.")

@@ -47,6 +47,10 @@ class Steps:
         """Forget the last training step."""
         self.done, self.held = [], {}
 
+    def losses(self) -> list[tuple[Tensor, list[Tensor]]]:
+        """What the optimizers stepped on; if none did, the gradients that are accumulated for a later step."""
+        return self.done or self._held_of(p for optimizer in self.strategy.optimizers for p in _trained(optimizer))
+
     def _configure(self, module: LightningModule) -> None:
         self.strategy.optimizers, self.strategy.lr_scheduler_configs = [], []
         self.strategy.optimizers, self.strategy.lr_scheduler_configs = _init_optimizers_and_lr_schedulers(module)
@@ -66,12 +70,15 @@ class Steps:
 
     def _step(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None, *args: Any, **kwargs: Any) -> Any:
         result = None if closure is None else closure()
-        stepped: dict[int, tuple[Tensor, list[Tensor]]] = {}
-        for parameter in _trained(optimizer):
-            for loss in self.held.get(id(parameter), []):
-                stepped.setdefault(id(loss), (loss, []))[1].append(parameter)
-        self.done += stepped.values()
+        self.done += self._held_of(_trained(optimizer))
         return result
+
+    def _held_of(self, parameters: Iterable[Tensor]) -> list[tuple[Tensor, list[Tensor]]]:
+        found: dict[int, tuple[Tensor, list[Tensor]]] = {}
+        for parameter in parameters:
+            for loss in self.held.get(id(parameter), []):
+                found.setdefault(id(loss), (loss, []))[1].append(parameter)
+        return list(found.values())
 
 
 def stand_in(trainer: Trainer, module: LightningModule, loaders: Callable[[], CombinedLoader]) -> Trainer:

@@ -5,8 +5,9 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-from lightning_signin.masks.choice import Choice, by_first_match
+from lightning_signin.masks.choice import Choice
 from lightning_signin.masks.distributions import DISTRIBUTIONS, budget
+from lightning_signin.masks.patterns import by_pattern
 from lightning_signin.masks.scores import Score, parse_score, score_name
 from lightning_signin.masks.structures import Structure, parse_structure
 from lightning_signin.masks.task import Task, TrainingData
@@ -63,9 +64,7 @@ def build_masks(
     if distribution is None:
         distribution = getattr(score, "distribution", "balanced")
     check_distribution(sparsity, distribution)
-    structures = dict.fromkeys(weights, structure)
-    if isinstance(structure, Mapping):
-        structures = {n: structure[p] for n, p in by_first_match("structure", structure, list(weights)).items()}
+    structures = by_pattern("structure", structure, list(weights))
     parsed = {n: parse_structure(value) for n, value in structures.items()}  # type: ignore[arg-type]
     shapes = {n: tuple(weight.shape) for n, weight in weights.items()}
     choice = Choice(shapes, DEFAULT_SPARSITY if sparsity is None else sparsity, distribution, parsed, transposed)
@@ -99,11 +98,14 @@ def check_choice(argument: str, value: object, allowed: object) -> None:
         raise ValueError(f"`{argument}` must be one of {shown}; got {value!r}.")
 
 
-def _check_scores(scores: Mapping[str, Tensor], weights: Mapping[str, Tensor], name: str) -> None:
+def _check_scores(scores: object, weights: Mapping[str, Tensor], name: str) -> None:
+    if not isinstance(scores, Mapping):
+        raise ValueError(f"`mask`={name!r} must return a dict of weight name → score, got {type(scores).__name__}.")
     for weight in [*weights, *scores]:
-        if weight not in scores or weight not in weights or scores[weight].shape != weights[weight].shape:
+        score = scores.get(weight)
+        if weight not in weights or not isinstance(score, Tensor) or score.shape != weights[weight].shape:
             raise ValueError(
-                f"`mask`={name!r} must give one score of the weight's shape for each weight; see {weight!r}."
+                f"`mask`={name!r} must give one tensor of the weight's shape for each weight; see {weight!r}."
             )
         if scores[weight].isnan().any():
             raise ValueError(f"`mask`={name!r} gave NaN scores for {weight!r}. Check that its weights are finite.")

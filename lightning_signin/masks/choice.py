@@ -1,12 +1,12 @@
 """From scores to masks: a distribution says how many weights a layer keeps, a structure in which pattern."""
 
 from collections.abc import Collection, Mapping, Sequence
-from fnmatch import fnmatchcase
 from math import prod
 
 from torch import Tensor
 
 from lightning_signin.masks.distributions import DISTRIBUTIONS, allocate, budget, global_counts
+from lightning_signin.masks.patterns import by_first_match
 from lightning_signin.masks.structures import Structure, Unstructured
 from lightning_signin.warn import warn
 
@@ -20,13 +20,14 @@ class Choice:
     Args:
         shapes: Shape of every weight by name, in model order.
         sparsity: Fraction of zeros over all weights, in [0, 1).
-        distribution: "balanced", "uniform", "erk", "global", or a dict of glob pattern → sparsity of the weights that
+        distribution: "balanced", "uniform", "erk", "global", or a dict of glob pattern → sparsity of each weight that
             it matches (groups; the first match wins), for which ``sparsity`` has no part.
         structures: The structure of every weight.
         transposed: Names of the weights that are stored as (inputs, outputs, …): those of transposed convolutions.
 
     Raises:
-        ValueError: If a structure does not fit a weight, a pattern matches nothing, or a weight is in no group.
+        ValueError: If a structure does not fit a weight, a pattern matches nothing, a weight is in no group, or the
+            budget is below one unit a layer.
     """
 
     def __init__(
@@ -39,22 +40,14 @@ class Choice:
     ) -> None:
         self.structures, self.transposed = structures, transposed
         self.shapes = {n: (s[1], s[0], *s[2:]) if n in transposed else tuple(s) for n, s in shapes.items()}
-        for name in shapes:
-            try:
-                structures[name].unit(self.shapes[name])
-            except ValueError as error:
-                raise ValueError(
-                    f"`structure` does not fit {name} of shape {tuple(shapes[name])}: {error}. Leave it out with "
-                    f"exclude=['{name}'], or give it another one: "
-                    f"structure={{'{name}': 'unstructured', '*': …}}."
-                ) from None
+        self._check_structures(shapes)
         self.groups: list[tuple[list[str], float, str]]  # names, sparsity, how the budget is spread inside
         if isinstance(distribution, Mapping):
             spread = by_first_match("distribution", distribution, list(shapes))
             self.groups = [([n for n in shapes if spread[n] == p], s, "uniform") for p, s in distribution.items()]
-            self.groups = [group for group in self.groups if group[0]]
         else:
             self.groups = [(list(shapes), sparsity, distribution)]
+        self._check_budgets()
 
     @property
     def is_global(self) -> bool:
@@ -104,12 +97,6 @@ class Choice:
             capacities = [structures[name].capacity(self.shapes[name]) for name in names]
             size = self._size(names)
             total = budget(sparsity, size) if progress == 1 else round(size * (1 - sparsity) ** progress)
-            if total < sum(units):
-                least = "one weight" if set(units) == {1} else "one unit of the structure"
-                raise ValueError(
-                    f"`sparsity`={sparsity} keeps {total} of {size} weights, but each of {len(names)} layers must keep "
-                    f"at least {least}, together {sum(units)}. Lower `sparsity`, or leave layers dense with `exclude`."
-                )
             total = min(total, sum(capacities))
             if spread == "global":
                 values = [structures[name].values(scores[name]) for name in names]
@@ -123,20 +110,30 @@ class Choice:
             counts.update(zip(names, found, strict=True))
         return {name: counts[name] for name in self.shapes}
 
+    def _check_structures(self, shapes: Mapping[str, Shape]) -> None:
+        misfits = {}
+        for name in shapes:
+            try:
+                self.structures[name].unit(self.shapes[name])
+            except ValueError as error:
+                misfits[name] = f"{name} of shape {tuple(shapes[name])}: {error}"
+        if misfits:
+            instead = ", ".join(f"'{name}': 'unstructured'" for name in misfits)
+            raise ValueError(
+                f"`structure` does not fit {'; '.join(misfits.values())}. Leave out with exclude={list(misfits)}, or "
+                f"give another one: structure={{{instead}, '*': …}}."
+            )
+
+    def _check_budgets(self) -> None:
+        for (names, sparsity, _), (_, total) in zip(self.groups, self.targets, strict=True):
+            units = [self.structures[name].unit(self.shapes[name]) for name in names]
+            if total < sum(units):
+                least = "one weight" if set(units) == {1} else "one unit of the structure"
+                raise ValueError(
+                    f"`sparsity`={sparsity} keeps {total} of {self._size(names)} weights, but each of {len(names)} "
+                    f"layers must keep at least {least}, together {sum(units)}. Lower `sparsity`, or leave layers "
+                    "dense with `exclude`."
+                )
+
     def _size(self, names: Sequence[str]) -> int:
         return sum(prod(self.shapes[name]) for name in names)
-
-
-def by_first_match(argument: str, patterns: Mapping[str, object], names: Sequence[str]) -> dict[str, str]:
-    """The first glob pattern that matches each weight.
-
-    Raises:
-        ValueError: If a pattern matches no name, or a name is matched by no pattern.
-    """
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"`{argument}` pattern {pattern!r} matches no sparse weight of: {', '.join(names)}.")
-    first = {name: next((p for p in patterns if fnmatchcase(name, p)), None) for name in names}
-    if missing := [name for name, pattern in first.items() if pattern is None]:
-        raise ValueError(f"`{argument}` has no pattern for {', '.join(missing)}. End it with a default, '*': value.")
-    return {name: pattern for name, pattern in first.items() if pattern is not None}

@@ -128,10 +128,8 @@ def global_counts(
     ideal = _best_units(values, units, total)
     empty = [layer for layer, count in enumerate(ideal) if count < units[layer]]
     if empty:
-        raised = [value.to(torch.float64, copy=True).flatten() for value in values]
-        for value in raised:
-            value[value.argmax()] = float("inf")
-        ideal = _best_units(raised, units, total)
+        others = [_without_its_best(value.flatten()) for value in values]
+        ideal = [unit + more for unit, more in zip(units, _best_units(others, units, total - sum(units)), strict=True)]
     return round_to_units([Fraction(count) for count in ideal], units, capacities, total), empty
 
 
@@ -140,7 +138,9 @@ def _best_units(values: Sequence[Tensor], units: Sequence[int], total: int) -> l
     flat = torch.cat([value.flatten() for value in values])
     sizes = [value.numel() for value in values]
     if len(set(units)) == 1:
-        count = min(max(round(Fraction(total, units[0])), 1), len(flat))
+        count = min(round(Fraction(total, units[0])), len(flat))
+        if count == 0:
+            return [0] * len(units)
         threshold = kth_largest(flat, count)
         above = [int((part > threshold).sum()) for part in flat.split(sizes)]
         ties = [int((part == threshold).sum()) for part in flat.split(sizes)]
@@ -155,3 +155,8 @@ def _best_units(values: Sequence[Tensor], units: Sequence[int], total: int) -> l
     if taken < len(order):
         counts[int(layers[order[taken]])] += total - sum(counts)
     return counts
+
+
+def _without_its_best(value: Tensor) -> Tensor:
+    best = int(value.argmax())
+    return torch.cat([value[:best], value[best + 1 :]])

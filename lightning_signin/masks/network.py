@@ -1,6 +1,7 @@
 """Finding the network in a module: the one call that runs all the weights, whatever a training step does around it."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,17 @@ def find_network(
     return Network(part.to(device).double(), args, kwargs, {name: name.removeprefix(prefix) for name in weights})
 
 
+@contextmanager
+def in_double() -> Iterator[None]:
+    """Tensors that a forward makes, such as the first state of a recurrence, are float64 like those of a `Network`."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def _as_call(example: Any) -> tuple[tuple, dict[str, Any]]:
     if isinstance(example, dict):
         return (), example
@@ -70,8 +82,9 @@ def _record(
     try:
         with torch.no_grad():
             step(module)
-    except RuntimeError as error:
-        raise ValueError(f"The network's input is not known, since a training step cannot run: {error}") from error
+    except (RuntimeError, ValueError) as error:
+        if not calls:  # what comes after the call does not matter: there are no gradients here
+            raise ValueError(f"The network's input is not known, since a training step cannot run: {error}") from error
     for hook in hooks:
         hook.remove()
     if not calls:

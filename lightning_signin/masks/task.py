@@ -1,6 +1,6 @@
 """What a score may look at: the weights, how scores become masks, and the user's own loss on the user's own data."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from typing import Any
@@ -30,6 +30,14 @@ class Task:
     Attributes:
         weights: The weights, detached, in model order. Not to be written to.
         generator: As given.
+
+    Example:
+        >>> def large_for_its_layer(task):
+        ...     return {name: weight.abs() / weight.abs().mean() for name, weight in task.weights.items()}
+        >>> from lightning_signin import masks, sparsify
+        >>> net = sparsify(nn.Linear(10, 10), mask=large_for_its_layer)
+        >>> int(masks(net)["weight"].sum())
+        10
     """
 
     def __init__(
@@ -82,7 +90,10 @@ class Task:
                 self._iterator = iter(self.data.batches)
                 batch = next(self._iterator, self)
             if batch is self:
-                raise ValueError(f"mask={self.name!r} needs training batches, and there are none.")
+                raise ValueError(
+                    f"mask={self.name!r} needs training batches, and there are none. (An iterator gives its batches "
+                    "once: pass a list or a DataLoader.)"
+                )
             yield batch
 
     def gradients(self, values: Mapping[str, Tensor], batch: Any, create_graph: bool = False) -> dict[str, Tensor]:
@@ -97,7 +108,7 @@ class Task:
             The gradient with respect to each value; zero where the loss does not depend on it.
 
         Raises:
-            ValueError: If the loss is not finite.
+            ValueError: If the loss is not one finite number.
         """
         called = _Called(self.module, self.data)
         swapped = {f"module.{name}": value for name, value in values.items()}
@@ -108,8 +119,8 @@ class Task:
             losses = torch.func.functional_call(called, swapped, (batch,))
             gradients: dict[str, Tensor] = {}
             for place, (loss, theirs) in enumerate(losses):
-                self._check_finite(loss)
-                names = [name for name in values if theirs is None or name in theirs]
+                self._check_loss(loss)
+                names = [name for name in values if loss.requires_grad and (theirs is None or name in theirs)]
                 keep = create_graph or place + 1 < len(losses)  # otherwise activations are freed on the way back
                 inputs = [values[name] for name in names]
                 options: dict[str, Any] = {"create_graph": create_graph, "retain_graph": keep}
@@ -122,12 +133,16 @@ class Task:
         """The gradient of the training loss, averaged over batches and ranks. See `gradients`."""
         leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
         found = self._mean(self.gradients(leaves, batch) for batch in batches)
-        if not any(gradient.any() for gradient in found.values()):
+        self.check_felt(found)
+        return found
+
+    def check_felt(self, gradients: Mapping[str, Tensor]) -> None:
+        """Raise `ValueError` if all gradients are zero."""
+        if not any(gradient.any() for gradient in gradients.values()):
             raise ValueError(
                 f"The training loss depends on none of the selected weights, so mask={self.name!r} cannot tell them "
                 "apart. Check the training step, or choose a mask that needs no data."
             )
-        return found
 
     def mean_products(
         self, values: Mapping[str, Tensor], vector: Mapping[str, Tensor], batches: Iterable[Any]
@@ -137,8 +152,13 @@ class Task:
         def product(batch: Any) -> dict[str, Tensor]:
             leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
             gradients = self.gradients(leaves, batch, create_graph=True)
-            inner = sum((gradients[name] * vector[name]).sum() for name in leaves)
-            found = torch.autograd.grad(inner, list(leaves.values()), materialize_grads=True)  # type: ignore[arg-type]
+            inner = torch.stack([(gradients[name] * vector[name]).sum() for name in leaves]).sum()
+            if not inner.requires_grad:
+                raise ValueError(
+                    f"The training loss is linear in the selected weights: it has no Hessian for mask={self.name!r}. "
+                    "Choose another mask, e.g. 'snip'."
+                )
+            found = torch.autograd.grad(inner, list(leaves.values()), materialize_grads=True)
             return dict(zip(leaves, found, strict=True))
 
         return self._mean(product(batch) for batch in batches)
@@ -152,7 +172,10 @@ class Task:
             raise ValueError(f"mask={self.name!r} looks at the whole model: call `sparsify` on it.")
         return self._module
 
-    def _check_finite(self, loss: Tensor) -> None:
+    def _check_loss(self, loss: object) -> None:
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            shown = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+            raise ValueError(f"The training loss must be a tensor of one number for mask={self.name!r}, got {shown}.")
         if not loss.isfinite().all():
             raise ValueError(
                 f"The training loss is {loss.item()} while scoring with mask={self.name!r}. Check the data and the "
@@ -186,7 +209,7 @@ class _Called(nn.Module):
                 part._flat_weights = [getattr(part, name, None) for name in part._flat_weights_names]
         with torch.enable_grad():
             losses = self.data.loss(self.module, batch)
-        if isinstance(losses, Tensor):
+        if not isinstance(losses, Sequence):
             return [(losses, None)]
         # The step may list the values that are in the module now, or what an optimizer took before.
         owners |= {id(parameter): name for name, parameter in self.module.named_parameters()}

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from lightning_signin.masks.scores.arguments import check_at_least_one
+from lightning_signin.masks.scores.unit_graph import unit_graph
 from lightning_signin.masks.task import Scores, Task
 from lightning_signin.masks.top import top
 from lightning_signin.masks.units.graph import Graph
-from lightning_signin.masks.units.tracing import trace
 
 
 @dataclass(frozen=True)
@@ -69,15 +69,12 @@ class NPB:
                 "mask='npb' needs a number of weights for each layer, and distribution='global' gives none. Choose "
                 "another `distribution`, e.g. 'erk'."
             )
-        network = task.network()
-        graph = trace(network.module, network.args, network.kwargs, network.names)
-        graph.check_units("npb", "it counts paths through")
+        graph = unit_graph(task, "npb", "it counts paths through")
         masks = self.choose(graph, task.counts, {name: weight.shape for name, weight in task.weights.items()})
         scores: Scores = {}
         for name, weight in task.weights.items():
             size = weight.cpu().double().abs()
-            chosen = masks.get(name, torch.zeros(weight.shape, dtype=torch.bool))
-            scores[name] = size / (float(size.max()) or 1.0) + 2 * chosen
+            scores[name] = size / (float(size.max()) or 1.0) + 2 * masks[name]
         return scores
 
     def choose(self, graph: Graph, counts: Mapping[str, int], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:

@@ -11,9 +11,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lightning_signin.masks.scores.unit_graph import unit_graph
 from lightning_signin.masks.task import Scores, Task
 from lightning_signin.masks.units.graph import Graph
-from lightning_signin.masks.units.tracing import trace
 from lightning_signin.masks.units.walks import Walks
 
 _NEVER = torch.iinfo(torch.long).max
@@ -46,9 +46,7 @@ class PHEW:
 
     def __call__(self, task: Task) -> Scores:
         """The scores: above 1 for visited weights, higher for earlier ones; |w| scaled to at most 1 for the others."""
-        network = task.network()
-        graph = trace(network.module, network.args, network.kwargs, network.names)
-        graph.check_units("phew", "its walks follow")
+        graph = unit_graph(task, "phew", "its walks follow")
         first = first_visits(graph, task.weights, task.counts or task.total, task.generator)
         latest = 1 + max(int(torch.where(times < _NEVER, times, 0).max()) for times in first.values())
         largest = max(float(weight.abs().max()) for weight in task.weights.values()) or 1.0

@@ -16,8 +16,9 @@ from lightning_signin.masks.task import Scores, Task
 class ProsPr:
     """|∂L(θ_T)/∂c| at c = 1, where θ₀ = c ⊙ θ and T steps of SGD lead to θ_T (Algorithm 1).
 
-    All trainable parameters take the steps; each step has a batch of its own and the loss at the end another one. The
-    whole path is differentiated: the reference code detaches the first step's gradient when it starts the momentum.
+    All trainable parameters take the steps; each step has a batch of its own and the loss at the end another one. Each
+    rank takes steps of its own, and ∂L/∂c is averaged. The whole path is differentiated: the reference code detaches
+    the first step's gradient when it starts the momentum.
 
     Args:
         steps: T, at least 1; the graph of all steps is held in memory.
@@ -60,4 +61,6 @@ class ProsPr:
         found = torch.autograd.grad(
             list(now.values()), list(gates.values()), [last[name] for name in now], materialize_grads=True
         )
-        return {name: task.data.average(score).abs() for name, score in zip(gates, found, strict=True)}
+        scores = {name: task.data.average(score).abs() for name, score in zip(gates, found, strict=True)}
+        task.check_felt(scores)
+        return scores

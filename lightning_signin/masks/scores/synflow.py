@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lightning_signin.masks.network import in_double
 from lightning_signin.masks.scores.arguments import check_at_least_one
 from lightning_signin.masks.scores.snip import below_all
 from lightning_signin.masks.task import Scores, Task
@@ -58,13 +59,22 @@ class SynFlow:
             with torch.no_grad():
                 for name, weight in weights.items():
                     torch.mul(full[name], masks[name], out=weight)
-            flow = flow_of(network.module, args, kwargs)
+            try:
+                with in_double():
+                    flow = flow_of(network.module, args, kwargs)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"mask='synflow' cannot run the network in float64 and eval mode: {error}. Check the example "
+                    "input, and let the forward make and cast tensors in the dtype of its input."
+                ) from error
             if not flow.isfinite():
                 raise ValueError(f"mask='synflow': the flow is {flow.item()}. Check that the weights are finite.")
             gradients = torch.autograd.grad(flow, list(weights.values()), allow_unused=True)
-            for gradient, name in zip(gradients, weights, strict=True):
-                if gradient is None:
-                    raise ValueError(f"mask='synflow' is undefined for {name}: the output does not depend on it.")
+            if off := [name for gradient, name in zip(gradients, weights, strict=True) if gradient is None]:
+                raise ValueError(
+                    f"mask='synflow' is undefined for {', '.join(off)}: in eval mode the network's output does not "
+                    f"depend on it. Leave it dense with exclude={off}."
+                )
             scores = {
                 name: below_all(gradient * weight.detach(), masks[name])
                 for gradient, (name, weight) in zip(gradients, weights.items(), strict=True)

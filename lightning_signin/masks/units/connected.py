@@ -49,7 +49,7 @@ def check_connected(masks: Mapping[str, Tensor], network: Callable[[], Network])
         if not any(full):
             warn(f"It could not be checked that the mask leaves a way from input to output: {error}")
         return
-    cut = _cut(graph, masks)
+    cut = graph.cut(masks)
     if not _is_whole(graph, masks):
         raise ValueError(
             f"The mask cuts the network from input to output: no way leads through {_some(cut)}. Lower `sparsity`, or "
@@ -75,22 +75,11 @@ def cut_layers(network: Network, masks: Mapping[str, Tensor]) -> list[str]:
     Raises:
         ValueError: If the forward cannot be traced.
     """
-    return _cut(trace(network.module, network.args, network.kwargs, network.names), masks)
+    return trace(network.module, network.args, network.kwargs, network.names).cut(masks)
 
 
 def _covers(masks: Mapping[str, Tensor], dim: int) -> bool:
     return all(bool(mask.transpose(0, dim).flatten(1).any(1).all()) for mask in masks.values())
-
-
-def _cut(graph: Graph, masks: Mapping[str, Tensor]) -> list[str]:
-    fed, used = graph.reach(masks)
-    alive: dict[str, bool] = {}
-    for layer, inputs, units in zip(graph.layers, fed, used, strict=True):
-        if layer.parameter is not None:
-            groups = layer.blocks.shape[0]
-            joined = layer.joined(masks) & inputs.view(groups, 1, -1) & units.view(groups, -1, 1)
-            alive[layer.parameter] = alive.get(layer.parameter, False) or bool(joined.any())
-    return [name for name, is_alive in alive.items() if not is_alive]
 
 
 def _is_whole(graph: Graph, masks: Mapping[str, Tensor]) -> bool:

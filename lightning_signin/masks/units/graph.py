@@ -134,6 +134,24 @@ class Graph:
                 used[edge.source][edge.labels[needed & (edge.labels >= 0)]] = True
         return fed, used
 
+    def cut(self, kept: Mapping[str, Tensor]) -> list[str]:
+        """The selected layers that are off every way from the network's input to its output, in forward order.
+
+        Args:
+            kept: Masks by plain name; layers without one are dense.
+
+        Returns:
+            Plain names. Layers that the forward does not run are left out.
+        """
+        fed, used = self.reach(kept)
+        alive: dict[str, bool] = {}
+        for layer, inputs, units in zip(self.layers, fed, used, strict=True):
+            if layer.parameter is not None:
+                groups = layer.blocks.shape[0]
+                joined = layer.joined(kept) & inputs.view(groups, 1, -1) & units.view(groups, -1, 1)
+                alive[layer.parameter] = alive.get(layer.parameter, False) or bool(joined.any())
+        return [name for name, is_alive in alive.items() if not is_alive]
+
     def check_units(self, mask: str, why: str) -> None:
         """Raise `ValueError` if an operation mixes units.
 

@@ -8,7 +8,7 @@ mixes units.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -122,11 +122,22 @@ def collapse(labels: Tensor, dims: Sequence[int]) -> Tensor | None:
     """
     if not dims:
         return labels
-    for dim in dims:
-        if labels.stride(dim) == 0 and labels.shape[dim]:
-            labels = labels.narrow(dim, 0, 1)  # an expanded dimension repeats one element
+    labels = unexpanded(labels, dims)
     unit = labels.amax(list(dims), keepdim=True)
     return unit.squeeze(list(dims)) if bool(((labels == unit) | (labels < 0)).all()) else None
+
+
+def unexpanded(labels: Tensor, dims: Iterable[int] | None = None) -> Tensor:
+    """The labels with one element left of each dimension, of all or of ``dims``, that repeats a single one.
+
+    Example:
+        >>> unexpanded(torch.arange(3).view(3, 1).expand(3, 1000)).shape
+        torch.Size([3, 1])
+    """
+    for dim in range(labels.dim()) if dims is None else dims:
+        if labels.stride(dim) == 0 and labels.shape[dim]:
+            labels = labels.narrow(dim, 0, 1)
+    return labels
 
 
 def distinct(labels: Sequence[Tensor]) -> list[Tensor]:
@@ -187,7 +198,7 @@ def _move(
 def _present(origins: Streams, moved: Sequence[Tensor]) -> Streams:
     """The streams of which an element is left."""
     pairs = zip(origins, moved, strict=True)
-    return [replace(stream, labels=labels) for stream, labels in pairs if bool((labels >= 0).any())]
+    return [replace(stream, labels=labels) for stream, labels in pairs if bool((unexpanded(labels) >= 0).any())]
 
 
 def _on_labels(node: Node, values: dict[Node, Any], operand: Node, labels: Tensor) -> Any:

@@ -1,9 +1,12 @@
 """Reading the unit graph from a model's real forward."""
 
+import logging
 import operator
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
+from io import StringIO
 from typing import Any
 
 import torch
@@ -14,8 +17,9 @@ from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.fx import Node, map_arg
 from torch.utils._pytree import tree_map
 
+from lightning_signin.masks.network import in_double
 from lightning_signin.masks.units.graph import Edge, Graph, Layer
-from lightning_signin.masks.units.streams import Stream, Streams, carry, distinct, operation
+from lightning_signin.masks.units.streams import Stream, Streams, carry, distinct, operation, unexpanded
 from lightning_signin.masks.units.weighted import Arrange, Weighted, find_weight
 
 
@@ -49,16 +53,27 @@ def trace(module: nn.Module, args: tuple, kwargs: Mapping[str, Any], names: Mapp
     module.cpu()
     args, kwargs = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, (args, dict(kwargs)))
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with in_double(), _quiet(), torch.no_grad():
             program = torch.export.export(module, args, kwargs, strict=False)
             return _Tracer(program, module, names).run()
     except Exception as error:  # whatever a user's forward, or the export of it, may raise
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"The forward of {type(module).__name__} cannot be traced to its units ({cause}). Choose another `mask`, "
-            "one that follows no units, e.g. 'synflow' or 'magnitude'."
+            f"The forward of {type(module).__name__} cannot be traced to its units ({cause.rstrip('.')})."
         ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what `torch.export` logs and prints where it fails: the error says it."""
+    before = logging.root.manager.disable
+    logging.disable()
+    try:
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 class _Tracer:
@@ -173,7 +188,7 @@ class _Tracer:
 
     def _hub(self, node: Node, streams: Streams) -> int:
         """Add a mixing layer: every unit that comes in by a stream is one of its inputs."""
-        units = [stream.labels.unique() for stream in streams]
+        units = [unexpanded(stream.labels).unique() for stream in streams]
         units = [found[found >= 0] for found in units]
         slots = torch.arange(len(units)).repeat_interleave(torch.tensor([len(found) for found in units]))
         labels = [torch.where(slots == place, torch.cat(units), -1) for place in range(len(units))]

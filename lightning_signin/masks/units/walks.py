@@ -126,6 +126,8 @@ class Walks:
         chosen = self._choose(odds, units)
         for number, edge in enumerate(edges):
             here = chosen == number
+            if not here.any():
+                continue  # this edge may end where no way goes on
             begin, count = bounds[number][:-1][units[here]], bounds[number].diff()[units[here]]
             which = begin + (self._uniform(len(count)) * count).long().clamp(max=count - 1)
             arrived[edge.target].append((walks[here], features[number].indices[which]))

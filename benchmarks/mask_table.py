@@ -12,10 +12,7 @@ scores at 90 %.
 Raw results stand in ``benchmarks/results/masks``; what is there is not run again.
 """
 
-import json
 import math
-import multiprocessing
-import os
 import statistics
 import sys
 from collections.abc import Iterator
@@ -25,8 +22,8 @@ from pathlib import Path
 
 import torch
 from scipy.stats import t as student
-from tqdm import tqdm
 
+from benchmarks.jobs import read_rows, run_jobs
 from benchmarks.stacked_training import Problem, Settings, accuracies, train
 from lightning_signin.masks import SCORES
 from lightning_signin.recipes.datasets import Split, mnist1d
@@ -91,19 +88,15 @@ def run_job(job: tuple[str, str, Settings, list[int]]) -> dict:
     return {"problem": name, "settings": asdict(settings), "seeds": seeds, "accuracies": accuracies(net, *test)}
 
 
-def run_stage(stage: str, processes: int) -> None:
+def run_stage(stage: str, processes: int | None) -> None:
     grid, seeds = STAGES[stage]
     done = {(row["problem"], Settings(**row["settings"])) for row in read(stage)}
     jobs = [(stage, problem, settings, list(seeds)) for problem, settings in grid() if (problem, settings) not in done]
-    with multiprocessing.get_context("spawn").Pool(processes) as pool, (RESULTS / f"{stage}.jsonl").open("a") as file:
-        for row in tqdm(pool.imap_unordered(run_job, jobs), total=len(jobs), desc=stage):
-            file.write(json.dumps(row) + "\n")
-            file.flush()
+    run_jobs(run_job, jobs, RESULTS / f"{stage}.jsonl", processes)
 
 
 def read(stage: str) -> list[dict]:
-    path = RESULTS / f"{stage}.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return read_rows(RESULTS / f"{stage}.jsonl")
 
 
 def mean_interval(values: list[float]) -> str:
@@ -136,6 +129,6 @@ if __name__ == "__main__":
     if stage == "report":
         report()
     elif stage in STAGES:
-        run_stage(stage, int(sys.argv[2]) if len(sys.argv) > 2 else os.cpu_count() or 1)
+        run_stage(stage, int(sys.argv[2]) if len(sys.argv) > 2 else None)
     else:
         sys.exit(f"usage: python -m benchmarks.mask_table {'|'.join([*STAGES, 'report'])} [PROCESSES]")

@@ -14,8 +14,6 @@ first two and committed before ``test`` runs. Training data is the benchmark's o
 """
 
 import json
-import multiprocessing
-import os
 import statistics
 import sys
 from collections.abc import Iterator
@@ -24,8 +22,8 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
+from benchmarks.jobs import read_rows, run_jobs
 from benchmarks.stacked_training import Problem, Settings, accuracies, train
 from lightning_signin.recipes.datasets import mnist1d
 
@@ -100,20 +98,15 @@ def run_job(job: tuple[str, Settings, list[int]]) -> dict:
 
 def run_stage(stage: str) -> None:
     grid, all_seeds = STAGES[stage]
-    path = RESULTS / f"{stage}.jsonl"
     done = {(Settings(**row["settings"]), *row["seeds"]) for row in read(stage)}
     chunks = [list(all_seeds[i : i + CHUNK]) for i in range(0, len(all_seeds), CHUNK)]
     jobs = [(stage, settings, seeds) for seeds, settings in product(chunks, dict.fromkeys(grid()))]
     jobs = [job for job in jobs if (job[1], *job[2]) not in done]
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool, path.open("a") as file:
-        for row in tqdm(pool.imap_unordered(run_job, jobs), total=len(jobs), desc=stage):
-            file.write(json.dumps(row) + "\n")
-            file.flush()
+    run_jobs(run_job, jobs, RESULTS / f"{stage}.jsonl", processes=None)
 
 
 def read(stage: str) -> list[dict]:
-    path = RESULTS / f"{stage}.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return read_rows(RESULTS / f"{stage}.jsonl")
 
 
 def by_seed(stage: str, score: str) -> dict[Settings, dict[int, float]]:

@@ -78,9 +78,9 @@ def sparsify(
         raise ValueError("The module is sparse already. Call `merge_` first to make it plain again.")
     selected = select_weights(module, include, exclude)
     weights = {name: owners[0][0]._parameters[owners[0][1]] for name, owners in selected.items()}
-    if not isinstance(mask, Mapping):
-        transposed = [name for name, owners in selected.items() if isinstance(owners[0][0], _ConvTransposeNd)]
-        with untouched():
+    transposed = [name for name, owners in selected.items() if isinstance(owners[0][0], _ConvTransposeNd)]
+    with untouched():
+        if not isinstance(mask, Mapping):
             mask = build_masks(
                 weights,  # type: ignore[arg-type]
                 sparsity=sparsity,
@@ -92,9 +92,8 @@ def sparsify(
                 data=data,
                 transposed=transposed,
             )
-    _check_masks(mask, {name: weight.shape for name, weight in weights.items()})  # type: ignore[union-attr]
-    if data is not None:
-        with untouched():
+        _check_masks(mask, {name: weight.shape for name, weight in weights.items()})  # type: ignore[union-attr]
+        if data is not None:
             check_connected(mask, partial(data.network, module, list(selected)))
     betas = by_pattern("beta", beta, list(selected))
     for value in betas.values():

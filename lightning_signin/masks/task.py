@@ -204,9 +204,6 @@ class _Called(nn.Module):
     def forward(self, batch: Any) -> list[tuple[Tensor, set[str] | None]]:
         """The losses, each with the plain names of the parameters that it trains; None for all."""
         owners = {id(parameter): name for name, parameter in self.originals}
-        for part in self.module.modules():
-            if isinstance(part, nn.RNNBase):  # recurrent layers keep second references to their parameters
-                part._flat_weights = [getattr(part, name, None) for name in part._flat_weights_names]
         with torch.enable_grad():
             losses = self.data.loss(self.module, batch)
         if not isinstance(losses, Sequence):

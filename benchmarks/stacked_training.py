@@ -117,7 +117,7 @@ def train(settings: Settings, seeds: list[int], problem: Problem) -> StackedMLP:
         mask={f"weights.{i}": torch.stack(masks) for i, masks in enumerate(layers)},
         include=["weights.*"],
         beta=settings.beta,
-        reparameterize=settings.method != "plain",
+        parametrization="plain" if settings.method == "plain" else "sign-in",
     )
     optimizer = torch.optim.SGD(net.parameters(), lr=settings.lr, momentum=MOMENTUM)
     steps_per_epoch = len(labels) // BATCH

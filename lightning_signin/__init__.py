@@ -8,11 +8,13 @@ from lightning_signin.masks.training_data import TrainingData
 from lightning_signin.model import effective_weights, masks, merge_, rescale_, sparsify
 from lightning_signin.plain_view import plain_view
 from lightning_signin.saved import masks_from_file
+from lightning_signin.updates import MaskUpdates
 
 if TYPE_CHECKING:
     from lightning_signin.callback import SignInCallback
 
 __all__ = [
+    "MaskUpdates",
     "SignInCallback",
     "TrainingData",
     "__version__",

@@ -1,36 +1,17 @@
 """What a plain state dict cannot hold: factors and masks, as tensors and plain values."""
 
 import hashlib
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_signin.bits import pack_bits, unpack_bits
 from lightning_signin.model import masks
 from lightning_signin.storage import make_storage
 from lightning_signin.weights import SparseWeight, sparse_weights
 
 State = dict[str, Any]
-
-
-def pack_bits(mask: Tensor) -> Tensor:
-    """A bool tensor as a uint8 vector, eight entries a byte, lowest bit first."""
-    bits = torch.zeros(-(-mask.numel() // 8) * 8, dtype=torch.uint8)
-    bits[: mask.numel()] = mask.flatten().to("cpu", torch.uint8)
-    return (bits.view(-1, 8) << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
-
-
-def unpack_bits(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The bool tensor of a shape that `pack_bits` packed.
-
-    Example:
-        >>> mask = torch.rand(3, 7) > 0.5
-        >>> torch.equal(unpack_bits(pack_bits(mask), (3, 7)), mask)
-        True
-    """
-    bits = (packed.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8)) & 1
-    return bits.flatten()[: prod(shape)].view(shape).bool()
 
 
 def mask_digest(module: nn.Module) -> str:
@@ -45,8 +26,9 @@ def factor_state(module: nn.Module) -> State:
     return {
         "masks": packed,
         "digest": _digest(packed),
+        "makes_zeros": any(w.parametrization.outer and w.parametrization.outer.makes_zeros for w in weights.values()),
         "storage": {name: weight.storage.name for name, weight in weights.items()},
-        "factors": {name: [factor.detach() for factor in weight.factors] for name, weight in weights.items()},
+        "factors": {name: [tensor.detach() for tensor in weight.tensors] for name, weight in weights.items()},
     }
 
 
@@ -82,7 +64,7 @@ def load_factor_state(module: nn.Module, state: State) -> None:
         factors = state["factors"][name]
         # "auto" storage chose by the masks of this run, which may have other densities than the saved ones.
         weight.parametrization.storage = make_storage(state["storage"][name], saved[name].to(weight.factors[0].device))
-        for factor, value in zip(weight.factors, factors, strict=True):
+        for factor, value in zip(weight.tensors, factors, strict=True):
             if factor.shape == value.shape:
                 factor.copy_(value)
             else:
@@ -98,9 +80,8 @@ def _check_fits(name: str, weight: SparseWeight, mask: Tensor, state: State) -> 
             f"The checkpoint's mask of {name} has shape {tuple(mask.shape)}, the weight {tuple(weight.storage.shape)}. "
             f"{_FIX}"
         )
-    if len(state["factors"][name]) != len(weight.factors):
-        was = len(state["factors"][name]) > 1
-        raise ValueError(f"The checkpoint was written with reparameterize={was}, this run has {not was}. {_FIX}")
+    if len(state["factors"][name]) != len(weight.tensors):
+        raise ValueError(f"The checkpoint was written with another `parametrization` of {name}. {_FIX}")
 
 
 def _packed_masks(module: nn.Module) -> dict[str, State]:

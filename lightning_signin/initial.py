@@ -109,8 +109,10 @@ def flip_signs_(module: nn.Module, share: float, *, seed: int = 0) -> nn.Module:
         mask = weight.storage.mask
         full = torch.zeros_like(mask)
         full[mask] = flips.to(mask.device)
-        *others, last = weight.factors  # −θ is (m, −w), and in the plain masked form −θ itself
-        weight.set_factors([*others, last.where(~weight.storage.pack(full), -last)])
+        factors: list[Tensor] = list(weight.factors)
+        signed = weight.parametrization.signed  # −θ is (m, −w), and in the plain masked form −θ itself
+        factors[signed] = factors[signed].where(~weight.storage.pack(full), -factors[signed])
+        weight.set_factors(factors)
     return module
 
 

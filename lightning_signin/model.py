@@ -17,7 +17,8 @@ from lightning_signin.masks.scores import Score
 from lightning_signin.masks.training_data import TrainingData
 from lightning_signin.masks.units.connected import check_connected
 from lightning_signin.optimizers import MOMENTUM, at_rescale
-from lightning_signin.parametrization import Masked, SignIn
+from lightning_signin.parametrizations import Parametrization, parse_parametrization
+from lightning_signin.parametrizations.masked import Masked, SignIn
 from lightning_signin.plain_view import show_plain
 from lightning_signin.selection import select_weights
 from lightning_signin.state import install_plain_state, plain_order, uninstall_plain_state
@@ -33,7 +34,7 @@ def sparsify(
     distribution: Distribution = None,
     structure: StructureOf = "unstructured",
     beta: float | Mapping[str, float] = 1.0,
-    reparameterize: bool = True,
+    parametrization: str | Parametrization = "sign-in",
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
     storage: str = "auto",
@@ -47,14 +48,16 @@ def sparsify(
 
     Args:
         module: Any module, on any device.
-        sparsity: Fraction of zeros over the selected weights, in [0, 1); None is 0.9.
+        sparsity: Fraction of zeros over the selected weights, in [0, 1); None is 0.9, or 0 where the parametrization
+            makes its zeros itself.
         mask: A score: its name in `lightning_signin.masks.SCORES`, its import path, or an object, e.g.
             ``SNIP(num_batches=10)``; or masks by plain name: bool tensors of the weights' shapes, for which
             ``sparsity``, ``distribution``, ``structure`` and ``seed`` have no part.
         distribution: How the kept weights are spread over layers; see `build_masks`.
         structure: In which pattern weights are kept; see `parse_structure`.
         beta: The scaling β, or a dict of glob pattern → β (Theorem 5.2 needs two).
-        reparameterize: False keeps θ itself as the parameter: the plain masked network.
+        parametrization: How θ is made of trainable tensors: "sign-in" (m ⊙ w), "plain" (θ itself: the plain masked
+            network), "str", "powerprop", "spred", "pilot", or one with arguments, e.g. ``STR(s_init=-10)``.
         include: Glob patterns of the weights to make sparse; None takes every Conv and Linear weight.
         exclude: Glob patterns of weights to leave dense.
         storage: "compact", "dense" or "auto" (compact for layers of density ≤ 0.5, except on XLA).
@@ -74,16 +77,18 @@ def sparsify(
         300
     """
     check_choice("storage", storage, ("auto", "compact", "dense"))
+    chosen = parse_parametrization(parametrization)
     if sparse_weights(module):
         raise ValueError("The module is sparse already. Call `merge_` first to make it plain again.")
     selected = select_weights(module, include, exclude)
     weights = {name: owners[0][0]._parameters[owners[0][1]] for name, owners in selected.items()}
     transposed = [name for name, owners in selected.items() if isinstance(owners[0][0], _ConvTransposeNd)]
+    groups = isinstance(distribution, Mapping)
     with untouched():
         if not isinstance(mask, Mapping):
             mask = build_masks(
                 weights,  # type: ignore[arg-type]
-                sparsity=sparsity,
+                sparsity=0.0 if sparsity is None and chosen.prunes and not groups else sparsity,
                 mask=mask,
                 distribution=distribution,
                 structure=structure,
@@ -100,7 +105,7 @@ def sparsify(
         check_beta(value)
     for name, owners in selected.items():
         kept = make_storage(storage, mask[name].to(weights[name].device))  # type: ignore[union-attr]
-        _parametrize(owners, SignIn(kept, betas[name]) if reparameterize else Masked(kept))
+        _parametrize(owners, chosen.build(kept, betas[name]))
     return module
 
 
@@ -134,7 +139,7 @@ def rescale_(module: nn.Module, *, optimizers: Iterable[Optimizer] = (), momentu
     for weight in sign_in_weights(module).values():
         sign_in = weight.parametrization
         assert isinstance(sign_in, SignIn)
-        renewed = sign_in.refactorize(weight.values())
+        renewed = SignIn.split(sign_in, weight.inner())
         at_rescale(momentum, optimizers, weight.factors, renewed)
         # copy_ keeps the parameters: `module.weight = …` would go through set_(), which DDP does not survive.
         weight.set_factors(renewed)

@@ -78,7 +78,7 @@ def check_optimizers(weights: Iterable[SparseWeight], optimizers: Iterable[Optim
     groups = [(optimizer, group["params"]) for optimizer in optimizers for group in optimizer.param_groups]
     owner = {id(parameter): optimizer for optimizer, parameters in groups for parameter in parameters}
     for weight in weights:
-        for factor in weight.factors:
+        for factor in weight.tensors:
             if id(factor) not in owner and factor.requires_grad:
                 raise ValueError(
                     f"{weight.name} is in no optimizer: it would never train. Give it to one in "
@@ -90,7 +90,7 @@ def check_optimizers(weights: Iterable[SparseWeight], optimizers: Iterable[Optim
 
 
 def add_frobenius_decay_(weights: Iterable[SparseWeight], strength: float, parameters: Iterable[nn.Parameter]) -> None:
-    """Add the gradient of (λ/2)·‖m ⊙ w‖² to the gradients of the factors (Table 5).
+    """Add the gradient of (λ/2)·‖m ⊙ w‖² to the gradients of the factors (Table 5); of a plain weight, (λ/2)·‖v‖².
 
     With it λ acts on θ as SGD's ``weight_decay`` λ does. The paper writes the loss term λ‖m ⊙ w‖², which is 2λ here.
 
@@ -103,7 +103,7 @@ def add_frobenius_decay_(weights: Iterable[SparseWeight], strength: float, param
     with torch.no_grad():
         for weight in weights:
             factors = weight.factors
-            theta = weight.values()
+            theta = weight.inner()
             for factor, other in zip(factors, reversed(factors), strict=True):
                 if factor.grad is not None and id(factor) in stepped:
                     factor.grad.add_(theta if len(factors) == 1 else theta * other, alpha=strength)

@@ -62,8 +62,8 @@ def exchange_parameters(optimizer: Optimizer, behind: Factors) -> None:
         for parameter in group["params"]:
             weight, state = behind.get(id(parameter)), optimizer.state.pop(parameter, None)
             if state is not None:
-                for factor in [parameter] if weight is None else weight.factors:
-                    optimizer.state[factor] = state if weight is None else _packed(state, weight)
+                for factor in [parameter] if weight is None else weight.tensors:
+                    optimizer.state[factor] = state if weight is None else _packed(state, weight, factor)
         group["params"] = [item[1] if isinstance(item, tuple) else item for item in exchanged]
         if "param_names" in group:
             group["param_names"] = [item[0] for item in exchanged]
@@ -81,7 +81,7 @@ def show_plain(module: nn.Module) -> "tuple[list[PlainLayer], Factors]":
     layers: dict[int, PlainLayer] = {}
     behind: Factors = {}
     for weight in sparse_weights(module).values():
-        parameter = nn.Parameter(weight.effective(), requires_grad=weight.factors[0].requires_grad)
+        parameter = nn.Parameter(weight.effective(), requires_grad=weight.tensors[0].requires_grad)
         behind[id(parameter)] = weight
         for owner, attribute in weight.owners:
             layers.setdefault(id(owner), PlainLayer(owner)).shown[attribute] = parameter
@@ -147,11 +147,14 @@ def _exchange_in_optimizers(behind: Factors) -> Iterator[None]:
         Optimizer.add_param_group = plain_add_param_group  # type: ignore[method-assign]
 
 
-def _packed(state: dict[str, Any], weight: SparseWeight) -> dict[str, Any]:
-    """Optimizer state of a plain parameter, as that of one of its factors."""
+def _packed(state: dict[str, Any], weight: SparseWeight, tensor: Tensor) -> dict[str, Any]:
+    """Optimizer state of a plain parameter, as that of one of its trainable tensors."""
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-    shape = weight.storage.shape
-    return state | {k: weight.storage.pack(v) if v.shape == shape else v.clone() for k, v in tensors.items()}
+    of_entries = {key: value for key, value in tensors.items() if value.shape == weight.storage.shape}
+    packed = {key: value.clone() for key, value in tensors.items()}
+    for key, value in of_entries.items():  # before the first step all entries have the same one: a scalar takes it too
+        packed[key] = value.flatten()[0].clone() if tensor.ndim == 0 else weight.storage.pack(value)
+    return state | packed
 
 
 def _factors(item: Any, behind: Factors) -> list[Any]:
@@ -161,5 +164,5 @@ def _factors(item: Any, behind: Factors) -> list[Any]:
     if weight is None:
         return [item]
     if name is None:
-        return list(weight.factors)
-    return [(f"{name}.{part}", f) for part, f in zip(weight.parametrization.factors, weight.factors, strict=True)]
+        return list(weight.tensors)
+    return [(f"{name}.{part}", f) for part, f in zip(weight.parametrization.names, weight.tensors, strict=True)]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_signin.bits import unpack_signs
 from lightning_signin.factor_state import saved_masks
 from lightning_signin.foreign import as_mask, fit_shape, holds_only_masks, match_names, plain_weights
 from lightning_signin.functional import sign_flips
@@ -38,8 +39,10 @@ class SavedWeights:
     def describe(self, state: dict[str, Any]) -> None:
         """Take masks and what is flipped from a callback's state, a live one or one of a checkpoint."""
         for name, mask in saved_masks(state).items():
-            start, now = state["start_signs"][name].cpu(), self.tensors[name].cpu()[mask]
-            self.flips[name] = int(sign_flips(start, now))
+            now = self.tensors[name].cpu()
+            if state["makes_zeros"]:
+                mask = mask & (now != 0)
+            self.flips[name] = int(sign_flips(unpack_signs(state["start_signs"][name], tuple(mask.shape)), now))
             self.know(name, mask)
 
     def know(self, name: str, mask: Tensor) -> None:

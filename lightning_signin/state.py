@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from lightning_signin.parametrization import Masked
+from lightning_signin.parametrizations.masked import Masked
 
 
 def install_plain_state(owner: nn.Module, plain_order: list[str]) -> None:

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from lightning_signin.parametrization import Masked, SignIn
+from lightning_signin.parametrizations.masked import Masked, SignIn
 from lightning_signin.storage import Storage
 
 
@@ -37,8 +38,18 @@ class SparseWeight:
 
     @property
     def factors(self) -> tuple[nn.Parameter, ...]:
-        """The trainable tensors: (m, w) for Sign-In, (θ,) for a plain masked weight."""
+        """The trainable tensors of θ's stored form: (m, w) for a product, (θ,) for a plain masked weight."""
+        return self.tensors[: len(self.parametrization.factors)]
+
+    @property
+    def tensors(self) -> tuple[nn.Parameter, ...]:
+        """All trainable tensors: the factors, and scalars of the parametrization."""
         return tuple(getattr(self.holder, f"original{i}") for i in range(self.holder.ntensors))
+
+    @property
+    def transposed(self) -> bool:
+        """Whether it is stored as (inputs, outputs, …), as those of transposed convolutions are."""
+        return isinstance(self.owners[0][0], _ConvTransposeNd)
 
     @torch.no_grad()
     def effective(self) -> Tensor:
@@ -48,11 +59,22 @@ class SparseWeight:
     @torch.no_grad()
     def values(self) -> Tensor:
         """θ as it is stored: the active entries in compact storage, the full masked weight in dense storage."""
-        return self.parametrization.values(*self.factors)
+        return self.parametrization.values(*self.tensors)
+
+    @torch.no_grad()
+    def inner(self) -> Tensor:
+        """The v of θ = ψ(v), stored as `values`: θ itself where there is no ψ."""
+        return self.parametrization.join(*self.factors)
+
+    @property
+    def kept(self) -> int:
+        """The number of entries on the mask, less the zeros that the parametrization makes of them."""
+        outer = self.parametrization.outer
+        return self.storage.active if outer is None or not outer.makes_zeros else int(self.values().count_nonzero())
 
     @torch.no_grad()
     def set_factors(self, values: Iterable[Tensor]) -> None:
-        """Write the trainable tensors in place: optimizers and DDP hold on to them."""
+        """Write the factors in place: optimizers and DDP hold on to them."""
         for factor, value in zip(self.factors, values, strict=True):
             factor.copy_(value)
 

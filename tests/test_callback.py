@@ -83,14 +83,14 @@ def test_logged_values_are_those_of_the_model():
 
 
 def test_plain_masked_run_has_no_scaling():
-    runner = fit(seeded(), callback(reparameterize=False), epochs=1)
+    runner = fit(seeded(), callback(parametrization="plain"), epochs=1)
     assert set(runner.callback_metrics) == {"signin/sparsity", "signin/sign_flips"}
 
 
 @pytest.mark.parametrize("storage", ["compact", "dense"])
 def test_plain_masked_run_equals_masking_by_hand(storage):
     module = seeded()
-    fit(module, callback(reparameterize=False, storage=storage, exclude=["conv.weight"]))
+    fit(module, callback(parametrization="plain", storage=storage, exclude=["conv.weight"]))
     hand = seeded()
     kept = {name: module.state_dict()[name] != 0 for name in ("fc1.weight", "fc2.weight")}
 
@@ -114,14 +114,14 @@ def test_plain_masked_run_equals_masking_by_hand(storage):
 
 def test_dense_plain_run_equals_the_run_without_the_callback():
     module, without = seeded(), seeded()
-    fit(module, callback(sparsity=0.0, reparameterize=False))
+    fit(module, callback(sparsity=0.0, parametrization="plain"))
     fit(without)
     assert differing(copies(module), copies(without)) == []
 
 
 def test_frobenius_decay_of_a_plain_masked_weight_is_weight_decay():
     module, other = seeded(lr=0.1, momentum=0.9), seeded(lr=0.1, momentum=0.9)
-    only = {"include": ["fc1.weight"], "reparameterize": False, "sparsity": 0.0}
+    only = {"include": ["fc1.weight"], "parametrization": "plain", "sparsity": 0.0}
 
     def with_groups():
         rest = [parameter for name, parameter in other.named_parameters() if name != "fc1.weight"]
@@ -246,7 +246,7 @@ def test_run_without_end_needs_an_epoch_for_rescale_until():
 
 
 def test_training_lowers_the_loss_for_every_method():
-    for options in ({"reparameterize": False}, {"rescale_every_n_epochs": None}, {"rescale_every_n_epochs": 1}):
+    for options in ({"parametrization": "plain"}, {"rescale_every_n_epochs": None}, {"rescale_every_n_epochs": 1}):
         module = seeded()
         fit(module, callback(**options))
         start, end = (sum(part) / 5 for part in (module.losses[:5], module.losses[-5:]))

@@ -122,9 +122,11 @@ def test_masks_on_the_way_keep_powers_of_the_density_without_structure():
     choice = Choice(shapes, 0.9, "global", dict.fromkeys(shapes, parse_structure("2:4")))
     scores = {name: torch.rand(shape) for name, shape in shapes.items()}
     assert choice.is_global
-    assert number(choice.masks(scores, progress=0.5)) == round(2000 * 0.1**0.5)
+    assert number(choice.masks(scores, lambda sparsity: (1 - sparsity) ** 0.5)) == round(2000 * 0.1**0.5)
     flat = torch.cat([score.flatten() for score in scores.values()])
-    kept = torch.cat([mask.flatten() for mask in choice.masks(scores, progress=0.25).values()])
+    kept = torch.cat(
+        [mask.flatten() for mask in choice.masks(scores, lambda sparsity: (1 - sparsity) ** 0.25).values()]
+    )
     assert set(kept.nonzero().flatten().tolist()) == reference.top(flat.tolist(), round(2000 * 0.1**0.25))
     last = choice.masks(scores)
     assert number(last) == choice.target == 200

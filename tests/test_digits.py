@@ -96,7 +96,7 @@ def test_inspect_shows_every_layer_with_its_flips(run):
 
 
 def test_plain_run_of_the_same_recipe_is_one_argument_away(tmp_path):
-    plain = "--trainer.callbacks.init_args.reparameterize=false"
+    plain = "--trainer.callbacks.init_args.parametrization=plain"
     done = command("fit", "--config", "digits", plain, "--trainer.fast_dev_run", "2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert not list(tmp_path.glob("*.safetensors"))

@@ -20,7 +20,7 @@ from lightning_signin.weights import sparse_weights
 
 VARIANTS = pytest.mark.parametrize(
     "options",
-    [{"storage": s, "reparameterize": r} for s in ("compact", "dense") for r in (True, False)],
+    [{"storage": s, "parametrization": r} for s in ("compact", "dense") for r in ("sign-in", "plain")],
     ids=["compact", "compact-masked", "dense", "dense-masked"],
 )
 FIX = "Resume with the callback's arguments and the model of the run that wrote it."
@@ -75,7 +75,7 @@ def test_factors_come_back_bit_for_bit(options, seed):
     assert all(a is b for a, b in zip(parameters, target.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("reparameterize", [True, False])
+@pytest.mark.parametrize("parametrization", ["sign-in", "plain"])
 @pytest.mark.parametrize(
     ("saved", "here"),
     [
@@ -85,9 +85,9 @@ def test_factors_come_back_bit_for_bit(options, seed):
         ({"distribution": "balanced"}, {"distribution": "uniform"}),  # "auto" chooses another storage for the second
     ],
 )
-def test_factors_of_another_size_or_storage_come_back(saved, here, reparameterize):
-    source = disturb(network(reparameterize=reparameterize, **saved))
-    target, kept = network(reparameterize=reparameterize, **here), masks(source)
+def test_factors_of_another_size_or_storage_come_back(saved, here, parametrization):
+    source = disturb(network(parametrization=parametrization, **saved))
+    target, kept = network(parametrization=parametrization, **here), masks(source)
     load_factor_state(target, through_a_file(factor_state(source)))
     pairs = list(zip(sparse_weights(source).values(), sparse_weights(target).values(), strict=True))
     for weight, loaded in pairs:
@@ -122,7 +122,7 @@ def test_factor_state_is_moved_to_the_dtype_of_the_module():
     [
         ({"exclude": ["1.*"]}, f"other sparse weights than this run: 1.weight is not sparse in the checkpoint. {FIX}"),
         ({"hidden": 6}, "The checkpoint's mask of 0.weight has shape (6, 5), the weight (7, 5). " + FIX),
-        ({"reparameterize": False}, f"The checkpoint was written with reparameterize=False, this run has True. {FIX}"),
+        ({"parametrization": "plain"}, f"The checkpoint was written with another `parametrization` of 0.weight. {FIX}"),
     ],
 )
 def test_another_run_is_refused(other, text):
@@ -131,8 +131,8 @@ def test_another_run_is_refused(other, text):
 
 def test_another_run_is_refused_the_other_way_round():
     refuses(network(exclude=["1.*"]), factor_state(network()), f"1.weight is not sparse in this run. {FIX}")
-    text = f"The checkpoint was written with reparameterize=True, this run has False. {FIX}"
-    refuses(network(reparameterize=False), factor_state(network()), text)
+    text = f"The checkpoint was written with another `parametrization` of 0.weight. {FIX}"
+    refuses(network(parametrization="plain"), factor_state(network()), text)
 
 
 def test_a_run_that_differs_in_its_last_weight_is_refused_whole():
@@ -156,7 +156,7 @@ def test_saved_masks_are_the_masks():
 
 def test_digest_is_equal_exactly_when_masks_are():
     base = mask_digest(network())
-    assert mask_digest(disturb(network(storage="dense", reparameterize=False))) == base
+    assert mask_digest(disturb(network(storage="dense", parametrization="plain"))) == base
     assert mask_digest(network(seed=1)) != base
     named = nn.ModuleDict({"a": nn.Linear(5, 7), "b": nn.Linear(7, 3)})
     assert mask_digest(sparsify(named, sparsity=0.6)) != base  # other names

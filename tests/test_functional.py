@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_signin import sparsify
+from lightning_signin import masks, sparsify
 from lightning_signin.functional import factorize, scaling, sign_flips
 from lightning_signin.metrics import flips_by_weight, mean_scaling, signs
 from tests import reference
@@ -126,8 +126,8 @@ def test_flips_and_scaling_are_measured_on_active_entries(storage):
     assert mean_scaling(net) == pytest.approx(2.0)
     with torch.no_grad():
         net[0].parametrizations.weight.original1.neg_()  # w, and with it every sign
-    active = {name: sign.numel() for name, sign in before.items()}
+    active = {name: int(mask.sum()) for name, mask in masks(net).items()}
     assert sum(active.values()) == 15
     flips = {"0.weight": (active["0.weight"],) * 2, "1.weight": (0, active["1.weight"])}
     assert flips_by_weight(before, net) == flips
-    assert mean_scaling(sparsify(nn.Linear(4, 4), sparsity=0.5, reparameterize=False)) is None
+    assert mean_scaling(sparsify(nn.Linear(4, 4), sparsity=0.5, parametrization="plain")) is None

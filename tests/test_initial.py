@@ -15,7 +15,7 @@ from lightning_signin.weights import sparse_weights
 NAMES = ["0.weight", "2.weight"]
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 VARIANTS = pytest.mark.parametrize(
-    ("storage", "reparameterize"), [(s, r) for s in ("compact", "dense") for r in (True, False)]
+    ("storage", "parametrization"), [(s, r) for s in ("compact", "dense") for r in ("sign-in", "plain")]
 )
 
 
@@ -136,8 +136,8 @@ def test_sparse_module_is_not_transplanted_into():
         transplant_(sparsify(nn.Linear(4, 4), sparsity=0.5), names=["weight"])
 
 
-def sparse(storage: str, reparameterize: bool = True, dtype: torch.dtype = torch.float32) -> nn.Module:
-    return sparsify(network(0, dtype), sparsity=0.5, storage=storage, reparameterize=reparameterize)
+def sparse(storage: str, parametrization: str = "sign-in", dtype: torch.dtype = torch.float32) -> nn.Module:
+    return sparsify(network(0, dtype), sparsity=0.5, storage=storage, parametrization=parametrization)
 
 
 def flipped(net: nn.Module, before: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -151,8 +151,8 @@ def flipped(net: nn.Module, before: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @DTYPES
 @VARIANTS
-def test_flips_are_exact_on_the_mask_and_leave_all_else(storage, reparameterize, dtype):
-    net = sparse(storage, reparameterize, dtype)
+def test_flips_are_exact_on_the_mask_and_leave_all_else(storage, parametrization, dtype):
+    net = sparse(storage, parametrization, dtype)
     before, kept = effective_weights(net), masks(net)
     factors = {name: [f.detach().clone() for f in weight.factors] for name, weight in sparse_weights(net).items()}
     parameters = {name: id(parameter) for name, parameter in net.named_parameters()}
@@ -161,12 +161,12 @@ def test_flips_are_exact_on_the_mask_and_leave_all_else(storage, reparameterize,
     for name, weight in sparse_weights(net).items():
         assert torch.equal(weight.storage.mask, kept[name])
         assert all(torch.equal(f.abs(), old.abs()) for f, old in zip(weight.factors, factors[name], strict=True))
-        assert torch.equal(weight.factors[0], factors[name][0]) == reparameterize  # m stays
+        assert torch.equal(weight.factors[0], factors[name][0]) == (parametrization == "sign-in")  # m stays
     assert {name: id(parameter) for name, parameter in net.named_parameters()} == parameters
 
 
 def test_masked_entries_are_not_touched_whatever_they_hold():
-    net = sparse("dense", reparameterize=False)
+    net = sparse("dense", parametrization="plain")
     for weight in sparse_weights(net).values():
         with torch.no_grad():
             weight.factors[0][~weight.storage.mask] = 7.0
@@ -177,8 +177,8 @@ def test_masked_entries_are_not_touched_whatever_they_hold():
 def test_flips_are_the_same_in_every_form_and_no_global_generator_is_used():
     found = []
     for storage in ("compact", "dense"):
-        for reparameterize in (True, False):
-            net = sparse(storage, reparameterize)
+        for parametrization in ("sign-in", "plain"):
+            net = sparse(storage, parametrization)
             before = effective_weights(net)
             torch.manual_seed(len(found))
             state = torch.get_rng_state()

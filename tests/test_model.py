@@ -14,7 +14,7 @@ from lightning_signin.weights import sign_in_weights, sparse_weights
 
 VARIANTS = pytest.mark.parametrize(
     "options",
-    [{"storage": s, "reparameterize": r} for s in ("compact", "dense") for r in (True, False)],
+    [{"storage": s, "parametrization": r} for s in ("compact", "dense") for r in ("sign-in", "plain")],
     ids=["compact", "compact-masked", "dense", "dense-masked"],
 )
 STORAGES = pytest.mark.parametrize("storage", ["compact", "dense"])
@@ -98,7 +98,7 @@ def test_rescale_restores_the_scaling_and_keeps_theta(zoo, storage, dtype, toler
 
 
 def test_rescale_leaves_plain_masked_weights_alone():
-    net = sparsify(two_layers(), sparsity=0.7, reparameterize=False)
+    net = sparsify(two_layers(), sparsity=0.7, parametrization="plain")
     before = copy.deepcopy(list(net.parameters()))
     rescale_(net)
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))

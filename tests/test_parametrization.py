@@ -9,7 +9,7 @@ from torch import nn, optim
 
 from lightning_signin import effective_weights, masks, sparsify
 from lightning_signin.functional import scaling
-from lightning_signin.parametrization import Masked, SignIn
+from lightning_signin.parametrizations.masked import Masked, SignIn
 from lightning_signin.storage import Compact, Dense
 from lightning_signin.weights import sparse_weights
 
@@ -31,7 +31,7 @@ OPTIMIZERS = {
 # Rprop's step length and Adamax's largest gradient (plus ε) are positive everywhere, and do not move a zero gradient.
 NOT_A_GRADIENT = ("step_size", "exp_inf")
 EVERY_OPTIMIZER = pytest.mark.parametrize("name", OPTIMIZERS)
-BOTH = pytest.mark.parametrize("reparameterize", [True, False])
+BOTH = pytest.mark.parametrize("parametrization", ["sign-in", "plain"])
 
 
 def network() -> nn.Module:
@@ -54,8 +54,8 @@ def train(net: nn.Module, optimizer: optim.Optimizer, steps: int = 10) -> torch.
 
 @BOTH
 @EVERY_OPTIMIZER
-def test_dense_storage_stays_zero_after_ten_steps(name, reparameterize):
-    net = sparsify(network(), sparsity=0.7, storage="dense", reparameterize=reparameterize)
+def test_dense_storage_stays_zero_after_ten_steps(name, parametrization):
+    net = sparsify(network(), sparsity=0.7, storage="dense", parametrization=parametrization)
     start = effective_weights(net)
     optimizer = OPTIMIZERS[name](net.parameters())
     train(net, optimizer)
@@ -71,17 +71,17 @@ def test_dense_storage_stays_zero_after_ten_steps(name, reparameterize):
 
 @BOTH
 @EVERY_OPTIMIZER
-def test_storages_train_alike(name, reparameterize):
+def test_storages_train_alike(name, parametrization):
     trajectories = []
     for storage in ("compact", "dense"):
-        net = sparsify(network(), sparsity=0.7, storage=storage, reparameterize=reparameterize)
+        net = sparsify(network(), sparsity=0.7, storage=storage, parametrization=parametrization)
         trajectories.append(train(net, OPTIMIZERS[name](net.parameters())))
     torch.testing.assert_close(*trajectories, rtol=1e-9, atol=1e-11)
 
 
-def test_reparameterize_false_equals_masking_after_every_step():
+def test_plain_equals_masking_after_every_step():
     plain, options = network(), {"lr": 0.1, "momentum": 0.9}
-    net = sparsify(copy.deepcopy(plain), sparsity=0.7, reparameterize=False)
+    net = sparsify(copy.deepcopy(plain), sparsity=0.7, parametrization="plain")
     kept = masks(net)
 
     def apply_masks(*_: object) -> None:
@@ -98,8 +98,8 @@ def test_reparameterize_false_equals_masking_after_every_step():
 @pytest.mark.parametrize("storage", ["compact", "dense"])
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 @BOTH
-def test_masked_infinities_of_loaded_weights_do_no_harm(storage, value, reparameterize):
-    net = sparsify(network(), sparsity=0.7, storage=storage, reparameterize=reparameterize)
+def test_masked_infinities_of_loaded_weights_do_no_harm(storage, value, parametrization):
+    net = sparsify(network(), sparsity=0.7, storage=storage, parametrization=parametrization)
     state = network().state_dict()
     for weight_name, mask in masks(net).items():
         state[weight_name] = torch.where(mask, state[weight_name], value)

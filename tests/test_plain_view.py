@@ -14,7 +14,7 @@ from lightning_signin.weights import sparse_weights
 
 VARIANTS = pytest.mark.parametrize(
     "options",
-    [{"storage": s, "reparameterize": r} for s in ("compact", "dense") for r in (True, False)],
+    [{"storage": s, "parametrization": r} for s in ("compact", "dense") for r in ("sign-in", "plain")],
     ids=["compact", "compact-masked", "dense", "dense-masked"],
 )
 
@@ -96,9 +96,9 @@ def test_view_groups_by_ndim_get_factors():
     assert given(optimizer, 1) == [id(net[0].bias), id(net[2].bias)]
 
 
-@pytest.mark.parametrize(("reparameterize", "parts"), [(True, ["m", "w"]), (False, ["theta"])])
-def test_view_names_the_factors_of_named_parameters(reparameterize, parts):
-    net = sparsify(nn.Sequential(nn.Linear(4, 6)), sparsity=0.5, reparameterize=reparameterize)
+@pytest.mark.parametrize(("parametrization", "parts"), [("sign-in", ["m", "w"]), ("plain", ["theta"])])
+def test_view_names_the_factors_of_named_parameters(parametrization, parts):
+    net = sparsify(nn.Sequential(nn.Linear(4, 6)), sparsity=0.5, parametrization=parametrization)
     with plain_view(net):
         optimizer = SGD(net.named_parameters(), lr=0.1)
     assert optimizer.param_groups[0]["param_names"] == [f"0.weight.{part}" for part in parts] + ["0.bias"]

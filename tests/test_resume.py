@@ -64,7 +64,9 @@ def test_resume_equals_uninterrupted(uninterrupted, moment):
 
 
 @pytest.mark.parametrize(
-    "options", [{"mask": "magnitude", "distribution": "global"}, {"reparameterize": False}], ids=["magnitude", "plain"]
+    "options",
+    [{"mask": "magnitude", "distribution": "global"}, {"parametrization": "plain"}],
+    ids=["magnitude", "plain"],
 )
 def test_resume_takes_mask_from_checkpoint(tmp_path, options):
     weights, *_ = fit("SGD", SaveEverywhere(tmp_path), **options)
@@ -123,7 +125,7 @@ def test_resume_says_when_loaders_are_reloaded(tmp_path):
         ("sparsity", 0.5),
         ("distribution", "erk"),
         ("seed", 3),
-        ("reparameterize", False),
+        ("parametrization", "plain"),
         ("exclude", ["fc2.weight"]),
         ("storage", "dense"),
     ],

@@ -94,7 +94,7 @@ def test_sparsify_with_a_score_only_masks(name, data):
     net = network()
     biases, modes = [net[0].bias, net[1].bias], [part.training for part in net.modules()]
     values, drawn = copy.deepcopy(net.state_dict()), generators()
-    sparsify(net, sparsity=0.5, mask=name, data=data, reparameterize=False)
+    sparsify(net, sparsity=0.5, mask=name, data=data, parametrization="plain")
     assert generators() == drawn
     expected = {n: value * masks(net)[n] if n in masks(net) else value for n, value in values.items()}
     torch.testing.assert_close(net.state_dict(), expected, rtol=0, atol=0)

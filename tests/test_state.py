@@ -14,7 +14,7 @@ from lightning_signin.weights import sign_in_weights, sparse_weights
 
 VARIANTS = pytest.mark.parametrize(
     "options",
-    [{"storage": s, "reparameterize": r} for s in ("compact", "dense") for r in (True, False)],
+    [{"storage": s, "parametrization": r} for s in ("compact", "dense") for r in ("sign-in", "plain")],
     ids=["compact", "compact-masked", "dense", "dense-masked"],
 )
 SPARSE = ["conv.weight", "attention.in_proj_weight", "attention.out_proj.weight", "first.weight", "encoder.weight"]

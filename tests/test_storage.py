@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightning_signin import sparsify
-from lightning_signin.parametrization import Masked, SignIn
+from lightning_signin.parametrizations.masked import Masked, SignIn
 from lightning_signin.storage import Compact, Dense, make_storage
 from lightning_signin.weights import sparse_weights
 from tests import reference

@@ -9,13 +9,14 @@ import lightning_signin
 
 ROOT = Path(lightning_signin.__file__).parent
 FLOORS = {
-    0: ["_version", "functional", "warn"],
-    1: ["masks", "storage", "parametrization"],
+    0: ["_version", "functional", "bits", "naming", "warn"],
+    1: ["masks", "storage", "parametrizations"],
     2: [
         "weights",
         "selection",
         "state",
         "optimizers",
+        "optimizer_state",
         "model",
         "plain_view",
         "factor_state",

@@ -14,17 +14,19 @@ from lightning_signin.callback.companions import check_companions
 from lightning_signin.callback.position import Position
 from lightning_signin.callback.resuming import NOT_SPARSE, STATE_KEY, check_same_run
 from lightning_signin.callback.start import Start
+from lightning_signin.callback.training import Training
 from lightning_signin.callback.wrapped import wrapped_hooks
 from lightning_signin.factor_state import factor_state, load_factor_state, mask_digest, saved_masks
 from lightning_signin.masks.build import check_choice
 from lightning_signin.masks.scores import Score
 from lightning_signin.masks.structures import Structure
-from lightning_signin.metrics.signs import signs, summary
-from lightning_signin.model import merge_, rescale_
-from lightning_signin.optimizers import MOMENTUM, add_frobenius_decay_, check_optimizers, check_rescale
+from lightning_signin.model import merge_
+from lightning_signin.optimizers import MOMENTUM
+from lightning_signin.parametrizations import Parametrization
 from lightning_signin.plain_view import exchange_parameters
 from lightning_signin.schedule import RescaleSchedule
-from lightning_signin.weights import SparseWeight, sparse_weights
+from lightning_signin.updates import UpdateRule
+from lightning_signin.weights import SparseWeight
 
 State = dict[str, Any]
 
@@ -32,24 +34,25 @@ State = dict[str, Any]
 class SignInCallback(Callback):
     r"""Trains any LightningModule as a sparse network with Sign-In (arXiv:2504.12801, Algorithm 1).
 
-    At the start of ``fit`` the selected weights are masked and each becomes a product m ⊙ w; every p epochs the factors
-    are reset to m² − w² = β; at the end they are merged. ``state_dict`` is plain at every moment.
+    At the start of ``fit`` the selected weights are masked and each becomes a product m ⊙ w; every p epochs m² − w² is
+    reset to β; at the end m ⊙ w is merged. ``state_dict`` is plain at every moment.
 
     Args:
-        sparsity: Fraction of zeros over the selected weights, in [0, 1). The count of non-zeros is exact. None is 0.9,
-            or what the groups of ``distribution`` say.
-        mask: Which weights are kept: "random", "magnitude", "snip", "iterative-snip", "force", "grasp", "synflow",
-            "npb", "phew", "prospr"; an import path; or a score with arguments, e.g. ``SNIP(num_batches=10)``.
+        sparsity: Exact fraction of zeros over the selected weights, in [0, 1). None is 0.9, or of ``distribution``.
+        mask: Which weights are kept: a name in `masks.SCORES`, an import path, or e.g. ``SNIP(num_batches=10)``.
         distribution: How many a layer: "balanced" (the paper's), "erk", "uniform", "global", or a dict of glob pattern
-            → sparsity. None is what the score's own paper uses.
+            → sparsity. None is what the paper of the score, or of an update rule that prunes, uses.
         structure: In which pattern: "unstructured", "2:4" (any n:m), "2:4-cap" (at most 2 of 4), "4x4-block",
-            "constant-fan-in", or a dict of glob pattern → structure. (YAML's number for an unquoted 2:4 is understood.)
+            "constant-fan-in", or a dict of glob pattern → structure; None is what the update rule needs. (YAML's number
+            for an unquoted 2:4 is understood.)
         mask_from: A file to take the whole mask from: a checkpoint, a state dict, masks of other libraries.
         signs_from: A checkpoint to take the signs of the selected weights from; their magnitudes stay.
         magnitudes_from: A checkpoint to take the magnitudes of the selected weights from; their signs stay.
         flip_signs: Share in [0, 1] of the kept weights whose starting sign is flipped, at random (Table 9).
+        update: How the mask moves: a name in `updates.UPDATES`, an import path, or e.g. ``RigL(drop_fraction=0.5)``.
+        parametrization: How θ is made of trainable tensors: a name in `parametrizations.PARAMETRIZATIONS`, or e.g.
+            ``STR(s_init=-5)``. "plain" is θ itself: the baseline "Random" of the paper's Table 3.
         beta: The scaling β > 0, or a dict of glob pattern on plain names → β.
-        reparameterize: False trains θ itself on the mask: the baseline "Random" of the paper's Table 3.
         rescale_every_n_epochs: p; None never rescales ("m ⊙ w" of Table 14).
         rescale_every_n_steps: Counts optimizer steps (``trainer.global_step``) instead; needs
             ``rescale_every_n_epochs=None``.
@@ -68,8 +71,8 @@ class SignInCallback(Callback):
             the start of ``fit``.
 
     Example:
-        >>> SignInCallback(mask="snip", structure="2:4-cap").start.structure
-        '2:4-cap'
+        >>> SignInCallback(mask="snip", update="rigl").start.rule.drop_fraction
+        0.3
         >>> SignInCallback(sparsity=90)
         Traceback (most recent call last):
         ValueError: `sparsity` must be in [0, 1), got 90. Pass the fraction of zeros, e.g. 0.9.
@@ -81,13 +84,14 @@ class SignInCallback(Callback):
         sparsity: float | None = None,
         mask: str | Score = "random",
         distribution: str | dict[str, float] | None = None,
-        structure: str | int | Structure | dict[str, str | int] = "unstructured",
+        structure: str | int | Structure | dict[str, str | int] | None = None,
         mask_from: str | os.PathLike | None = None,
         signs_from: str | os.PathLike | None = None,
         magnitudes_from: str | os.PathLike | None = None,
         flip_signs: float = 0.0,
+        update: str | UpdateRule | None = None,
+        parametrization: str | Parametrization = "sign-in",
         beta: float | dict[str, float] = 1.0,
-        reparameterize: bool = True,
         rescale_every_n_epochs: int | None = 5,
         rescale_every_n_steps: int | None = None,
         rescale_until: int | float = 0.75,
@@ -107,8 +111,9 @@ class SignInCallback(Callback):
             signs_from=signs_from,
             magnitudes_from=magnitudes_from,
             flip_signs=flip_signs,
+            update=update,
+            parametrization=parametrization,
             beta=beta,
-            reparameterize=reparameterize,
             include=include,
             exclude=exclude,
             storage=storage,
@@ -117,12 +122,11 @@ class SignInCallback(Callback):
         check_choice("rescale_momentum", rescale_momentum, MOMENTUM)
         if not frobenius_decay >= 0:
             raise ValueError(f"`frobenius_decay` must be at least 0, got {frobenius_decay}. The paper uses 1e-4.")
-        self.reparameterize = reparameterize
         self.schedule = RescaleSchedule(rescale_every_n_epochs, rescale_every_n_steps, rescale_until)
         self.rescale_momentum = rescale_momentum
         self.frobenius_decay = frobenius_decay
         self._module: LightningModule | None = None
-        self._weights: dict[str, SparseWeight] | None = None  # while the model is sparse
+        self._training: Training | None = None  # while the model is sparse
         self._finished: State = {}  # the last state, from the merge until the next fit
         self._replaced: dict[int, tuple[nn.Parameter, SparseWeight]] = {}  # plain parameters, until the fit starts
         self._undo = ExitStack()
@@ -142,8 +146,7 @@ class SignInCallback(Callback):
         known = saved_masks(self._finished) if self._finished and self._module is pl_module else None
         self._module, self._finished = pl_module, {}
         self._position = Position(trainer)
-        self._seen, self._resumed = (-1, -1), False
-        self._start_signs: dict[str, Tensor] | None = None
+        self._resumed = False
         self._undo.callback(self._position.detach)
         complete = partial(self._sparsify, trainer, pl_module, known)
         self._undo.enter_context(wrapped_hooks(trainer, pl_module, complete, self._position.attach))
@@ -155,33 +158,28 @@ class SignInCallback(Callback):
         for optimizer in trainer.optimizers:  # LightningCLI builds its --optimizer before any fit
             exchange_parameters(optimizer, {key: weight for key, (_, weight) in self._replaced.items()})
         self._replaced = {}
-        check_optimizers(sparse_weights(pl_module).values(), trainer.optimizers)
-        if self.reparameterize and self.schedule.ever:
-            check_rescale(self.rescale_momentum, trainer.optimizers)
+        self._ongoing.check()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the signs that flips are counted from; on resuming, restore the random generators."""
-        if self._start_signs is None:
-            self._start_signs = signs(pl_module)
+        """Get ready to train; on resuming, restore the random generators."""
+        self._ongoing.begin()
         self._position.restore_generators()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Rescale if it is due."""
-        now = (trainer.current_epoch, trainer.global_step)
-        if self.reparameterize and self.schedule.due(now, self._seen, trainer.fit_loop.max_epochs, trainer.max_steps):
-            rescale_(pl_module, optimizers=trainer.optimizers, momentum=self.rescale_momentum)
-        self._seen = now
+        """Move the mask and rescale, if it is due."""
+        self._ongoing.before_batch()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Add the Frobenius decay: gradients are accumulated and unscaled by now, and not yet clipped."""
-        if self.frobenius_decay and self._weights:
-            stepped = (parameter for group in optimizer.param_groups for parameter in group["params"])
-            add_frobenius_decay_(self._weights.values(), self.frobenius_decay, stepped)
+        """Move the mask, if it is due, or decay."""
+        self._ongoing.before_step(optimizer)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        """Note the loss."""
+        self._ongoing.after_batch(outputs)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log ``signin/sparsity``, ``signin/sign_flips`` and ``signin/scaling``."""
-        assert self._start_signs is not None
-        logged = {f"signin/{name}": value for name, value in summary(self._start_signs, pl_module).items()}
+        """Log ``signin/sparsity``, ``signin/sign_flips``, ``signin/scaling``, and how far the mask has moved."""
+        logged = {f"signin/{name}": value for name, value in self._ongoing.after_epoch().items()}
         pl_module.log_dict(logged, sync_dist=trainer.world_size > 1)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -197,32 +195,39 @@ class SignInCallback(Callback):
         self._finish()
 
     def state_dict(self) -> State:
-        """Everything that resuming needs and a plain state dict cannot hold: tensors and plain values."""
-        return self._finished if self._weights is None else self._state()
+        """What resuming needs and a plain state dict cannot hold: tensors and plain values."""
+        return self._finished if self._training is None else self._state()
 
     def load_state_dict(self, state_dict: State) -> None:
         """Take over mask, factors, counters and position of the run that wrote the checkpoint."""
-        if self._weights is None or self._module is None:
+        if self._training is None or self._module is None:
             return
         check_same_run(state_dict["arguments"], self.start.saved(), any_seed=self.start.seed is None)
         load_factor_state(self._module, state_dict)
-        self._start_signs = state_dict["start_signs"]
-        self._seen = tuple(state_dict["seen"])
+        self._training.load(state_dict)
         self._position.load(state_dict["position"])
         self._resumed = True
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: State) -> None:
         """Refuse to resume what was not a sparse run."""
-        if self._weights is not None and STATE_KEY not in checkpoint["callbacks"]:
+        if self._training is not None and STATE_KEY not in checkpoint["callbacks"]:
             raise ValueError(NOT_SPARSE)
+
+    @property
+    def _ongoing(self) -> Training:
+        assert self._training is not None
+        return self._training
 
     def _sparsify(
         self, trainer: Trainer, module: LightningModule, known: dict[str, Tensor] | None, resumes: bool
     ) -> None:
         parameters = dict(module.named_parameters())
         self.start.sparsify(trainer, module, known, resumes)
-        self._weights = sparse_weights(module)
-        self._replaced = {id(parameters[name]): (parameters[name], weight) for name, weight in self._weights.items()}
+        self._training = Training(
+            trainer, module, self.start, self.schedule, self.rescale_momentum, self.frobenius_decay
+        )
+        weights = self._training.weights
+        self._replaced = {id(parameters[name]): (parameters[name], weight) for name, weight in weights.items()}
         if trainer.world_size > 1:  # ranks that start from other weights would choose other magnitudes
             digest = mask_digest(module)
             same = trainer.strategy.broadcast(digest) == digest
@@ -231,20 +236,16 @@ class SignInCallback(Callback):
 
     def _state(self, alone: bool = False) -> State:
         assert self._module is not None
-        return {
-            "arguments": self.start.saved(),
-            **factor_state(self._module),
-            "start_signs": signs(self._module) if self._start_signs is None else self._start_signs,
-            "seen": self._seen,
-            "position": self._position.state(alone),
-        }
+        state = {**factor_state(self._module), **self._ongoing.state()}
+        return {"arguments": self.start.saved(), **state, "position": self._position.state(alone)}
 
     def _finish(self, alone: bool = False) -> None:
         try:
-            if self._weights is not None:
+            if self._training is not None:
                 self._finished = self._state(alone)
+                self._training.close()
         finally:  # whatever fails, the user's model is plain again
-            if self._weights is not None and self._module is not None:
+            if self._training is not None and self._module is not None:
                 merge_(self._module)
-            self._weights, self._replaced = None, {}
+            self._training, self._replaced = None, {}
             self._undo.close()

@@ -18,13 +18,16 @@ from lightning_signin.functional import check_beta
 from lightning_signin.initial import flip_signs_, transplant_
 from lightning_signin.masks.build import check_choice, check_distribution
 from lightning_signin.masks.distributions import budget
-from lightning_signin.masks.scores import Score, parse_score, score_name
+from lightning_signin.masks.scores import Score, parse_score
 from lightning_signin.masks.structures import Structure, parse_structure
 from lightning_signin.model import sparsify
+from lightning_signin.naming import shown
+from lightning_signin.parametrizations import Parametrization, parse_parametrization
 from lightning_signin.saved import masks_from_file
 from lightning_signin.selection import check_patterns, select_weights
+from lightning_signin.updates import UpdateRule, parse_update
 
-_DEFAULTS = ("random", None, "unstructured")  # mask, distribution, structure
+_DEFAULTS = ("random", None, None)  # mask, distribution, structure
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,14 @@ class Start:
     sparsity: float | None
     mask: str | Score
     distribution: str | dict[str, float] | None
-    structure: str | int | Structure | dict[str, str | int]
+    structure: str | int | Structure | dict[str, str | int] | None
     mask_from: str | os.PathLike | None
     signs_from: str | os.PathLike | None
     magnitudes_from: str | os.PathLike | None
     flip_signs: float
     beta: float | dict[str, float]
-    reparameterize: bool
+    parametrization: str | Parametrization
+    update: str | UpdateRule | None
     include: Sequence[str] | None
     exclude: Sequence[str] | None
     storage: str
@@ -53,16 +57,18 @@ class Start:
     def __post_init__(self) -> None:
         parse_score(self.mask)
         check_distribution(self.sparsity, self.distribution)
-        given: Any = self.structure
+        given: Any = self.structure if self.structure is not None else "unstructured"
         by_pattern = isinstance(given, Mapping)
         read = {n: _read_in_base_60(s) for n, s in (given if by_pattern else {"*": given}).items()}
-        object.__setattr__(self, "structure", read if by_pattern else read["*"])
+        if self.structure is not None:
+            object.__setattr__(self, "structure", read if by_pattern else read["*"])
         for structure in read.values():
             parse_structure(structure)
         if self.mask_from is not None and (self.mask, self.distribution, self.structure) != _DEFAULTS:
             raise ValueError(
                 "`mask_from` reads the whole mask from a file: leave out `mask`, `distribution` and `structure`."
             )
+        self._check_update()
         if not 0 <= self.flip_signs <= 1:
             raise ValueError(f"`flip_signs` must be in [0, 1], got {self.flip_signs}. Pass the share, e.g. 0.05.")
         check_choice("storage", self.storage, ("auto", "compact", "dense"))
@@ -70,6 +76,24 @@ class Start:
             check_beta(beta)
         for argument in ("include", "exclude"):
             object.__setattr__(self, argument, check_patterns(argument, getattr(self, argument)))
+
+    @property
+    def form(self) -> Parametrization:
+        """How θ is made of trainable tensors."""
+        return parse_parametrization(self.parametrization)
+
+    @property
+    def rule(self) -> UpdateRule | None:
+        """How the mask moves: as is given, or as belongs to the parametrization."""
+        update = self.update if self.update is not None else self.form.update
+        return None if update is None else parse_update(update)
+
+    @property
+    def sparsity_at_start(self) -> float | None:
+        """Of the mask that training starts with, for those that do not start with that of the end."""
+        start = self.rule.start_sparsity if self.rule is not None else None
+        from_all = start is None and self.sparsity is None and not isinstance(self.distribution, Mapping)
+        return 0.0 if from_all and self.form.prunes and self.rule is None else start
 
     @property
     def seed_in_force(self) -> int:
@@ -80,10 +104,10 @@ class Start:
         """The arguments as plain values, with the seed that is in force, for checkpoints."""
         saved = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "beta"}
         saved |= {n: os.fspath(v) for n, v in saved.items() if isinstance(v, os.PathLike)}
-        saved["mask"], saved["seed"] = score_name(_shown(self.mask)), self.seed_in_force
-        structure = self.structure
-        shown = {n: _shown(s) for n, s in structure.items()} if isinstance(structure, Mapping) else _shown(structure)
-        return saved | {"structure": shown}
+        saved |= {name: shown(getattr(self, name)) for name in ("mask", "parametrization", "update")}
+        structure, by_pattern = self.structure, isinstance(self.structure, Mapping)
+        saved["structure"] = {n: shown(s) for n, s in structure.items()} if by_pattern else shown(structure)  # type: ignore[union-attr]
+        return saved | {"seed": self.seed_in_force}
 
     def sparsify(
         self, trainer: Trainer, module: LightningModule, known: dict[str, Tensor] | None, resumes: bool
@@ -96,7 +120,7 @@ class Start:
             known: Masks of an earlier fit, to go on with.
             resumes: Whether masks and factors are loaded from a checkpoint next.
         """
-        options: Any = {"beta": self.beta, "reparameterize": self.reparameterize, "storage": self.storage}
+        options: Any = {"beta": self.beta, "parametrization": self.form, "storage": self.storage_of(trainer)}
         selection: Any = {"include": self.include, "exclude": self.exclude}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # `sparsify` says the same again
@@ -108,13 +132,43 @@ class Start:
             return
         transplant_(module, names=names, signs_from=self.signs_from, magnitudes_from=self.magnitudes_from)
         chosen: Any = {"mask": self.mask, "sparsity": self.sparsity, "seed": self.seed_in_force}
-        chosen |= {"distribution": self.distribution, "structure": self.structure}
+        needed = None if self.rule is None else self.rule.structure
+        chosen |= {"distribution": self.distribution, "structure": self.structure or needed or "unstructured"}
+        if (start := self.sparsity_at_start) is not None:
+            chosen |= {"sparsity": start, "structure": "unstructured"}
+            chosen["distribution"] = None if isinstance(self.distribution, Mapping) else self.distribution
         if self.mask_from is not None:
             chosen = {"mask": self._masks_from_file(shapes)}
         with closing(LightningData(trainer, module)) as data:
             sparsify(module, data=data, **chosen, **options, **selection)
         if self.flip_signs:
             flip_signs_(module, self.flip_signs, seed=self.seed_in_force)
+
+    def storage_of(self, trainer: Trainer) -> str:
+        """The storage; with ranks that hold buckets of a fixed size, one whose factors do not change their shape."""
+        if self.rule is None or self.rule.keeps_counts or trainer.world_size == 1:
+            return self.storage
+        if self.storage == "compact":
+            raise ValueError(
+                f"{type(self.rule).__name__} changes the number of weights of a layer, and on several ranks the "
+                "factors must keep their shape. Pass storage='dense' or 'auto'."
+            )
+        return "dense"
+
+    def _check_update(self) -> None:
+        rule = self.rule
+        if rule is None:
+            return
+        name = type(rule).__name__
+        if rule.structure is not None and self.structure not in (None, rule.structure):
+            raise ValueError(
+                f"`update`: {name} needs structure={rule.structure!r}, got {self.structure!r}. Leave `structure` out."
+            )
+        if rule.start_sparsity == 0 and (self.mask != "random" or self.mask_from is not None):
+            raise ValueError(
+                f"`update`: {name} starts from all weights, so `mask` and `mask_from` have no part. Leave them out, or "
+                "choose a rule that starts sparse, e.g. 'rigl'."
+            )
 
     def _masks_from_file(self, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
         """The masks, of the sparsity that was asked for, if one was."""
@@ -128,13 +182,6 @@ class Start:
                 "to take the mask as it is."
             )
         return masks
-
-
-def _shown(choice: Any) -> Any:
-    """The choice; if it is an object that shows its address instead of its arguments, a line with them."""
-    if type(choice).__repr__ is not object.__repr__:
-        return choice if isinstance(choice, str) or hasattr(choice, "__qualname__") else repr(choice)
-    return f"{type(choice).__module__}.{type(choice).__qualname__}({vars(choice)})"
 
 
 def _read_in_base_60(structure: Any) -> Any:

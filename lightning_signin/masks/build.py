@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from lightning_signin.masks.choice import Choice
 from lightning_signin.masks.distributions import DISTRIBUTIONS, budget
 from lightning_signin.masks.patterns import by_pattern
-from lightning_signin.masks.scores import Score, parse_score, score_name
+from lightning_signin.masks.scores import Score, parse_score
 from lightning_signin.masks.structures import Structure, parse_structure
 from lightning_signin.masks.task import Task, TrainingData
+from lightning_signin.naming import shown
 from lightning_signin.warn import warn
 
 Distribution = str | Mapping[str, float] | None
@@ -60,14 +61,12 @@ def build_masks(
         >>> {name: int(mask.sum()) for name, mask in masks.items()}
         {'a': 100, 'b': 910}
     """
-    score, name = parse_score(mask), score_name(mask)
+    score, name = parse_score(mask), shown(mask)
     if distribution is None:
         distribution = getattr(score, "distribution", "balanced")
     check_distribution(sparsity, distribution)
-    structures = by_pattern("structure", structure, list(weights))
-    parsed = {n: parse_structure(value) for n, value in structures.items()}  # type: ignore[arg-type]
     shapes = {n: tuple(weight.shape) for n, weight in weights.items()}
-    choice = Choice(shapes, DEFAULT_SPARSITY if sparsity is None else sparsity, distribution, parsed, transposed)
+    choice = make_choice(shapes, sparsity, distribution, structure, transposed)
     task = Task(module, weights, choice, torch.Generator().manual_seed(seed), data, name)
     with torch.enable_grad():
         scores = score(task)
@@ -76,6 +75,19 @@ def build_masks(
     for names, target in choice.targets:
         _say_nearest({n: masks[n] for n in names}, target, structure)
     return masks
+
+
+def make_choice(
+    shapes: Mapping[str, tuple[int, ...]],
+    sparsity: float | None,
+    distribution: str | Mapping[str, float],
+    structure: StructureOf,
+    transposed: Collection[str],
+) -> Choice:
+    """The choice that the arguments of `build_masks` stand for."""
+    structures = by_pattern("structure", structure, list(shapes))
+    parsed = {name: parse_structure(value) for name, value in structures.items()}  # type: ignore[arg-type]
+    return Choice(shapes, DEFAULT_SPARSITY if sparsity is None else sparsity, distribution, parsed, transposed)
 
 
 def check_distribution(sparsity: float | None, distribution: Distribution) -> None:

@@ -1,6 +1,6 @@
 """From scores to masks: a distribution says how many weights a layer keeps, a structure in which pattern."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from math import prod
 
 from torch import Tensor
@@ -64,21 +64,27 @@ class Choice:
         """The names in each group, and the number of weights to keep that its sparsity asks for."""
         return [(names, budget(sparsity, self._size(names))) for names, sparsity, _ in self.groups]
 
-    def masks(self, scores: Mapping[str, Tensor], progress: float = 1.0) -> dict[str, Tensor]:
+    def masks(
+        self,
+        scores: Mapping[str, Tensor],
+        density: Callable[[float], float] | None = None,
+        most: Mapping[str, int] | None = None,
+    ) -> dict[str, Tensor]:
         """The masks of the highest scores.
 
         Args:
             scores: By name; higher is kept.
-            progress: t in (0, 1]: keep densityᵗ, for scores that get there in steps. Below 1 masks are unstructured.
+            density: On the way to the sparsity, what share of the weights is kept, given the sparsity; such masks are
+                unstructured. None is the end of the way.
+            most: The most that each layer may keep, where it is less than what its structure can keep.
 
         Returns:
             Bool masks of the weights' shapes.
         """
-        final = progress == 1
         scores = {n: score.transpose(0, 1) if n in self.transposed else score for n, score in scores.items()}
-        structures = self.structures if final else dict.fromkeys(scores, _FREE)
+        structures = self.structures if density is None else dict.fromkeys(scores, _FREE)
         masks = {}
-        counts = self._counts(scores, progress, structures)
+        counts = self._counts(scores, density, structures, most or {})
         for name, score in scores.items():
             mask = structures[name].pick(score, counts[name])
             masks[name] = (mask.transpose(0, 1) if name in self.transposed else mask).contiguous()
@@ -86,22 +92,29 @@ class Choice:
 
     def counts(self) -> dict[str, int]:
         """The number of weights that each layer keeps, unless the distribution is global."""
-        return self._counts({}, 1.0, self.structures)
+        return self._counts({}, None, self.structures, {})
 
     def _counts(
-        self, scores: Mapping[str, Tensor], progress: float, structures: Mapping[str, Structure]
+        self,
+        scores: Mapping[str, Tensor],
+        density: Callable[[float], float] | None,
+        structures: Mapping[str, Structure],
+        most: Mapping[str, int],
     ) -> dict[str, int]:
         counts: dict[str, int] = {}
         for names, sparsity, spread in self.groups:
             units = [structures[name].unit(self.shapes[name]) for name in names]
             capacities = [structures[name].capacity(self.shapes[name]) for name in names]
+            if most:
+                least = [most[name] // unit * unit for name, unit in zip(names, units, strict=True)]
+                capacities = [max(unit, min(both)) for unit, *both in zip(units, capacities, least, strict=True)]
             size = self._size(names)
-            total = budget(sparsity, size) if progress == 1 else round(size * (1 - sparsity) ** progress)
+            total = budget(sparsity, size) if density is None else round(size * density(sparsity))
             total = min(total, sum(capacities))
             if spread == "global":
                 values = [structures[name].values(scores[name]) for name in names]
                 found, empty = global_counts(values, units, capacities, total)
-                if empty and progress == 1:
+                if empty and density is None:
                     some = ", ".join(names[layer] for layer in empty)
                     warn(f"distribution='global' would leave {some} without any weight: each keeps its best.")
             else:

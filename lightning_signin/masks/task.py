@@ -78,7 +78,7 @@ class Task:
 
     def select(self, scores: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
         """The masks on the way: at ``progress`` t in (0, 1] they keep densityᵗ, without structure before the end."""
-        return self._choice.masks(scores, progress)
+        return self._choice.masks(scores, None if progress == 1 else lambda sparsity: (1 - sparsity) ** progress)
 
     def batches(self, number: int) -> Iterator[Any]:
         """The next training batches; after the last the data starts anew."""

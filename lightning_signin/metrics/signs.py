@@ -1,29 +1,38 @@
-"""Signs of the active weights against an earlier moment, and the scaling of the factors."""
+"""Signs of the effective weights against an earlier moment, and the scaling of the factors."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from lightning_signin.bits import pack_signs, unpack_signs
 from lightning_signin.functional import scaling, sign_flips
-from lightning_signin.weights import SparseWeight, sign_in_weights, sparse_weights
+from lightning_signin.weights import sign_in_weights, sparse_weights
 
 
 def signs(module: nn.Module) -> dict[str, Tensor]:
-    """The signs of the active entries of every sparse weight by plain name: int8 vectors of −1, 0 and 1.
+    """The signs of every sparse weight by plain name, on the CPU, as `pack_signs` packs them: a masked 0 has none.
 
     Example:
         >>> from lightning_signin import sparsify
-        >>> [sign.shape for sign in signs(sparsify(nn.Linear(10, 10), sparsity=0.7)).values()]
-        [torch.Size([30])]
+        >>> packed = signs(sparsify(nn.Linear(10, 10), sparsity=0.7))["weight"]
+        >>> int(unpack_signs(packed, (10, 10)).abs().sum())
+        30
     """
-    return {name: _active(weight).sign().to(torch.int8) for name, weight in sparse_weights(module).items()}
+    return {name: pack_signs(weight.effective()) for name, weight in sparse_weights(module).items()}
 
 
 def flips_by_weight(before: Mapping[str, Tensor], module: nn.Module) -> dict[str, tuple[int, int]]:
-    """For every sparse weight (flipped signs, active entries) since ``before``, which `signs` returned."""
-    now = signs(module)
-    return {name: (int(sign_flips(before[name].to(sign.device), sign)), sign.numel()) for name, sign in now.items()}
+    """For every sparse weight (flipped signs, active entries) since ``before``, which `signs` returned.
+
+    Where the mask has moved, a weight that had no sign then or has none now is not counted as flipped.
+    """
+    found = {}
+    for name, weight in sparse_weights(module).items():
+        now, storage = weight.values(), weight.storage
+        then = storage.pack(unpack_signs(before[name], storage.shape).to(now.device))
+        found[name] = (int(sign_flips(then, now)), storage.active)
+    return found
 
 
 def mean_scaling(module: nn.Module) -> float | None:
@@ -44,17 +53,17 @@ def summary(before: Mapping[str, Tensor], module: nn.Module) -> dict[str, float]
         module: A module after `sparsify`.
 
     Returns:
-        ``sparsity``, the share of masked entries; ``sign_flips``, the share of active entries whose sign differs from
-        ``before``; and with products m ⊙ w ``scaling``, the mean of m² − w².
+        ``sparsity``, the share of masked entries, and of zeros that the parametrization makes; ``sign_flips``, the
+        share of active entries whose sign differs from ``before``; and with products m ⊙ w ``scaling``, the mean of
+        m² − w².
     """
     flips = flips_by_weight(before, module).values()
     active = sum(count for _, count in flips)
-    size = sum(weight.storage.shape.numel() for weight in sparse_weights(module).values())
-    numbers = {"sparsity": 1 - active / size, "sign_flips": sum(flipped for flipped, _ in flips) / active}
+    weights = sparse_weights(module).values()
+    size = sum(weight.storage.shape.numel() for weight in weights)
+    numbers = {
+        "sparsity": 1 - sum(weight.kept for weight in weights) / size,
+        "sign_flips": sum(flipped for flipped, _ in flips) / active,
+    }
     scaling = mean_scaling(module)
     return numbers if scaling is None else numbers | {"scaling": scaling}
-
-
-def _active(weight: SparseWeight) -> Tensor:
-    values = weight.values()
-    return values if weight.storage.name == "compact" else values[weight.storage.mask]

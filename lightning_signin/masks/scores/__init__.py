@@ -9,7 +9,7 @@ from lightning_signin.masks.scores.grasp import GraSP
 from lightning_signin.masks.scores.npb import NPB
 from lightning_signin.masks.scores.phew import PHEW
 from lightning_signin.masks.scores.prospr import ProsPr
-from lightning_signin.masks.scores.resolve import SCORES, Score, parse_score, score_name
+from lightning_signin.masks.scores.resolve import SCORES, Score, parse_score
 from lightning_signin.masks.scores.snip import FORCE, SNIP, IterativeSNIP
 from lightning_signin.masks.scores.synflow import SynFlow
 
@@ -27,5 +27,4 @@ __all__ = [
     "Score",
     "SynFlow",
     "parse_score",
-    "score_name",
 ]

@@ -1,0 +1,60 @@
+"""From an argument to the object that it names: a name of a table, an import path, or the object itself."""
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any, TypeVar
+
+Kind = TypeVar("Kind")
+
+
+def named(argument: str, value: Any, table: Mapping[str, Callable[[], Any]]) -> Any:
+    """What a string stands for; other values and classes without arguments pass.
+
+    Args:
+        argument: What errors call it.
+        value: A name in ``table``, an import path, a class, or anything else.
+        table: Makers by name.
+
+    Returns:
+        An object; of a class an instance.
+
+    Raises:
+        ValueError: If a string is neither a name nor an import path.
+    """
+    found = value
+    if isinstance(value, str):
+        path, _, attribute = value.rpartition(".")
+        try:
+            found = table[value] if value in table else getattr(import_module(path), attribute)
+        except (ImportError, AttributeError, ValueError) as error:
+            reason = f" ({error})" if path else ""
+            raise ValueError(
+                f"`{argument}` must be one of {', '.join(map(repr, table))}, or the import path of a function or "
+                f"class; got {value!r}{reason}."
+            ) from None
+    return found() if isinstance(found, type) else found
+
+
+def resolve(argument: str, value: str | Kind, table: Mapping[str, Callable[[], Kind]], kind: type[Kind]) -> Kind:
+    """What an argument stands for, of one kind; see `named`.
+
+    Raises:
+        ValueError: If it is not of that kind.
+    """
+    found = named(argument, value, table)
+    if not isinstance(found, kind):
+        names = ", ".join(map(repr, table))
+        raise ValueError(f"`{argument}` must be one of {names}, or a class with arguments; got {value!r}.")
+    return found
+
+
+def shown(choice: Any) -> Any:
+    """One line for a choice: a string itself, the path of a function or class, an object with its arguments."""
+    if isinstance(choice, str) or choice is None:
+        return choice
+    if hasattr(choice, "__qualname__"):
+        return f"{choice.__module__}.{choice.__qualname__}"
+    if type(choice).__repr__ is not object.__repr__:
+        return repr(choice)
+    # Its repr would show an address.
+    return f"{type(choice).__module__}.{type(choice).__qualname__}({vars(choice)})"

@@ -1,0 +1,73 @@
+"""Whether an optimizer's state of an entry can be set to zero and moved about with the entry, as moving masks need."""
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+# They make their state in the constructor: there is no fresh parameter to look at. Both start from zeros, but for
+# Adagrad's `initial_accumulator_value`, where a weight that comes starts from 0 all the same.
+_KNOWN = ("Adagrad",)
+
+
+def check_movable(optimizers: Iterable[Optimizer]) -> None:
+    """Raise `ValueError` unless zero is what every optimizer itself starts an entry's state with.
+
+    The optimizer is asked: it takes a step on a parameter of ones without gradient, and its state is looked at. What
+    has no place under a moving mask: state that is copied from the parameter or starts elsewhere (averages of
+    parameters, Rprop's step sizes), of another shape (Adafactor's rows and columns), or shared by all parameters
+    (L-BFGS); and optimizers that wrap others.
+    """
+    for optimizer in optimizers:
+        name = type(optimizer).__name__
+        if name in _KNOWN or not optimizer.param_groups:
+            continue
+        if inner := [value for value in vars(optimizer).values() if isinstance(value, Optimizer)]:
+            raise ValueError(_refusal(name, f"it wraps {type(inner[0]).__name__}, whose state is out of reach"))
+        for group in optimizer.param_groups:
+            for key, value in fresh_state(optimizer, group).items():
+                if reason := _why_not(key, value):
+                    raise ValueError(_refusal(name, reason))
+
+
+def fresh_state(optimizer: Optimizer, group: dict[str, Any]) -> dict[str, Any]:
+    """The state that an optimizer makes for a parameter of three ones in a group, whose gradient is zero.
+
+    Raises:
+        ValueError: If its step cannot be taken on it.
+    """
+    device = group["params"][0].device if group["params"] else torch.device("cpu")
+    parameter = nn.Parameter(torch.ones(3, device=device))
+    parameter.grad = torch.zeros_like(parameter)
+    twin = object.__new__(type(optimizer))
+    # Its own state and groups, without the user's hooks; weight decay would be a gradient.
+    twin.__dict__ = {**vars(optimizer), "state": defaultdict(dict), "defaults": dict(optimizer.defaults)}
+    twin.__dict__ |= {"_optimizer_step_pre_hooks": OrderedDict(), "_optimizer_step_post_hooks": OrderedDict()}
+    decays = {"weight_decay": 0.0} if "weight_decay" in group else {}
+    twin.__dict__["param_groups"] = [{**group, **decays, "params": [parameter]}]
+    try:
+        type(optimizer).step(twin)
+    except Exception as error:
+        name = type(optimizer).__name__
+        raise ValueError(_refusal(name, f"its step fails on a small parameter ({error})")) from error
+    return dict(twin.state[parameter])
+
+
+def _why_not(key: str, value: Any) -> str | None:
+    if isinstance(value, dict | list | tuple):
+        return f"its state {key!r} is a {type(value).__name__}"
+    if not isinstance(value, Tensor) or (value.numel() == 1 and value.ndim == 0):
+        return None
+    if value.shape != (3,):
+        return f"its state {key!r} has another shape than the parameter"
+    return None if not value.any() else f"its state {key!r} starts from {value[0].item():.4g} and not from 0"
+
+
+def _refusal(name: str, reason: str) -> str:
+    return (
+        f"{name} cannot follow a mask that moves: {reason}. Use SGD, Adam, AdamW, RMSprop, Adagrad, Lion or another "
+        "optimizer whose state is tensors of the parameter's shape that start from 0, or leave out `update`."
+    )

@@ -1,0 +1,201 @@
+"""The parametrizations by name, as ``parametrization=`` chooses: one class a method, one row in `PARAMETRIZATIONS`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lightning_signin.naming import resolve
+from lightning_signin.parametrizations.decay import AdaptiveDecay, ConstantDecay, FactorDecay
+from lightning_signin.parametrizations.masked import Balanced, Masked, SignIn
+from lightning_signin.parametrizations.outer import Power, SoftThreshold
+from lightning_signin.storage import Storage
+
+
+@dataclass(frozen=True)
+class Plain:
+    """θ itself.
+
+    Attributes:
+        prunes: The method makes the zeros during training, so without a sparsity it starts from all weights.
+        update: The update rule that belongs to the method where none is given.
+    """
+
+    prunes: ClassVar[bool] = False
+    update: ClassVar[str | None] = None
+
+    @property
+    def rescales(self) -> bool:
+        """Whether the factors are rescaled every few epochs, as Sign-In does."""
+        return False
+
+    def build(self, storage: Storage, beta: float) -> Masked:
+        """The parametrization of one weight."""
+        return Masked(storage)
+
+    def decay(self) -> FactorDecay | None:
+        """The decay of the factors that is part of the method."""
+        return None
+
+
+@dataclass(frozen=True)
+class Product(Plain):
+    """θ = m ⊙ w with m² − w² = β, rescaled: Sign-In (arXiv:2504.12801)."""
+
+    @property
+    def rescales(self) -> bool:
+        """Yes."""
+        return True
+
+    def build(self, storage: Storage, beta: float) -> Masked:
+        """The parametrization of one weight."""
+        return SignIn(storage, beta)
+
+
+@dataclass(frozen=True)
+class _WithSignIn(Plain):
+    sign_in: bool = False
+
+    @property
+    def rescales(self) -> bool:
+        """With Sign-In."""
+        return self.sign_in
+
+
+@dataclass(frozen=True)
+class STR(_WithSignIn):
+    """θ = sign(v) · max(|v| − sigmoid(s), 0), with one trainable threshold s a layer.
+
+    (Kusupati et al.: "Soft Threshold Weight Reparameterization for Learnable Sparsity", ICML 2020.) How sparse a layer
+    ends is an outcome of ``s_init`` and of the optimizer's ``weight_decay``, which acts on s too and pulls it up to 0;
+    without weight decay start s where the sigmoid has a slope, e.g. at −5. Where ``sparsity`` is given it is that of a
+    mask below.
+
+    Args:
+        sign_in: v = m ⊙ w, rescaled, instead of a plain v.
+        s_init: Starting value of s; −3200 is that of the paper's ResNet-50 at 90 %.
+
+    Example:
+        >>> STR(s_init=-10).build.__name__
+        'build'
+    """
+
+    s_init: float = -3200.0
+    prunes: ClassVar[bool] = True
+
+    def build(self, storage: Storage, beta: float) -> Masked:
+        """The parametrization of one weight."""
+        outer = SoftThreshold(self.s_init)
+        return SignIn(storage, beta, outer) if self.sign_in else Masked(storage, outer)
+
+
+@dataclass(frozen=True)
+class Powerprop(_WithSignIn):
+    """θ = v · |v|^(α − 1): small weights learn slowly, so magnitudes spread (Schwarz et al., NeurIPS 2021).
+
+    Args:
+        sign_in: v = m ⊙ w, rescaled, instead of a plain v.
+        alpha: α > 1.
+
+    Raises:
+        ValueError: If ``alpha`` is not above 1.
+    """
+
+    alpha: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not self.alpha > 1:
+            raise ValueError(f"`alpha` of powerprop must be above 1, got {self.alpha}. At 1 it is the plain weight.")
+
+    def build(self, storage: Storage, beta: float) -> Masked:
+        """The parametrization of one weight."""
+        return SignIn(storage, beta, Power(self.alpha)) if self.sign_in else Masked(storage, Power(self.alpha))
+
+
+@dataclass(frozen=True)
+class Spred(_WithSignIn):
+    """θ = m ⊙ w with L2 on both factors, which is L1 on θ, then a threshold (Ziyin, Wang: "spred", ICML 2023).
+
+    Starts from all weights; the update rule "one-shot" keeps the largest at three quarters of the run, unless another
+    rule is given. The released code starts with m = w, so every θ = w² is positive: here the signs are kept.
+
+    Args:
+        sign_in: Start with m² − w² = β and rescale, as Sign-In does; without it |m| = |w| at the start.
+        decay_strength: α of α · (‖m‖² + ‖w‖²), which adds to what the optimizer's ``weight_decay`` does.
+
+    Raises:
+        ValueError: If ``decay_strength`` is negative.
+    """
+
+    decay_strength: float = 5e-5
+    prunes: ClassVar[bool] = True
+    update: ClassVar[str | None] = "one-shot"
+
+    def __post_init__(self) -> None:
+        if not self.decay_strength >= 0:
+            raise ValueError(f"`decay_strength` must be at least 0, got {self.decay_strength}. Try 5e-5.")
+
+    def build(self, storage: Storage, beta: float) -> Masked:
+        """The parametrization of one weight."""
+        return SignIn(storage, beta) if self.sign_in else Balanced(storage, beta)
+
+    def decay(self) -> FactorDecay | None:
+        """The same strength all the time."""
+        return ConstantDecay(self.decay_strength)
+
+
+@dataclass(frozen=True)
+class PILoT(Spred):
+    """θ = m ⊙ w with m² − w² = β at the start and a decay of both factors that adapts (Jacobs, Burkholz, ICLR 2025).
+
+    "Mask in the Mirror: Implicit Sparsification", Algorithm 1; see `AdaptiveDecay`. The paper has no code, and its
+    Algorithm 1 leaves α₀, δ and K to the task: these defaults are ours. The threshold is that of `Spred`.
+
+    Args:
+        sign_in: Rescale as Sign-In does.
+        decay_strength: α₀.
+        delta: δ > 1, the factor of every change.
+        least_l1_norm: K.
+
+    Raises:
+        ValueError: If ``delta`` is not above 1.
+    """
+
+    delta: float = 1.05
+    least_l1_norm: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.delta > 1:
+            raise ValueError(f"`delta` must be above 1, got {self.delta}. The strength changes by it every epoch.")
+
+    def build(self, storage: Storage, beta: float) -> Masked:
+        """The parametrization of one weight."""
+        return SignIn(storage, beta)
+
+    def decay(self) -> FactorDecay | None:
+        """One that adapts."""
+        return AdaptiveDecay(self.decay_strength, self.delta, self.least_l1_norm)
+
+
+Parametrization = Plain
+PARAMETRIZATIONS: dict[str, Callable[[], Parametrization]] = {
+    "sign-in": Product,
+    "plain": Plain,
+    "str": STR,
+    "powerprop": Powerprop,
+    "spred": Spred,
+    "pilot": PILoT,
+}
+
+
+def parse_parametrization(parametrization: str | Parametrization) -> Parametrization:
+    """The parametrization that an argument stands for: a name, an import path, or one with arguments.
+
+    Raises:
+        ValueError: If it is none of these.
+
+    Example:
+        >>> parse_parametrization("str") == STR()
+        True
+    """
+    return resolve("parametrization", parametrization, PARAMETRIZATIONS, Plain)

@@ -1,0 +1,153 @@
+"""A masked weight and its product form, as modules for `torch.nn.utils.parametrize`.
+
+`right_inverse` takes θ to the trainable tensors, `forward` takes them back; the `storage` decides their form. The
+masked weight exists only as the result of `forward`. In between stands v, which is θ itself or what an outer map ψ
+makes θ of: θ = ψ(v).
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from lightning_signin.functional import check_beta, check_beta_fits, factorize
+from lightning_signin.parametrizations.outer import Outer
+from lightning_signin.storage import Storage
+
+
+class Masked(nn.Module):
+    """The weight itself on a mask: one trainable tensor, v.
+
+    Args:
+        storage: The mask, and how the values on it are stored.
+        outer: The map ψ of θ = ψ(v), None for θ = v.
+
+    Attributes:
+        factors: Names of the trainable tensors of the weight's shape, in their order; scalars of the map come after.
+        signed: Which of the factors carries the sign of θ.
+        grown: The value of each factor where a weight comes into the mask: θ = 0 with a gradient. None if there is no
+            such point.
+        probe: A zero tensor of the weight's shape whose ``grad`` becomes the dense gradient, where one is wanted.
+    """
+
+    factors: tuple[str, ...] = ("theta",)
+    signed = 0
+
+    def __init__(self, storage: Storage, outer: Outer | None = None) -> None:
+        super().__init__()
+        self.storage, self.outer = storage, outer
+        self.probe: Tensor | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all trainable tensors."""
+        return self.factors if self.outer is None else (*self.factors, *self.outer.scalars)
+
+    @property
+    def grown(self) -> tuple[float, ...] | None:
+        """See the attributes."""
+        return (0.0,) if self.outer is None else None
+
+    def right_inverse(self, theta: Tensor) -> tuple[Tensor, ...]:
+        """The trainable tensors of a full weight; its masked entries are dropped."""
+        values = self.storage.pack(theta)
+        if self.outer is None:
+            return self.split(values)
+        return (*self.split(self.outer.inverse(values)), *self.outer.start(values))
+
+    def split(self, inner: Tensor) -> tuple[Tensor, ...]:
+        """The factors of packed values of v."""
+        return (inner,)
+
+    def join(self, theta: Tensor) -> Tensor:
+        """The stored form of v, from its factors."""
+        # In dense storage a plain weight gets a gradient on its masked entries too: only masking here keeps it out.
+        return self.storage.restrict(theta)
+
+    def values(self, *tensors: Tensor) -> Tensor:
+        """The stored form of θ, from the trainable tensors."""
+        if self.outer is None:
+            return self.join(*tensors)
+        count = len(self.factors)
+        return self.outer(self.join(*tensors[:count]), *tensors[count:])
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """The full weight, from the trainable tensors."""
+        full = self.storage.unpack(self.values(*tensors))
+        if self.probe is None or not torch.is_grad_enabled() or not tensors[0].requires_grad:
+            return full
+        return full + self.probe
+
+    def extra_repr(self) -> str:
+        """Shape, active entries and storage, for `print(module)`."""
+        psi = "" if self.outer is None else f", outer={self.outer}"
+        return f"{tuple(self.storage.shape)}, active={self.storage.active}, storage={self.storage.name!r}{psi}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Masked":
+        self.storage.follow(fn)
+        return super()._apply(fn, recurse)
+
+
+class SignIn(Masked):
+    """v = m ⊙ w on a mask, with m² − w² = β whenever θ is set (Section 4, Appendix C).
+
+    In dense storage m = w = 0 on masked entries. Both gradients are zero there, so elementwise optimizers never move
+    them and no mask has to be multiplied in.
+
+    Args:
+        storage: The mask, and how the values on it are stored.
+        beta: The scaling β, positive.
+        outer: The map ψ of θ = ψ(v), None for θ = v.
+
+    Example:
+        >>> import torch
+        >>> from lightning_signin.storage import Compact
+        >>> theta = torch.randn(4, 4)
+        >>> mask = torch.eye(4, dtype=torch.bool)
+        >>> sign_in = SignIn(Compact(mask), beta=1.0)
+        >>> m, w = sign_in.right_inverse(theta)
+        >>> m.shape, torch.allclose(sign_in(m, w), theta * mask)
+        (torch.Size([4]), True)
+    """
+
+    factors = ("m", "w")
+    signed = 1
+
+    def __init__(self, storage: Storage, beta: float = 1.0, outer: Outer | None = None) -> None:
+        super().__init__(storage, outer)
+        check_beta(beta)
+        self.beta = beta
+
+    @property
+    def grown(self) -> tuple[float, ...] | None:
+        """(√β, 0)."""
+        return (math.sqrt(self.beta), 0.0) if self.outer is None else None
+
+    def split(self, inner: Tensor) -> tuple[Tensor, ...]:
+        """The factors of packed values of v, in their dtype: zero where dense storage is masked."""
+        check_beta_fits(math.sqrt(self.beta), inner.dtype)  # m = √β at θ = 0
+        m, w = (factor.to(inner.dtype) for factor in factorize(inner, self.beta))
+        # factorize(0) is (√β, 0): a masked m must be put back to zero, or w would start to move.
+        return self.storage.restrict(m), w
+
+    def join(self, m: Tensor, w: Tensor) -> Tensor:  # type: ignore[override]
+        """The stored form of v = m ⊙ w."""
+        return m * w
+
+    def extra_repr(self) -> str:
+        """Shape, active entries, storage and β, for `print(module)`."""
+        return f"{super().extra_repr()}, beta={self.beta}"
+
+
+class Balanced(SignIn):
+    """v = m ⊙ w with |m| = |w| whenever θ is set: m = √|v|, w = sign(v) √|v|, where L2 on the factors is L1 on v.
+
+    Arguments as `SignIn`; β is only that of weights that come into the mask, m = √β and w = 0: at m = w = 0 there is
+    no gradient.
+    """
+
+    def split(self, inner: Tensor) -> tuple[Tensor, ...]:
+        """The factors of packed values of v."""
+        m = inner.abs().sqrt()
+        return m, m.copysign(inner)

@@ -1,0 +1,28 @@
+"""Masks that move: update rules, one file a method, and the one mechanism that carries them out."""
+
+from lightning_signin.updates.acdc import ACDC
+from lightning_signin.updates.engine import MaskUpdates
+from lightning_signin.updates.gmp import GMP, OneShot
+from lightning_signin.updates.mest import MEST
+from lightning_signin.updates.resolve import UPDATES, parse_update
+from lightning_signin.updates.rigl import RigL
+from lightning_signin.updates.rule import Layer, Moment, PeriodicRule, UpdateRule
+from lightning_signin.updates.set import SET
+from lightning_signin.updates.srigl import SRigL
+
+__all__ = [
+    "ACDC",
+    "GMP",
+    "MEST",
+    "SET",
+    "UPDATES",
+    "Layer",
+    "MaskUpdates",
+    "Moment",
+    "OneShot",
+    "PeriodicRule",
+    "RigL",
+    "SRigL",
+    "UpdateRule",
+    "parse_update",
+]

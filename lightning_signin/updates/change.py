@@ -1,0 +1,72 @@
+"""A new mask for a weight that is being trained: what becomes of its factors, gradients and optimizer state."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_signin.storage import Compact, Storage, make_storage
+from lightning_signin.weights import SparseWeight
+
+
+@torch.no_grad()
+def change_mask_(
+    weight: SparseWeight, mask: Tensor, optimizers: Iterable[Optimizer] = (), storage: str = "auto"
+) -> float:
+    """Give a weight another mask, in place.
+
+    Weights that stay keep their factors, gradients and optimizer state, bit for bit. Weights that come start at θ = 0
+    with factors that pass gradient (m = √β, w = 0), and with zeros for gradient and state. Weights that go are gone.
+    The parameters stay the same objects; in compact storage they change their length with the number of weights.
+
+    Args:
+        weight: A sparse weight.
+        mask: Bool mask of its shape, True keeps.
+        optimizers: Those that may hold state of its factors, as tensors of the factors' shape.
+        storage: "compact", "dense" or "auto"; see `make_storage`.
+
+    Returns:
+        The share of the mask that was replaced: 1 − |old ∩ new| / max(|old|, |new|).
+    """
+    old = weight.storage
+    before = old.mask
+    mask = mask.to(before.device)
+    kept, was, now = int((before & mask).sum()), int(before.sum()), int(mask.sum())
+    if kept == was == now:
+        return 0.0
+    new = make_storage(storage, mask)
+    come = new.pack(mask & ~before)
+    grown = weight.parametrization.grown or ()
+    if bool(come.any()) and not grown:
+        raise ValueError(f"{weight.name} cannot grow weights: its parametrization has no gradient at 0.")
+    for factor, start in zip(weight.factors, grown or [0.0] * len(weight.factors), strict=True):
+        for optimizer in optimizers:
+            _move_state(optimizer, factor, old, new)
+        gradient, factor.grad = factor.grad, None
+        moved = _moved(factor, old, new)
+        _set(factor, torch.where(come, torch.full_like(moved, start), moved))
+        factor.grad = None if gradient is None else _moved(gradient, old, new)
+    if isinstance(old, Compact) and isinstance(new, Compact) and old.active == new.active:
+        old.index.copy_(new.index)  # in place: a compiled step goes on without compiling anew
+    else:
+        weight.parametrization.storage = new
+    return 1 - kept / max(was, now)
+
+
+def _moved(values: Tensor, old: Storage, new: Storage) -> Tensor:
+    """Stored values under another mask, 0 where they had none."""
+    return new.pack(old.unpack(values))
+
+
+def _set(factor: nn.Parameter, value: Tensor) -> None:
+    if factor.shape == value.shape:
+        factor.copy_(value)
+    else:
+        factor.data = value
+
+
+def _move_state(optimizer: Optimizer, factor: nn.Parameter, old: Storage, new: Storage) -> None:
+    for key, value in optimizer.state.get(factor, {}).items():
+        if isinstance(value, Tensor) and value.shape == factor.shape:
+            optimizer.state[factor][key] = _moved(value, old, new)

@@ -1,0 +1,236 @@
+"""The one mechanism behind every update rule: when it is due, what it sees, and what follows from what it says."""
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_signin.masks.build import StructureOf, make_choice
+from lightning_signin.optimizer_state import check_movable
+from lightning_signin.updates.change import change_mask_
+from lightning_signin.updates.probe import Probe
+from lightning_signin.updates.resolve import parse_update
+from lightning_signin.updates.rule import Layer, Moment, UpdateRule
+from lightning_signin.warn import warn
+from lightning_signin.weights import SparseWeight, sparse_weights
+
+State = dict[str, Any]
+
+
+@dataclass
+class _Lane:
+    """An optimizer, the sparse weights that it trains, its steps so far, and the step of its last update."""
+
+    optimizer: Optimizer
+    weights: dict[str, SparseWeight]
+    steps: int = 0
+    updated: int = -1
+
+
+class MaskUpdates:
+    """Changes the masks of a module during training, as an update rule says.
+
+    Call `before_batch` before every batch, and `before_step` between ``backward`` and every ``step``. Optimizers count
+    for themselves: the weights of each change by its own steps. In the end, `close`.
+
+    Args:
+        module: A module after `sparsify`, with the sparsity that training starts with (`UpdateRule.start_sparsity`).
+        update: A name in `UPDATES`, an import path, or a rule, e.g. ``RigL(drop_fraction=0.5)``.
+        optimizers: Those that train the sparse weights.
+        total_steps: Length of the run in optimizer steps.
+        sparsity: Of the end of the run, for rules that come to it; None is 0.9.
+        distribution: How the kept weights are spread over layers, for rules that choose anew; None is the rule's own.
+        structure: The pattern of the masks; see `build_masks`.
+        storage: "compact", "dense" or "auto".
+        seed: Seed of random growth.
+        average: Averages a gradient over ranks, so that they agree.
+
+    Attributes:
+        mask_change: Share of the mask that the last update replaced.
+
+    Raises:
+        ValueError: If the rule, the parametrization, an optimizer or the length of the run do not go together.
+
+    Example:
+        >>> from lightning_signin import plain_view, sparsify
+        >>> net = sparsify(nn.Linear(20, 10), sparsity=0.8)
+        >>> with plain_view(net):
+        ...     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        >>> updates = MaskUpdates(net, "rigl", [optimizer], total_steps=300)
+        >>> for _ in range(150):
+        ...     updates.before_batch()
+        ...     optimizer.zero_grad()
+        ...     net(torch.randn(8, 20)).square().mean().backward()
+        ...     _ = updates.before_step(optimizer)
+        ...     optimizer.step()
+        >>> updates.mask_change > 0, int((net.weight != 0).sum()) <= 40
+        (True, True)
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        update: str | UpdateRule,
+        optimizers: Iterable[Optimizer],
+        *,
+        total_steps: int,
+        sparsity: float | None = None,
+        distribution: str | Mapping[str, float] | None = None,
+        structure: StructureOf | None = None,
+        storage: str = "auto",
+        seed: int = 0,
+        average: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    ) -> None:
+        self.rule, self.total, self.storage, self.seed = parse_update(update), total_steps, storage, seed
+        self.average = average
+        self.weights = sparse_weights(module)
+        self.lanes = self._lanes(optimizers)
+        self.targets = {name: weight.storage.active for name, weight in self.weights.items()}
+        shapes = {name: tuple(weight.storage.shape) for name, weight in self.weights.items()}
+        transposed = [name for name, weight in self.weights.items() if weight.transposed]
+        spread = distribution or self.rule.distribution or "balanced"
+        pattern = structure or self.rule.structure or "unstructured"
+        final = None if isinstance(spread, Mapping) else sparsity
+        self.choice = make_choice(shapes, final, spread, pattern, transposed)
+        self._check()
+        self.steps = self.rule.steps(total_steps)
+        self.mask_change = 0.0
+        self._arm()
+
+    @property
+    def progress(self) -> float:
+        """Share of the rule's updates that are done, in [0, 1]."""
+        done = max(lane.updated for lane in self.lanes)
+        return bisect_right(self.steps, done) / len(self.steps)
+
+    def before_batch(self) -> None:
+        """Change the masks if it is due, for rules that look at weights alone."""
+        if not self.rule.looks_at_gradients:
+            step = max(lane.steps for lane in self.lanes)
+            if any(self._due(lane, step) for lane in self.lanes):
+                self._change(self.weights, {}, step, self.lanes)
+
+    def before_step(self, optimizer: Optimizer, scale: float = 1.0) -> bool:
+        """Change the masks if it is due, for rules that look at gradients.
+
+        Args:
+            optimizer: The one that is about to step; its gradients are there.
+            scale: What the loss was multiplied with, by a gradient scaler.
+
+        Returns:
+            Whether the step is to be left out. Then all gradients of the optimizer are None, so that its ``step``
+            changes nothing: zeros would still apply momentum and decay.
+        """
+        lane = next((lane for lane in self.lanes if lane.optimizer is optimizer), None)
+        if lane is None:
+            return False
+        gradients = self._gradients(lane, scale) if self._due(lane, lane.steps) else {}
+        if gradients:
+            self._change(lane.weights, gradients, lane.steps, [lane])
+            if self.rule.skips_step:
+                for group in optimizer.param_groups:
+                    for parameter in group["params"]:
+                        parameter.grad = None
+        lane.steps += 1
+        self._arm()
+        return bool(gradients) and self.rule.skips_step
+
+    def close(self) -> None:
+        """Let go of the weights."""
+        for weight in self.weights.values():
+            weight.parametrization.probe = None
+
+    def state(self) -> State:
+        """What a resumed run has to know, as plain values."""
+        return {
+            "lanes": [[lane.steps, lane.updated] for lane in self.lanes],
+            "targets": self.targets,
+            "mask_change": self.mask_change,
+        }
+
+    def load_state(self, state: State) -> None:
+        """Go on from a saved state; masks and factors are loaded before."""
+        for lane, saved in zip(self.lanes, state["lanes"], strict=True):
+            lane.steps, lane.updated = saved
+        self.targets, self.mask_change = dict(state["targets"]), state["mask_change"]
+        self._arm()
+
+    def _lanes(self, optimizers: Iterable[Optimizer]) -> list[_Lane]:
+        lanes = []
+        for optimizer in optimizers:
+            held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+            theirs = {name: weight for name, weight in self.weights.items() if id(weight.factors[0]) in held}
+            if theirs:
+                lanes.append(_Lane(optimizer, theirs))
+        if not lanes:
+            raise ValueError("`optimizers` train no sparse weight: build them inside `with plain_view(module):`.")
+        return lanes
+
+    def _check(self) -> None:
+        size = sum(weight.storage.shape.numel() for weight in self.weights.values())
+        self.rule.check(self.choice.target / size, self.total)
+        check_movable(lane.optimizer for lane in self.lanes)
+        for name, weight in self.weights.items():
+            if self.rule.grows and weight.parametrization.grown is None:
+                raise ValueError(
+                    f"{type(self.rule).__name__} lets weights come back at θ = 0, where the parametrization of {name} "
+                    "has no gradient: they would stay there. Use 'sign-in', 'plain', 'spred' or 'pilot' with it, or a "
+                    "rule that only drops weights, e.g. 'gmp'."
+                )
+
+    def _due(self, lane: _Lane, step: int) -> bool:
+        return bisect_right(self.steps, lane.updated) < bisect_right(self.steps, step)
+
+    def _arm(self) -> None:
+        """Let the weights whose optimizer updates at its next step collect their dense gradient."""
+        for lane in self.lanes if self.rule.looks_at_gradients else ():
+            due = self._due(lane, lane.steps)
+            for weight in lane.weights.values():
+                if not due:
+                    weight.parametrization.probe = None
+                elif weight.parametrization.probe is None:
+                    weight.parametrization.probe = Probe(weight).tensor
+
+    def _gradients(self, lane: _Lane, scale: float) -> dict[str, Tensor]:
+        """The dense gradients, averaged over ranks; none if nothing went backward, or they are not finite."""
+        probes = {name: weight.parametrization.probe for name, weight in lane.weights.items()}
+        if all(probe is None or probe.grad is None for probe in probes.values()):
+            return {}
+        found = {}
+        for name, probe in probes.items():
+            assert probe is not None
+            own = torch.zeros_like(probe) if probe.grad is None else probe.grad
+            found[name] = self.average(own.detach()) / scale
+            if not found[name].isfinite().all():
+                warn(f"The gradient of {name} is not finite at step {lane.steps}: the mask update waits for the next.")
+                return {}
+        return found
+
+    @torch.no_grad()
+    def _change(
+        self, weights: Mapping[str, SparseWeight], gradients: Mapping[str, Tensor], step: int, lanes: list[_Lane]
+    ) -> None:
+        seed = int(np.random.SeedSequence([self.seed % 2**32, step]).generate_state(1)[0])
+        generator = torch.Generator().manual_seed(seed)
+        now = self.steps[bisect_right(self.steps, step) - 1]
+        moment = Moment(now, self.steps, self.total, self.choice, generator)
+        layers = {name: self._layer(name, weight, gradients.get(name)) for name, weight in weights.items()}
+        replaced, kept = 0.0, 0
+        for name, mask in self.rule.masks(layers, moment):
+            share = change_mask_(weights[name], mask, [lane.optimizer for lane in lanes], self.storage)
+            larger = max(layers[name].kept, weights[name].storage.active)
+            replaced, kept = replaced + share * larger, kept + larger
+        self.mask_change = replaced / max(kept, 1)
+        for lane in lanes:
+            lane.updated = step
+
+    def _layer(self, name: str, weight: SparseWeight, gradient: Tensor | None) -> Layer:
+        structure = self.choice.structures[name]
+        return Layer(
+            weight.effective(), weight.storage.mask, structure, weight.transposed, self.targets[name], gradient
+        )

@@ -1,0 +1,95 @@
+"""MEST: weights of small magnitude and gradient go, random ones come, at first more than there is room for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lightning_signin.masks.distributions import allocate
+from lightning_signin.updates.rule import Layer, Masks, Moment, PeriodicRule, check_share
+
+# The authors' 160 epochs change the mutation at epochs 90 and 120: (from this share of the run on, this share of it).
+_STAGES = ((0.0, 1.0), (90 / 160, 0.5), (120 / 160, 0.0))
+
+
+@dataclass(frozen=True)
+class MEST(PeriodicRule):
+    """Memory-economic sparse training (Yuan et al., NeurIPS 2021): elastic mutation, with a soft memory bound.
+
+    Importance is |θ| + λ |∂L/∂θ|. An update drops the least important weights and grows random ones. With the soft
+    bound ("EM&S") it drops down to the sparsity s of the run and grows to s − μ, so that up to the next update new
+    weights can prove themselves beside the old; without it ("EM") it drops to s + μ and grows back to s. μ is halved at
+    90/160 of the run and 0 from 120/160 on, where the mask gets its final number of weights. Layers share in
+    proportion to what they kept at the start. (In the released code gradients are masked by then, so its λ is inert.)
+
+    Args:
+        update_every_n_steps: Optimizer steps between two updates; the paper has one every five epochs.
+        update_until: Share of the run in (0.75, 1] after which the mask stays.
+        mutation: μ, in shares of all weights; 0.05 is what the authors run at 90 %.
+        soft_memory_bound: EM&S, else EM.
+        gradient_weight: λ ≥ 0; the default is ours.
+
+    Raises:
+        ValueError: For values out of range.
+    """
+
+    update_until: float = 1.0
+    mutation: float = 0.05
+    soft_memory_bound: bool = True
+    gradient_weight: float = 1.0
+
+    looks_at_gradients: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("mutation", self.mutation, zero=True)
+        if not self.gradient_weight >= 0:
+            raise ValueError(f"`gradient_weight` must be at least 0, got {self.gradient_weight}. It is MEST's λ.")
+        if self.update_until <= _STAGES[-1][0]:
+            raise ValueError(
+                f"`update_until` of MEST must be above {_STAGES[-1][0]}, where the mask gets its final number of "
+                f"weights, got {self.update_until}."
+            )
+
+    @property
+    def keeps_counts(self) -> bool:  # type: ignore[override]
+        """With a hard bound."""
+        return not self.soft_memory_bound
+
+    def check(self, density: float, total: int) -> None:
+        """μ must leave something, and the last update must come late enough for the final number of weights."""
+        super().check(density, total)
+        if self.steps(total)[-1] < _STAGES[-1][0] * total:
+            raise ValueError(
+                f"`update_every_n_steps`={self.update_every_n_steps} brings no update of MEST into the last quarter of "
+                f"a run of {total} steps, where the mask gets its final number of weights. Lower it."
+            )
+        if not self.soft_memory_bound and self.mutation >= density:
+            raise ValueError(
+                f"`mutation`={self.mutation} would drop all of a density of {density:.4g}. Pass less than the density."
+            )
+
+    def now(self, step: int, total: int) -> float:
+        """μ at a step."""
+        return self.mutation * next(share for since, share in reversed(_STAGES) if step >= since * total)
+
+    def masks(self, layers: Mapping[str, Layer], moment: Moment) -> Masks:
+        """The new masks."""
+        targets = {name: layer.target for name, layer in layers.items()}
+        sign = 1 if self.soft_memory_bound else -1
+        changed = self._counts(layers, sign * self.now(moment.step, moment.total))
+        for name, layer in layers.items():
+            keep, count = (targets, changed) if self.soft_memory_bound else (changed, targets)
+            assert layer.gradient is not None
+            importance = layer.theta.abs() + self.gradient_weight * layer.gradient.abs()
+            survivors = layer.largest(importance, min(keep[name], layer.kept))
+            yield name, layer.grow(survivors, moment.random(layer.theta), count[name])
+
+    def _counts(self, layers: Mapping[str, Layer], more: float) -> dict[str, int]:
+        """What each layer keeps if all together keep this share of their weights more, or less."""
+        shapes = {name: tuple(layer.by_output(layer.mask).shape) for name, layer in layers.items()}
+        units = [layer.structure.unit(shapes[name]) for name, layer in layers.items()]
+        most = [layer.structure.capacity(shapes[name]) for name, layer in layers.items()]
+        shares = [layer.target for layer in layers.values()]
+        total = sum(shares) + round(more * sum(layer.mask.numel() for layer in layers.values()))
+        counts = allocate(shares, units, most, min(max(total, sum(units)), sum(most)))
+        return dict(zip(layers, counts, strict=True))

@@ -1,0 +1,57 @@
+"""RigL: the smallest weights go, those with the largest gradients come."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lightning_signin.updates.rule import Layer, Masks, Moment, PeriodicRule, check_share, of_run
+
+
+@dataclass(frozen=True)
+class RigL(PeriodicRule):
+    r"""The rigged lottery (Evci et al.: "Rigging the Lottery: Making All Tickets Winners", ICML 2020, Algorithm 1).
+
+    Every ΔT steps t < T_end, from the first on, each layer with n weights drops its k = ⌊f(t) n⌋ of smallest |θ| and
+    grows the k of largest |∂L/∂θ| among all that are masked then: a weight that was just dropped may return, as if
+    nothing had happened. The batch of an update is not trained on: its optimizer step is left out. f falls as a cosine:
+
+    .. math:: f(t) = \frac{\alpha}{2} \left(1 + \cos\frac{\pi t}{T_{end}}\right)
+
+    Equal magnitudes keep the lower index; the authors' code adds noise of 1e-5 instead.
+
+    Args:
+        update_every_n_steps: ΔT.
+        update_until: T_end as a share of the run.
+        drop_fraction: α, in [0, 1].
+
+    Example:
+        >>> RigL(drop_fraction=0.3).fraction(0, total=1000), RigL().fraction(750, total=1000)
+        (0.3, 0.0)
+    """
+
+    drop_fraction: float = 0.3
+
+    looks_at_gradients: ClassVar[bool] = True
+    skips_step: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("drop_fraction", self.drop_fraction, zero=True)
+
+    def steps(self, total: int) -> Sequence[int]:
+        """0, ΔT, 2 ΔT, … below T_end."""
+        return range(0, of_run(self.update_until, total), self.update_every_n_steps)
+
+    def fraction(self, step: int, total: int) -> float:
+        """f(t)."""
+        return self.drop_fraction / 2 * (1 + math.cos(math.pi * step / of_run(self.update_until, total)))
+
+    def masks(self, layers: Mapping[str, Layer], moment: Moment) -> Masks:
+        """The new masks."""
+        fraction = self.fraction(moment.step, moment.total)
+        for name, layer in layers.items():
+            assert layer.gradient is not None
+            kept = layer.kept
+            survivors = layer.largest(layer.theta.abs(), kept - int(fraction * kept))
+            yield name, layer.grow(survivors, layer.gradient.abs(), kept)

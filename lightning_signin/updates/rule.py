@@ -1,0 +1,161 @@
+"""What an update rule is: when masks change, and which weights go and come. Everything else is `MaskUpdates`'."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_signin.masks.choice import Choice
+from lightning_signin.masks.structures import Structure
+from lightning_signin.masks.top import top
+
+Masks = Iterator[tuple[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One sparse weight at an update.
+
+    Attributes:
+        theta: The effective weight, full, 0 where masked.
+        mask: Bool, of the same shape.
+        structure: The pattern that the mask keeps to.
+        transposed: Whether outputs are in dimension 1, as for transposed convolutions.
+        target: The number of weights that the layer kept at the start.
+        gradient: The gradient of the training loss with respect to ``theta``, masked entries included; only for rules
+            that look at gradients.
+    """
+
+    theta: Tensor
+    mask: Tensor
+    structure: Structure
+    transposed: bool
+    target: int
+    gradient: Tensor | None = None
+
+    @property
+    def kept(self) -> int:
+        """The number of weights on the mask."""
+        return int(self.mask.sum())
+
+    def by_output(self, tensor: Tensor) -> Tensor:
+        """A tensor of the weight's shape with outputs in dimension 0; the same turns it back."""
+        return tensor.transpose(0, 1) if self.transposed else tensor
+
+    def largest(self, score: Tensor, count: int) -> Tensor:
+        """The mask of the ``count`` kept weights with the highest scores; equal ones keep the lower index."""
+        return top(score.where(self.mask, -math.inf), count)
+
+    def grow(self, survivors: Tensor, score: Tensor, count: int) -> Tensor:
+        """The mask of ``count`` weights in the layer's pattern: survivors first, then the highest scores.
+
+        Args:
+            survivors: Bool mask; without a structure, or in a pattern that it fits, all of it is kept.
+            score: Scores ≥ 0.
+            count: A multiple of the structure's unit.
+        """
+        first = 2 * score.max() + 1
+        mask = self.structure.pick(self.by_output(score.where(~survivors, first)), count)
+        return self.by_output(mask).contiguous()
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When an update takes place.
+
+    Attributes:
+        step: Optimizer steps taken so far.
+        steps: All steps at which the rule updates, rising.
+        total: Length of the run in optimizer steps.
+        choice: How scores become masks of the sparsity, distribution and structure of the run.
+        generator: CPU generator of this update, the same on every rank and after a resume.
+    """
+
+    step: int
+    steps: Sequence[int]
+    total: int
+    choice: Choice
+    generator: torch.Generator
+
+    def random(self, like: Tensor) -> Tensor:
+        """Uniform scores in [0, 1), in float64 from the CPU, so that every device draws the same."""
+        return torch.rand(like.shape, generator=self.generator, dtype=torch.float64).to(like.device)
+
+
+@dataclass(frozen=True)
+class UpdateRule:
+    """When masks change, and how. Subclass it for a rule of your own, and give its import path as ``update``.
+
+    Attributes:
+        distribution: How the kept weights are spread over layers, where the user does not say; None is the mask's own.
+        structure: The pattern that the rule needs; None for any.
+        start_sparsity: The sparsity that training starts with; None is that of the end.
+        looks_at_gradients: Updates come just before an optimizer step and see the dense gradients of its batch; else
+            they come before a batch and see weights alone.
+        skips_step: The optimizer step after an update is left out.
+        grows: Masked weights may come back.
+        keeps_counts: Every layer keeps its number of weights.
+    """
+
+    distribution: ClassVar[str | None] = None
+    structure: ClassVar[str | None] = None
+    start_sparsity: ClassVar[float | None] = None
+    looks_at_gradients: ClassVar[bool] = False
+    skips_step: ClassVar[bool] = False
+    grows: ClassVar[bool] = True
+    keeps_counts: ClassVar[bool] = True
+
+    def steps(self, total: int) -> Sequence[int]:
+        """The optimizer steps before which the mask changes, rising, in a run of ``total`` steps."""
+        raise TypeError(f"{type(self).__name__} must define `steps`.")
+
+    def check(self, density: float, total: int) -> None:
+        """Raise `ValueError` if the rule cannot work at a density, or in a run of ``total`` steps."""
+        if not self.steps(total):
+            raise ValueError(f"{self} never changes the mask in a run of {total} optimizer steps. Let it come earlier.")
+
+    def masks(self, layers: Mapping[str, Layer], moment: Moment) -> Masks:
+        """The new mask of each layer that changes, by name, one after the other."""
+        raise TypeError(f"{type(self).__name__} must define `masks`.")
+
+
+@dataclass(frozen=True)
+class PeriodicRule(UpdateRule):
+    """An update rule that changes the mask every few steps, up to a point of the run.
+
+    Args:
+        update_every_n_steps: Optimizer steps between two updates.
+        update_until: Share of the run in (0, 1] after which the mask stays.
+
+    Raises:
+        ValueError: For values out of range.
+    """
+
+    update_every_n_steps: int = 100
+    update_until: float = 0.75
+
+    def __post_init__(self) -> None:
+        every = self.update_every_n_steps
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ValueError(f"`update_every_n_steps` must be a whole number of at least 1, got {every!r}.")
+        check_share("update_until", self.update_until)
+
+    def steps(self, total: int) -> Sequence[int]:
+        """The optimizer steps before which the mask changes, rising, in a run of ``total`` steps."""
+        return range(self.update_every_n_steps, of_run(self.update_until, total), self.update_every_n_steps)
+
+
+def of_run(share: float, total: int) -> int:
+    """A share of a run in whole steps, in exact decimal arithmetic, rounded half to even."""
+    return round(Fraction(repr(float(share))) * total)
+
+
+def check_share(argument: str, value: float, zero: bool = False) -> None:
+    """Raise `ValueError` unless a share is in (0, 1], or with ``zero`` in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (0 < value <= 1 or (zero and value == 0)):
+        interval = "[0, 1]" if zero else "(0, 1]"
+        raise ValueError(f"`{argument}` must be in {interval}, got {value!r}. Pass a fraction, e.g. 0.3.")

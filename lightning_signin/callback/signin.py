@@ -43,8 +43,7 @@ class SignInCallback(Callback):
         distribution: How many a layer: "balanced" (the paper's), "erk", "uniform", "global", or a dict of glob pattern
             → sparsity. None is what the paper of the score, or of an update rule that prunes, uses.
         structure: In which pattern: "unstructured", "2:4" (any n:m), "2:4-cap" (at most 2 of 4), "4x4-block",
-            "constant-fan-in", or a dict of glob pattern → structure; None is what the update rule needs. (YAML's number
-            for an unquoted 2:4 is understood.)
+            "constant-fan-in", or a dict of glob pattern → structure. None: what the update rule needs.
         mask_from: A file to take the whole mask from: a checkpoint, a state dict, masks of other libraries.
         signs_from: A checkpoint to take the signs of the selected weights from; their magnitudes stay.
         magnitudes_from: A checkpoint to take the magnitudes of the selected weights from; their signs stay.

@@ -24,12 +24,17 @@ State = dict[str, Any]
 
 @dataclass
 class _Lane:
-    """An optimizer, the sparse weights that it trains, its steps so far, and the step of its last update."""
+    """An optimizer, the sparse weights that it trains, its steps so far, and the step of its last update.
+
+    Attributes:
+        waits: A due update waits for a finite gradient, and that was said.
+    """
 
     optimizer: Optimizer
     weights: dict[str, SparseWeight]
     steps: int = 0
     updated: int = -1
+    waits: bool = False
 
 
 class MaskUpdates:
@@ -173,7 +178,8 @@ class MaskUpdates:
 
     def _check(self) -> None:
         size = sum(weight.storage.shape.numel() for weight in self.weights.values())
-        self.rule.check(self.choice.target / size, self.total)
+        room = sum(self.choice.structures[n].capacity(shape) for n, shape in self.choice.shapes.items())
+        self.rule.check(self.choice.target / size, self.total, room / size)
         check_movable(lane.optimizer for lane in self.lanes)
         for name, weight in self.weights.items():
             if self.rule.grows and weight.parametrization.grown is None:
@@ -207,8 +213,11 @@ class MaskUpdates:
             own = torch.zeros_like(probe) if probe.grad is None else probe.grad
             found[name] = self.average(own.detach()) / scale
             if not found[name].isfinite().all():
-                warn(f"The gradient of {name} is not finite at step {lane.steps}: the mask update waits for the next.")
+                if not lane.waits:
+                    warn(f"The gradient of {name} is not finite at step {lane.steps}: the mask update waits.")
+                lane.waits = True
                 return {}
+        lane.waits = False
         return found
 
     @torch.no_grad()

@@ -54,9 +54,9 @@ class GMP(PeriodicRule):
         """S_i."""
         return self.initial_sparsity
 
-    def check(self, density: float, total: int) -> None:
+    def check(self, density: float, total: int, capacity: float) -> None:
         """S_i must not be above S_f."""
-        super().check(density, total)
+        super().check(density, total, capacity)
         if self.initial_sparsity > 1 - density:
             raise ValueError(
                 f"`initial_sparsity`={self.initial_sparsity} is above the sparsity of the run, {1 - density:.4g}."

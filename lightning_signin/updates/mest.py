@@ -55,9 +55,14 @@ class MEST(PeriodicRule):
         """With a hard bound."""
         return not self.soft_memory_bound
 
-    def check(self, density: float, total: int) -> None:
-        """μ must leave something, and the last update must come late enough for the final number of weights."""
-        super().check(density, total)
+    def check(self, density: float, total: int, capacity: float) -> None:
+        """μ must leave and find room, and the last update must come late enough for the final number of weights."""
+        super().check(density, total, capacity)
+        if self.soft_memory_bound and capacity <= density:
+            raise ValueError(
+                f"MEST has no room to grow beyond a density of {density:.4g}, which is all that the `structure` can "
+                "keep. Pass soft_memory_bound=False, or a higher `sparsity`."
+            )
         if self.steps(total)[-1] < _STAGES[-1][0] * total:
             raise ValueError(
                 f"`update_every_n_steps`={self.update_every_n_steps} brings no update of MEST into the last quarter of "
@@ -81,14 +86,13 @@ class MEST(PeriodicRule):
             keep, count = (targets, changed) if self.soft_memory_bound else (changed, targets)
             assert layer.gradient is not None
             importance = layer.theta.abs() + self.gradient_weight * layer.gradient.abs()
-            survivors = layer.largest(importance, min(keep[name], layer.kept))
+            survivors = layer.survivors(importance, min(keep[name], layer.kept))
             yield name, layer.grow(survivors, moment.random(layer.theta), count[name])
 
     def _counts(self, layers: Mapping[str, Layer], more: float) -> dict[str, int]:
         """What each layer keeps if all together keep this share of their weights more, or less."""
-        shapes = {name: tuple(layer.by_output(layer.mask).shape) for name, layer in layers.items()}
-        units = [layer.structure.unit(shapes[name]) for name, layer in layers.items()]
-        most = [layer.structure.capacity(shapes[name]) for name, layer in layers.items()]
+        units = [layer.unit for layer in layers.values()]
+        most = [layer.capacity for layer in layers.values()]
         shares = [layer.target for layer in layers.values()]
         total = sum(shares) + round(more * sum(layer.mask.numel() for layer in layers.values()))
         counts = allocate(shares, units, most, min(max(total, sum(units)), sum(most)))

@@ -53,5 +53,5 @@ class RigL(PeriodicRule):
         for name, layer in layers.items():
             assert layer.gradient is not None
             kept = layer.kept
-            survivors = layer.largest(layer.theta.abs(), kept - int(fraction * kept))
+            survivors = layer.survivors(layer.theta.abs(), kept - int(fraction * kept))
             yield name, layer.grow(survivors, layer.gradient.abs(), kept)

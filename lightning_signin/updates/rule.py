@@ -46,9 +46,32 @@ class Layer:
         """A tensor of the weight's shape with outputs in dimension 0; the same turns it back."""
         return tensor.transpose(0, 1) if self.transposed else tensor
 
+    @property
+    def unit(self) -> int:
+        """The number of weights that come and go together."""
+        return self.structure.unit(tuple(self.by_output(self.mask).shape))
+
+    @property
+    def capacity(self) -> int:
+        """The most weights that the pattern has room for."""
+        return self.structure.capacity(tuple(self.by_output(self.mask).shape))
+
     def largest(self, score: Tensor, count: int) -> Tensor:
-        """The mask of the ``count`` kept weights with the highest scores; equal ones keep the lower index."""
+        """The mask of the ``count`` kept weights with the highest scores, one by one; of equal ones the first."""
         return top(score.where(self.mask, -math.inf), count)
+
+    def survivors(self, score: Tensor, count: int) -> Tensor:
+        """The mask of the kept weights with the highest scores, in whole units of the pattern.
+
+        Args:
+            score: Scores ≥ 0.
+            count: How many; rounded to whole units.
+        """
+        if (unit := self.unit) == 1:
+            return self.largest(score, count)
+        whole = min(round(count / unit) * unit, self.kept // unit * unit)
+        mask = self.structure.pick(self.by_output(score.where(self.mask, -math.inf)), whole)
+        return self.by_output(mask)
 
     def grow(self, survivors: Tensor, score: Tensor, count: int) -> Tensor:
         """The mask of ``count`` weights in the layer's pattern: survivors first, then the highest scores.
@@ -113,8 +136,14 @@ class UpdateRule:
         """The optimizer steps before which the mask changes, rising, in a run of ``total`` steps."""
         raise TypeError(f"{type(self).__name__} must define `steps`.")
 
-    def check(self, density: float, total: int) -> None:
-        """Raise `ValueError` if the rule cannot work at a density, or in a run of ``total`` steps."""
+    def check(self, density: float, total: int, capacity: float) -> None:
+        """Raise `ValueError` if the rule cannot work.
+
+        Args:
+            density: Share of the weights that the run keeps in the end.
+            total: Length of the run in optimizer steps.
+            capacity: Share of the weights that the structure has room for.
+        """
         if not self.steps(total):
             raise ValueError(f"{self} never changes the mask in a run of {total} optimizer steps. Let it come earlier.")
 

@@ -1,7 +1,9 @@
 """SET: the smallest weights of either sign go, as many random ones come."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from torch import Tensor
 
 from lightning_signin.updates.rule import Layer, Masks, Moment, PeriodicRule, check_share
 
@@ -13,7 +15,7 @@ class SET(PeriodicRule):
     At every update a layer drops the share ζ of its positive weights that are smallest and the share ζ of its negative
     weights that are nearest to 0, and grows as many at random among all that are masked then. Weights that are exactly
     0 go with the positive ones, first. Where the paper starts new weights at random, these start at 0, as in the later
-    benchmarks of the method.
+    benchmarks of the method. In patterns whose weights come and go in units, the units of smallest mean |θ| go.
 
     Args:
         update_every_n_steps: Optimizer steps between two updates.
@@ -34,9 +36,14 @@ class SET(PeriodicRule):
     def masks(self, layers: Mapping[str, Layer], moment: Moment) -> Masks:
         """The new masks."""
         for name, layer in layers.items():
-            survivors = layer.mask & False
-            for of_sign in (layer.mask & (layer.theta >= 0), layer.mask & (layer.theta < 0)):
-                count = int(of_sign.sum())
-                of_one = Layer(layer.theta, of_sign, layer.structure, layer.transposed, count)
-                survivors |= of_one.largest(layer.theta.abs(), count - int(self.drop_fraction * count))
+            if layer.unit == 1:
+                positive, negative = (
+                    replace(layer, mask=layer.mask & of) for of in (layer.theta >= 0, layer.theta < 0)
+                )
+                survivors = self._largest(positive) | self._largest(negative)
+            else:
+                survivors = self._largest(layer)
             yield name, layer.grow(survivors, moment.random(layer.theta), layer.kept)
+
+    def _largest(self, layer: Layer) -> Tensor:
+        return layer.survivors(layer.theta.abs(), layer.kept - int(self.drop_fraction * layer.kept))

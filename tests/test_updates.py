@@ -1,0 +1,135 @@
+"""Every update rule against a slow reference: the same drops, grows and optimizer state, update by update."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import timm.optim
+import torch
+from torch import Tensor, nn
+
+from lightning_signin import MaskUpdates, masks, plain_view, sparsify
+from lightning_signin.updates import ACDC, GMP, MEST, SET, UPDATES, OneShot, RigL, SRigL, UpdateRule
+from lightning_signin.weights import sparse_weights
+from tests import update_references as slow
+from tests.update_references import Reference
+
+TOTAL, EVERY, SEED, BETA = 80, 2, 7, 1.5
+
+
+@dataclass
+class Row:
+    """A rule, and what it does: the masks at an update, given the reference network and the step."""
+
+    rule: UpdateRule
+    masks: Callable[[Reference, int], list[Tensor]]
+    updates: int
+    sparsity: str = "0.7"
+
+
+def acdc(net: Reference, step: int) -> list[Tensor]:
+    sparse = slow.acdc_starts(TOTAL, "0.1", "0.05", "0.1", "0.1")[step]
+    return slow.largest_of_all(net, "0.7") if sparse else slow.everything(net)
+
+
+ROWS = {
+    "set": Row(SET(EVERY), lambda net, step: slow.set_(net, step, 0.3), 29),
+    "rigl": Row(RigL(EVERY), lambda net, step: slow.rigl(net, step, 60, 0.3), 30),
+    "rigl, all": Row(RigL(EVERY, 1.0, 0.8), lambda net, step: slow.rigl(net, step, 80, 0.8), 40),
+    "srigl": Row(SRigL(EVERY, 0.75, 0.5, 0.9), lambda net, step: slow.srigl(net, step, 60, 0.5, 0.9), 30),
+    "srigl, no ablation": Row(SRigL(EVERY, min_salient=0), lambda net, step: slow.srigl(net, step, 60, 0.3, 0.0), 30),
+    "mest": Row(MEST(EVERY), lambda net, step: slow.mest(net, step, TOTAL, 0.05, True, 1.0), 39),
+    "mest, hard": Row(
+        MEST(EVERY, mutation=0.1, soft_memory_bound=False, gradient_weight=3.0),
+        lambda net, step: slow.mest(net, step, TOTAL, 0.1, False, 3.0),
+        39,
+    ),
+    "gmp": Row(GMP(EVERY), lambda net, step: slow.gmp(net, step, list(range(0, 61, 2)), "0.7", 0.0), 31),
+    "gmp, from 0.2": Row(
+        GMP(EVERY, 0.9, 0.1, 0.2), lambda net, step: slow.gmp(net, step, list(range(8, 73, 2)), "0.7", 0.2), 33
+    ),
+    "acdc": Row(ACDC(0.1, 0.05, 0.1, 0.1), acdc, 15),
+    "one-shot": Row(OneShot(0.5), lambda net, step: slow.largest_of_all(net, "0.7"), 1),
+}
+OPTIMIZERS: dict[str, Callable] = {
+    "SGD": lambda parameters: torch.optim.SGD(parameters, 0.1, momentum=0.9, weight_decay=1e-3),
+    "AdamW": lambda parameters: torch.optim.AdamW(parameters, 0.01),
+    "RMSprop": lambda parameters: torch.optim.RMSprop(parameters, 0.01, momentum=0.5, centered=True),
+    "Adagrad": lambda parameters: torch.optim.Adagrad(parameters, 0.05),
+    "Lion": lambda parameters: timm.optim.Lion(parameters, 0.003),
+}
+
+
+def test_every_rule_has_a_row():
+    assert {type(row.rule) for row in ROWS.values()} == set(UPDATES.values())
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 5)).double()
+
+
+def batch(step: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    x = torch.randn(16, 8, generator=generator, dtype=torch.float64)
+    return x, (x[:, :5] + 0.3 * torch.randn(16, 5, generator=generator, dtype=torch.float64)).argmax(1)
+
+
+def sparse_start(rule: UpdateRule, net: nn.Module, **options: object) -> nn.Module:
+    dense = rule.start_sparsity is not None
+    sparsity = rule.start_sparsity if dense else 0.7
+    structure = "unstructured" if dense else rule.structure or "unstructured"
+    return sparsify(net, sparsity=sparsity, structure=structure, distribution="uniform", seed=1, **options)
+
+
+@pytest.mark.parametrize("parametrization", ["sign-in", "plain"])
+@pytest.mark.parametrize("storage", ["auto", "dense"])
+@pytest.mark.parametrize(("name", "optimizer"), [*((name, "SGD") for name in ROWS), *(("rigl", o) for o in OPTIMIZERS)])
+def test_rule_equals_its_slow_reference(name, optimizer, storage, parametrization):
+    row, net = ROWS[name], network()
+    sparse_start(row.rule, net, storage=storage, parametrization=parametrization, beta=BETA)
+    plain = network()
+    plain.load_state_dict(net.state_dict())
+    expected = Reference(plain, list(masks(net).values()), BETA if parametrization == "sign-in" else None, SEED)
+    with plain_view(net):
+        real = OPTIMIZERS[optimizer](net.parameters())
+    reference_optimizer = OPTIMIZERS[optimizer](expected.parameters)
+    updates = MaskUpdates(
+        net, row.rule, [real], total_steps=TOTAL, sparsity=float(row.sparsity), storage=storage, seed=SEED
+    )
+    done = 0
+    for step in range(TOTAL):
+        due = step in updates.steps
+        if due and not row.rule.looks_at_gradients:
+            expected.set_masks(row.masks(expected, step), reference_optimizer)
+        updates.before_batch()
+        x, y = batch(step)
+        real.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        expected.backward(x, y)
+        if due and row.rule.looks_at_gradients:
+            expected.set_masks(row.masks(expected, step), reference_optimizer)
+        skipped = updates.before_step(real)
+        real.step()
+        assert skipped == (due and row.rule.skips_step)
+        if not skipped:
+            reference_optimizer.step()
+        if due:
+            done += 1
+            assert_equal(net, real, expected, reference_optimizer)
+    assert done == row.updates
+    assert updates.progress == 1
+
+
+def assert_equal(net: nn.Module, optimizer: torch.optim.Optimizer, expected: Reference, other: torch.optim.Optimizer):
+    parts = zip(sparse_weights(net).values(), expected.masks, expected.factors, strict=True)
+    for weight, mask, factors in parts:
+        assert torch.equal(weight.storage.mask, mask)
+        for own, theirs in zip(weight.factors, factors, strict=True):
+            torch.testing.assert_close(weight.storage.unpack(own.detach()), theirs.detach(), rtol=1e-9, atol=1e-12)
+            states = optimizer.state[own], other.state[theirs]
+            assert states[0].keys() == states[1].keys()
+            for key, value in states[1].items():
+                here = states[0][key]
+                full = isinstance(value, Tensor) and value.shape == theirs.shape
+                here = weight.storage.unpack(here) if full else here
+                torch.testing.assert_close(here, value, rtol=1e-9, atol=1e-12)

@@ -6,14 +6,15 @@ from typing import ClassVar
 
 from lightning_signin.naming import resolve
 from lightning_signin.parametrizations.decay import AdaptiveDecay, ConstantDecay, FactorDecay
-from lightning_signin.parametrizations.masked import Balanced, Masked, SignIn
+from lightning_signin.parametrizations.masked import Masked, SignIn
 from lightning_signin.parametrizations.outer import Power, SoftThreshold
 from lightning_signin.storage import Storage
 
 
-@dataclass(frozen=True)
-class Plain:
-    """θ itself.
+class Parametrization:
+    """How θ is made of trainable tensors.
+
+    (No dataclass itself, unlike the methods: command lines take subclasses of plain classes only.)
 
     Attributes:
         prunes: The method makes the zeros during training, so without a sparsity it starts from all weights.
@@ -38,7 +39,12 @@ class Plain:
 
 
 @dataclass(frozen=True)
-class Product(Plain):
+class Plain(Parametrization):
+    """θ itself."""
+
+
+@dataclass(frozen=True)
+class Product(Parametrization):
     """θ = m ⊙ w with m² − w² = β, rescaled: Sign-In (arXiv:2504.12801)."""
 
     @property
@@ -52,7 +58,7 @@ class Product(Plain):
 
 
 @dataclass(frozen=True)
-class _WithSignIn(Plain):
+class _WithSignIn(Parametrization):
     sign_in: bool = False
 
     @property
@@ -116,10 +122,12 @@ class Spred(_WithSignIn):
     """θ = m ⊙ w with L2 on both factors, which is L1 on θ, then a threshold (Ziyin, Wang: "spred", ICML 2023).
 
     Starts from all weights; the update rule "one-shot" keeps the largest at three quarters of the run, unless another
-    rule is given. The released code starts with m = w, so every θ = w² is positive: here the signs are kept.
+    rule is given. The released code starts with m = w: every θ = w² is positive, and by symmetry stays so. Here the
+    signs are kept, and m² − w² = β at the start, since a product with |m| = |w| cannot cross zero. The decay draws
+    m² − w² to 0, where m² + w² = 2 |θ|.
 
     Args:
-        sign_in: Start with m² − w² = β and rescale, as Sign-In does; without it |m| = |w| at the start.
+        sign_in: Rescale as Sign-In does, against the decay.
         decay_strength: α of α · (‖m‖² + ‖w‖²), which adds to what the optimizer's ``weight_decay`` does.
 
     Raises:
@@ -136,7 +144,7 @@ class Spred(_WithSignIn):
 
     def build(self, storage: Storage, beta: float) -> Masked:
         """The parametrization of one weight."""
-        return SignIn(storage, beta) if self.sign_in else Balanced(storage, beta)
+        return SignIn(storage, beta)
 
     def decay(self) -> FactorDecay | None:
         """The same strength all the time."""
@@ -168,16 +176,11 @@ class PILoT(Spred):
         if not self.delta > 1:
             raise ValueError(f"`delta` must be above 1, got {self.delta}. The strength changes by it every epoch.")
 
-    def build(self, storage: Storage, beta: float) -> Masked:
-        """The parametrization of one weight."""
-        return SignIn(storage, beta)
-
     def decay(self) -> FactorDecay | None:
         """One that adapts."""
         return AdaptiveDecay(self.decay_strength, self.delta, self.least_l1_norm)
 
 
-Parametrization = Plain
 PARAMETRIZATIONS: dict[str, Callable[[], Parametrization]] = {
     "sign-in": Product,
     "plain": Plain,
@@ -198,4 +201,4 @@ def parse_parametrization(parametrization: str | Parametrization) -> Parametriza
         >>> parse_parametrization("str") == STR()
         True
     """
-    return resolve("parametrization", parametrization, PARAMETRIZATIONS, Plain)
+    return resolve("parametrization", parametrization, PARAMETRIZATIONS, Parametrization)

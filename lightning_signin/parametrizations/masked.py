@@ -138,16 +138,3 @@ class SignIn(Masked):
     def extra_repr(self) -> str:
         """Shape, active entries, storage and β, for `print(module)`."""
         return f"{super().extra_repr()}, beta={self.beta}"
-
-
-class Balanced(SignIn):
-    """v = m ⊙ w with |m| = |w| whenever θ is set: m = √|v|, w = sign(v) √|v|, where L2 on the factors is L1 on v.
-
-    Arguments as `SignIn`; β is only that of weights that come into the mask, m = √β and w = 0: at m = w = 0 there is
-    no gradient.
-    """
-
-    def split(self, inner: Tensor) -> tuple[Tensor, ...]:
-        """The factors of packed values of v."""
-        m = inner.abs().sqrt()
-        return m, m.copysign(inner)

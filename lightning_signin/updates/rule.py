@@ -109,9 +109,10 @@ class Moment:
         return torch.rand(like.shape, generator=self.generator, dtype=torch.float64).to(like.device)
 
 
-@dataclass(frozen=True)
 class UpdateRule:
     """When masks change, and how. Subclass it for a rule of your own, and give its import path as ``update``.
+
+    (No dataclass itself, unlike the rules: command lines take subclasses of plain classes only.)
 
     Attributes:
         distribution: How the kept weights are spread over layers, where the user does not say; None is the mask's own.

@@ -1,0 +1,198 @@
+"""What update rules refuse, in which words; and how they are named in Python and YAML."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
+
+from lightning_signin import MaskUpdates, SignInCallback, plain_view, sparsify
+from lightning_signin.updates import ACDC, GMP, MEST, SET, UPDATES, OneShot, RigL, SRigL, UpdateRule
+from tests.small import Small, callback, loader, seeded, trainer
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: RigL(0), "`update_every_n_steps` must be a whole number of at least 1, got 0"),
+        (lambda: SET(1.5), "`update_every_n_steps` must be a whole number of at least 1, got 1.5"),
+        (lambda: RigL(update_until=0), r"`update_until` must be in \(0, 1\], got 0"),
+        (lambda: RigL(drop_fraction=30), r"`drop_fraction` must be in \[0, 1\], got 30. Pass a fraction, e.g. 0.3"),
+        (lambda: SET(drop_fraction=-1), r"`drop_fraction` must be in \[0, 1\], got -1"),
+        (lambda: SRigL(min_salient=2), r"`min_salient` must be in \[0, 1\], got 2"),
+        (lambda: MEST(mutation=5), r"`mutation` must be in \[0, 1\], got 5"),
+        (lambda: MEST(gradient_weight=-1), "`gradient_weight` must be at least 0, got -1. It is MEST's λ"),
+        (lambda: MEST(update_until=0.5), "`update_until` of MEST must be above 0.75, .* got 0.5"),
+        (lambda: GMP(update_from=0.9), "`update_from`=0.9 is after `update_until`=0.75"),
+        (lambda: GMP(initial_sparsity=1.0), r"`initial_sparsity` must be in \[0, 1\), got 1.0"),
+        (lambda: OneShot(75), r"`at` must be in \[0, 1\], got 75"),
+        (lambda: ACDC(warmup=0), r"`warmup` must be in \(0, 1\], got 0"),
+        (lambda: ACDC(final_dense=0.8), r"`warmup` \+ `phase` .* must be at most 1"),
+        (lambda: SignInCallback(update="riggle"), "`update` must be one of 'set', 'rigl', .*got 'riggle'"),
+        (lambda: SignInCallback(update=3), "`update` must be one of .* or a class with arguments; got 3"),
+        (lambda: SignInCallback(update="srigl", structure="2:4"), "SRigL needs structure='constant-fan-in', got '2:4'"),
+        (lambda: SignInCallback(update="acdc", mask="snip"), "ACDC starts from all weights, so `mask` and `mask_from`"),
+        (lambda: SignInCallback(update="gmp", mask_from="x.ckpt"), "GMP starts from all weights, so `mask` and"),
+    ],
+)
+def test_bad_arguments_are_refused_at_once(make, text):
+    with pytest.raises(ValueError, match=text):
+        make()
+
+
+class Sharded(Small):
+    def configure_optimizers(self):
+        return ZeroRedundancyOptimizer(self.parameters(), torch.optim.SGD, lr=0.1)
+
+
+class With(Small):
+    """With an optimizer of one's own."""
+
+    def __init__(self, make) -> None:
+        super().__init__()
+        self.make = make
+
+    def configure_optimizers(self):
+        return self.make(self.parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "model", "text"),
+    [
+        ({"update": SET(100)}, None, r"SET\(update_every_n_steps=100.*never changes the mask in a run of 40 optimizer"),
+        (
+            {"update": MEST(29)},
+            None,
+            "`update_every_n_steps`=29 brings no update of MEST into the last quarter of a run of 40",
+        ),
+        (
+            {"update": MEST(4, mutation=0.31, soft_memory_bound=False)},
+            None,
+            "`mutation`=0.31 would drop all of a density of 0.3",
+        ),
+        (
+            {"update": MEST(4), "structure": "1:3", "exclude": ["conv.*"], "sparsity": 2 / 3},
+            None,
+            "MEST has no room to grow",
+        ),
+        (
+            {"update": GMP(4, initial_sparsity=0.8)},
+            None,
+            "`initial_sparsity`=0.8 is above the sparsity of the run, 0.6997",
+        ),
+        (
+            {"update": RigL(4), "parametrization": "str"},
+            None,
+            "RigL lets weights come back at θ = 0, where the param.* of conv",
+        ),
+        ({"update": ACDC(), "parametrization": "powerprop"}, None, "ACDC lets weights come back at θ = 0"),
+        (
+            {"update": RigL(4), "rescale_momentum": "keep"},
+            lambda: With(lambda parameters: torch.optim.Rprop(parameters)),
+            "Rprop cannot follow a mask that moves: its state 'step_size' starts from 0.01",
+        ),
+        (
+            {"update": RigL(4), "rescale_momentum": "keep"},
+            lambda: With(lambda parameters: torch.optim.ASGD(parameters)),
+            "ASGD cannot follow a mask that moves: its state 'ax' starts from 1 and not from 0",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_training(arguments, model, text):
+    module = seeded() if model is None else model()
+    run = trainer(callback(**arguments))
+    with pytest.raises(ValueError, match=text):
+        run.fit(module, loader())
+    assert module.losses == []
+    assert type(module.fc1) is nn.Linear  # plain again
+
+
+def test_a_run_without_an_end_is_refused():
+    with pytest.raises(ValueError, match=r"The length of the run is not known.*`max_epochs`.*or `max_steps`"):
+        trainer(callback(update="rigl", rescale_until=3), epochs=-1).fit(seeded(), loader())
+
+
+def test_updates_need_the_factors_in_an_optimizer():
+    net = sparsify(nn.Linear(4, 4), sparsity=0.5)
+    other = torch.optim.SGD([nn.Parameter(torch.ones(1))], 0.1)
+    with pytest.raises(ValueError, match="`optimizers` train no sparse weight: build them inside"):
+        MaskUpdates(net, "rigl", [other], total_steps=10)
+
+
+class Lottery(UpdateRule):
+    """A rule of a user: every mask is drawn anew, twice."""
+
+    def steps(self, total):
+        return [1, 2]
+
+    def masks(self, layers, moment):
+        for name, layer in layers.items():
+            yield name, layer.grow(layer.mask & False, moment.random(layer.theta), layer.kept)
+
+
+@pytest.mark.parametrize("update", [Lottery(), Lottery, "tests.test_updates_refused.Lottery"])
+def test_a_rule_of_ones_own_runs_under_its_import_path(update):
+    seeded()
+    runner = trainer(callback(update=update), epochs=1)
+    runner.fit(Small(), loader())
+    assert 0.3 < runner.callback_metrics["signin/mask_change"] < 0.95
+
+
+@pytest.mark.parametrize("storage", ["auto", "compact", "dense"])
+def test_plain_pytorch_needs_no_lightning(storage):
+    net = sparsify(nn.Linear(20, 10), sparsity=0.8, storage=storage)
+    with plain_view(net):
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    updates = MaskUpdates(net, RigL(5), [optimizer], total_steps=20, storage=storage)
+    for _ in range(20):
+        updates.before_batch()
+        optimizer.zero_grad()
+        net(torch.randn(8, 20)).sum().backward()
+        updates.before_step(optimizer)
+        optimizer.step()
+    updates.close()
+    assert int((net.weight != 0).sum()) == 40
+
+
+@pytest.mark.parametrize(
+    ("update", "parametrization"),
+    [(name, "plain") for name in UPDATES if name != "mest"]
+    + [
+        ({"class_path": "lightning_signin.updates.MEST", "init_args": {"update_every_n_steps": 40}}, "pilot"),
+        ({"class_path": "lightning_signin.updates.RigL", "init_args": {"update_every_n_steps": 2}}, "spred"),
+        (None, {"class_path": "lightning_signin.parametrizations.STR", "init_args": {"s_init": -5, "sign_in": True}}),
+    ],
+    ids=str,
+)
+def test_yaml_names_rules_and_parametrizations(tmp_path, update, parametrization):
+    from lightning_signin.cli.main import main
+
+    arguments = {"update": update, "parametrization": parametrization, "sparsity": 0.8}
+    config = {
+        "trainer": {
+            "max_epochs": 4,
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_checkpointing": False,
+            "default_root_dir": str(tmp_path),
+            "callbacks": [{"class_path": "lightning_signin.SignInCallback", "init_args": arguments}],
+        },
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(config))
+    main(["fit", "--config", "mnist1d", "--config", str(path)])
+    assert (tmp_path / "merged.safetensors").exists()
+
+
+def test_command_line_refuses_a_rule_in_one_line(tmp_path):
+    executable = Path(sys.executable).parent / "lightning-signin"
+    option = "--trainer.callbacks.init_args.update=riggle"
+    command = [str(executable), "fit", "--config", "digits", option]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert "`update` must be one of 'set', 'rigl'" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -40,7 +40,7 @@ def rule_of(name: str, problem: Problem) -> UpdateRule:
     rule = UPDATES[name]()
     if isinstance(rule, ACDC | OneShot):
         return rule
-    return replace(rule, update_every_n_steps=steps_of(problem) // UPDATES_A_RUN)  # type: ignore[call-arg]
+    return replace(rule, update_every_n_steps=steps_of(problem) // UPDATES_A_RUN)  # type: ignore[call-arg, type-var]
 
 
 def start(net: nn.Module, sparsity: float, rule: UpdateRule | None, sign_in: bool, seed: int) -> nn.Module:

@@ -1,12 +1,14 @@
 """The dense gradient is that of the plain network, and goes with the gradients of the factors."""
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_signin import sparsify
-from lightning_signin.updates.probe import Probe
+from lightning_signin.updates.probe import probe_of
 from lightning_signin.weights import sparse_weights
 
 BOTH = pytest.mark.parametrize("storage", ["compact", "dense"])
@@ -18,7 +20,7 @@ def probed(storage: str, parametrization: str = "sign-in"):
     plain = nn.Linear(6, 5).double()
     plain.load_state_dict(net.state_dict())
     weight = sparse_weights(net)["weight"]
-    weight.parametrization.probe = Probe(weight).tensor
+    weight.parametrization.probe = probe_of(weight)
     return net, plain, weight.parametrization.probe
 
 
@@ -73,6 +75,15 @@ def test_activation_checkpoints_do_not_matter(storage):
     checkpoint(loss, net, x, use_reentrant=False).backward()
     loss(plain, x).backward()
     torch.testing.assert_close(probe.grad, plain.weight.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_a_probe_that_is_let_go_is_gone():
+    net, _, probe = probed("compact")
+    loss(net, torch.randn(4, 6, dtype=torch.float64)).backward()
+    alive = weakref.ref(probe)
+    sparse_weights(net)["weight"].parametrization.probe = None
+    del probe
+    assert alive() is None  # without waiting for a garbage collection
 
 
 def test_probe_changes_no_output():

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from lightning_signin.masks.build import StructureOf, make_choice
 from lightning_signin.optimizer_state import check_movable
 from lightning_signin.updates.change import change_mask_
-from lightning_signin.updates.probe import Probe
+from lightning_signin.updates.probe import probe_of
 from lightning_signin.updates.resolve import parse_update
 from lightning_signin.updates.rule import Layer, Moment, UpdateRule
 from lightning_signin.warn import warn
@@ -200,7 +200,7 @@ class MaskUpdates:
                 if not due:
                     weight.parametrization.probe = None
                 elif weight.parametrization.probe is None:
-                    weight.parametrization.probe = Probe(weight).tensor
+                    weight.parametrization.probe = probe_of(weight)
 
     def _gradients(self, lane: _Lane, scale: float) -> dict[str, Tensor]:
         """The dense gradients, averaged over ranks; none if nothing went backward, or they are not finite."""
@@ -211,7 +211,7 @@ class MaskUpdates:
         for name, probe in probes.items():
             assert probe is not None
             own = torch.zeros_like(probe) if probe.grad is None else probe.grad
-            found[name] = self.average(own.detach()) / scale
+            found[name] = self.average(own.detach()).div_(scale)
             if not found[name].isfinite().all():
                 if not lane.waits:
                     warn(f"The gradient of {name} is not finite at step {lane.steps}: the mask update waits.")
@@ -228,7 +228,10 @@ class MaskUpdates:
         generator = torch.Generator().manual_seed(seed)
         now = self.steps[bisect_right(self.steps, step) - 1]
         moment = Moment(now, self.steps, self.total, self.choice, generator)
-        layers = {name: self._layer(name, weight, gradients.get(name)) for name, weight in weights.items()}
+        layers = {
+            name: Layer(w, w.storage.mask, self.choice.structures[name], self.targets[name], gradients.get(name))
+            for name, w in weights.items()
+        }
         replaced, kept = 0.0, 0
         for name, mask in self.rule.masks(layers, moment):
             share = change_mask_(weights[name], mask, [lane.optimizer for lane in lanes], self.storage)
@@ -237,9 +240,3 @@ class MaskUpdates:
         self.mask_change = replaced / max(kept, 1)
         for lane in lanes:
             lane.updated = step
-
-    def _layer(self, name: str, weight: SparseWeight, gradient: Tensor | None) -> Layer:
-        structure = self.choice.structures[name]
-        return Layer(
-            weight.effective(), weight.storage.mask, structure, weight.transposed, self.targets[name], gradient
-        )

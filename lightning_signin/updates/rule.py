@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_signin.masks.choice import Choice
 from lightning_signin.masks.structures import Structure
 from lightning_signin.masks.top import top
+from lightning_signin.weights import SparseWeight
 
 Masks = Iterator[tuple[str, Tensor]]
 
@@ -21,21 +22,24 @@ class Layer:
     """One sparse weight at an update.
 
     Attributes:
-        theta: The effective weight, full, 0 where masked.
-        mask: Bool, of the same shape.
+        weight: The weight itself.
+        mask: Bool, of its full shape.
         structure: The pattern that the mask keeps to.
-        transposed: Whether outputs are in dimension 1, as for transposed convolutions.
         target: The number of weights that the layer kept at the start.
-        gradient: The gradient of the training loss with respect to ``theta``, masked entries included; only for rules
+        gradient: The gradient of the training loss with respect to the full θ, masked entries included; only for rules
             that look at gradients.
     """
 
-    theta: Tensor
+    weight: SparseWeight
     mask: Tensor
     structure: Structure
-    transposed: bool
     target: int
     gradient: Tensor | None = None
+
+    @property
+    def theta(self) -> Tensor:
+        """The effective weight, full, 0 where masked; made anew at every call, so that none is kept."""
+        return self.weight.effective()
 
     @property
     def kept(self) -> int:
@@ -44,7 +48,7 @@ class Layer:
 
     def by_output(self, tensor: Tensor) -> Tensor:
         """A tensor of the weight's shape with outputs in dimension 0; the same turns it back."""
-        return tensor.transpose(0, 1) if self.transposed else tensor
+        return tensor.transpose(0, 1) if self.weight.transposed else tensor
 
     @property
     def unit(self) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from lightning_signin.updates.rule import Layer, Masks, Moment, PeriodicRule, check_share
@@ -37,10 +38,9 @@ class SET(PeriodicRule):
         """The new masks."""
         for name, layer in layers.items():
             if layer.unit == 1:
-                positive, negative = (
-                    replace(layer, mask=layer.mask & of) for of in (layer.theta >= 0, layer.theta < 0)
-                )
-                survivors = self._largest(positive) | self._largest(negative)
+                negative = layer.theta < 0
+                parts = (replace(layer, mask=layer.mask & of_sign) for of_sign in (~negative, negative))
+                survivors = torch.stack([self._largest(part) for part in parts]).any(0)
             else:
                 survivors = self._largest(layer)
             yield name, layer.grow(survivors, moment.random(layer.theta), layer.kept)

@@ -30,11 +30,11 @@ def test_python_example_runs(tmp_path, index):
 
 
 def test_yaml_examples_train(tmp_path):
-    config, mask = map(yaml.safe_load, blocks("yaml"))
+    config, mask, update = map(yaml.safe_load, blocks("yaml"))
     (callback,) = config["trainer"]["callbacks"]
     assert callback["class_path"] == "lightning_signin.SignInCallback"
     assert config["trainer"]["max_epochs"] >= 2
-    callback["init_args"] |= mask
+    callback["init_args"] |= mask | update
     (tmp_path / "both.yaml").write_text(yaml.safe_dump(config))
     (tmp_path / "config.yaml").write_text(blocks("yaml")[0])
     executable = Path(sys.executable).parent / "lightning-signin"

@@ -133,3 +133,27 @@ def assert_equal(net: nn.Module, optimizer: torch.optim.Optimizer, expected: Ref
                 full = isinstance(value, Tensor) and value.shape == theirs.shape
                 here = weight.storage.unpack(here) if full else here
                 torch.testing.assert_close(here, value, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "graphs"), [("set", 1), ("rigl", 2)])
+def test_a_compiled_step_goes_on_through_updates_of_equal_size(name, graphs):
+    """One graph, and for rules that look at gradients a second one for the steps that collect them."""
+    torch._dynamo.reset()
+    row, net, compiled_graphs = ROWS[name], network(), []
+    sparse_start(row.rule, net, storage="compact")
+    with plain_view(net):
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    updates = MaskUpdates(net, row.rule, [optimizer], total_steps=TOTAL, storage="compact")
+
+    def backend(graph, _):
+        compiled_graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(net, backend=backend)
+    for step in range(TOTAL):
+        updates.before_batch()
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(compiled(batch(step)[0]), batch(step)[1]).backward()
+        updates.before_step(optimizer)
+        optimizer.step()
+    assert len(compiled_graphs) == graphs

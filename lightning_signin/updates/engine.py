@@ -179,7 +179,8 @@ class MaskUpdates:
     def _check(self) -> None:
         size = sum(weight.storage.shape.numel() for weight in self.weights.values())
         room = sum(self.choice.structures[n].capacity(shape) for n, shape in self.choice.shapes.items())
-        self.rule.check(self.choice.target / size, self.total, room / size)
+        kept = sum(self.targets.values()) if self.rule.start_sparsity is None else self.choice.target
+        self.rule.check(kept / size, self.total, room / size)
         check_movable(lane.optimizer for lane in self.lanes)
         for name, weight in self.weights.items():
             if self.rule.grows and weight.parametrization.grown is None:

@@ -1,0 +1,83 @@
+"""Learned signs or learned magnitudes on a learned mask (the experiment of the paper's Table 1), on two small problems.
+
+    python -m benchmarks.sign_table run       # trains; what is there is not run again
+    python -m benchmarks.sign_table report    # the table, as Markdown
+
+A network is trained from dense to 90 % sparse, by AC/DC or GMP, or with RigL. On its final mask a plain network is
+trained from scratch, from a start that the first run has not seen: with the first run's signs after a fifth of it
+(where the learning rate has its peak), after half of it, or at its end, and random magnitudes; with its final magnitudes
+and random signs; and all random. Learning rates are those of `benchmarks.update_table`: the rule's, and that of "static".
+Raw results stand in ``benchmarks/results/signs``.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.jobs import read_rows, run_jobs
+from benchmarks.mask_table import PROBLEMS, mean_interval
+from benchmarks.moving_masks import accuracy, fit, mlp, rule_of, start
+from benchmarks.update_table import data_of, learning_rate
+from lightning_signin import effective_weights, masks, sparsify, transplant_
+
+RESULTS = Path(__file__).parent / "results" / "signs" / "test.jsonl"
+METHODS, SPARSITY, SEEDS = ("acdc", "gmp", "rigl"), 0.9, range(10)
+FRESH = 500  # added to the seed of a start that is trained from scratch
+STARTS = {
+    "signs after 20 %": ("signs_from", 0.2),
+    "signs after 50 %": ("signs_from", 0.5),
+    "final signs": ("signs_from", 1.0),
+    "final magnitudes": ("magnitudes_from", 1.0),
+    "random": (None, 1.0),
+}
+
+
+def run_job(job: tuple[str, str, int]) -> dict:
+    torch.set_num_threads(1)
+    problem_name, method, seed = job
+    problem, test = data_of(problem_name, held_out=False)
+    learned: dict[float, dict[str, Tensor]] = {}
+    found_masks: dict[str, Tensor] = {}
+
+    def note(epoch: int, net: nn.Module) -> None:
+        learned[(epoch + 1) / problem.epochs] = effective_weights(net)
+        found_masks.update(masks(net))
+
+    rule = rule_of(method, problem)
+    net = start(mlp(problem.widths, seed), SPARSITY, rule, sign_in=False, seed=seed)
+    trained = fit(net, problem, learning_rate(problem_name, method, False), seed, rule, SPARSITY, note)
+    row: dict = {"problem": problem_name, "method": method, "seed": seed}
+    row["baseline"] = accuracy(trained, *test)
+    for name, (argument, moment) in STARTS.items():
+        scratch = mlp(problem.widths, seed + FRESH)
+        if argument is not None:
+            transplant_(scratch, names=list(found_masks), **{argument: learned[moment]})
+        sparsify(scratch, mask=found_masks, parametrization="plain")
+        lr = learning_rate(problem_name, "static", False)
+        row[name] = accuracy(fit(scratch, problem, lr, seed + FRESH), *test)
+    return row
+
+
+def report() -> None:
+    rows = read_rows(RESULTS)
+    for problem in PROBLEMS:
+        print(f"\n{problem}: test accuracy at {SPARSITY:.0%}, %, mean ± 95 % interval of {len(SEEDS)} seeds\n")
+        print(f"| start | {' | '.join(METHODS)} |\n|---" + "|---" * len(METHODS) + "|")
+        for name in ("baseline", *STARTS):
+            found = ([row[name] for row in rows if (row["problem"], row["method"]) == (problem, m)] for m in METHODS)
+            print(f"| {name} | {' | '.join(map(mean_interval, found))} |")
+
+
+if __name__ == "__main__":
+    stage = sys.argv[1] if len(sys.argv) > 1 else ""
+    if stage == "report":
+        report()
+    elif stage == "run":
+        RESULTS.parent.mkdir(parents=True, exist_ok=True)
+        done = {(row["problem"], row["method"], row["seed"]) for row in read_rows(RESULTS)}
+        jobs = [(p, m, s) for p in PROBLEMS for m in METHODS for s in SEEDS if (p, m, s) not in done]
+        run_jobs(run_job, jobs, RESULTS, int(sys.argv[2]) if len(sys.argv) > 2 else None)
+    else:
+        sys.exit("usage: python -m benchmarks.sign_table run|report [PROCESSES]")

@@ -5,8 +5,9 @@
 
 A network is trained from dense to 90 % sparse, by AC/DC or GMP, or with RigL. On its final mask a plain network is
 trained from scratch, from a start that the first run has not seen: with the first run's signs after a fifth of it
-(where the learning rate has its peak), after half of it, or at its end, and random magnitudes; with its final magnitudes
-and random signs; and all random. Learning rates are those of `benchmarks.update_table`: the rule's, and that of "static".
+(where the learning rate has its peak), after half of it, or at its end, and random magnitudes; with its final
+magnitudes and random signs; and all random. Learning rates are those of `benchmarks.update_table`: the rule's, and that
+of "static".
 Raw results stand in ``benchmarks/results/signs``.
 """
 

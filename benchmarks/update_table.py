@@ -34,7 +34,7 @@ RESULTS = Path(__file__).parent / "results" / "updates"
 SPARSITIES = (0.8, 0.9, 0.95)
 METHODS = ("static", *(name for name in UPDATES if name != "one-shot"))
 REWINDS = ("imp", "wr", "lrr")
-RATES = (0.15, 0.225, 0.338, 0.45)
+RATES = {"mnist1d": (0.15, 0.225, 0.338, 0.45, 0.6, 0.8), "mnist5000": (0.067, 0.1, 0.15, 0.225, 0.338, 0.45)}
 TEST_SEEDS, TUNING_SEEDS, REWIND_SEEDS = range(6), range(1000, 1003), range(5)
 PRUNE_RATE, REWIND_EPOCH = 0.2, 3
 
@@ -59,8 +59,8 @@ def data_of(name: str, held_out: bool) -> tuple[Problem, tuple[Tensor, Tensor]]:
 
 
 def tune_grid() -> Iterator[Settings]:
-    for problem, method, sign_in, lr in product(PROBLEMS, METHODS, (False, True), RATES):
-        yield Settings(problem, method, sign_in, 0.9, lr)
+    for problem, method, sign_in in product(PROBLEMS, METHODS, (False, True)):
+        yield from (Settings(problem, method, sign_in, 0.9, lr) for lr in RATES[problem])
 
 
 def test_grid() -> Iterator[Settings]:

@@ -48,6 +48,17 @@ def resolve(argument: str, value: str | Kind, table: Mapping[str, Callable[[], K
     return found
 
 
+def name_of(value: Any, table: Mapping[str, Callable[[], Any]]) -> Any:
+    """The name in ``table`` that stands for an object; for one with other arguments, what `shown` gives.
+
+    Example:
+        >>> from fractions import Fraction
+        >>> name_of(Fraction(), {"zero": Fraction}), name_of(Fraction(1, 2), {"zero": Fraction})
+        ('zero', 'Fraction(1, 2)')
+    """
+    return next((name for name, make in table.items() if make() == value), shown(value))
+
+
 def shown(choice: Any) -> Any:
     """One line for a choice: a string itself, the path of a function or class, an object with its arguments."""
     if isinstance(choice, str) or choice is None:

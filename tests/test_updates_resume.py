@@ -65,6 +65,12 @@ def test_resume_of_two_optimizers_equals_uninterrupted(tmp_path):
         assert differing(weights, again) == [], moment
 
 
+def test_a_name_and_its_object_are_the_same_run(tmp_path):
+    weights, *_ = fit({"update": "rigl", "parametrization": "pilot"}, "SGD", SaveEverywhere(tmp_path))
+    again, *_ = fit({"update": RigL(), "parametrization": PILoT()}, "SGD", ckpt_path=tmp_path / "step13.ckpt")
+    assert differing(weights, again) == []
+
+
 def test_resume_with_another_rule_is_refused(tmp_path):
     fit({"update": RigL(4)}, "SGD", SaveEverywhere(tmp_path))
     with pytest.raises(ValueError, match=r"was trained with update='RigL\(update_every_n_steps=4.*this callback has"):

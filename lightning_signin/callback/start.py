@@ -21,11 +21,11 @@ from lightning_signin.masks.distributions import budget
 from lightning_signin.masks.scores import Score, parse_score
 from lightning_signin.masks.structures import Structure, parse_structure
 from lightning_signin.model import sparsify
-from lightning_signin.naming import shown
-from lightning_signin.parametrizations import Parametrization, parse_parametrization
+from lightning_signin.naming import name_of, shown
+from lightning_signin.parametrizations import PARAMETRIZATIONS, Parametrization, parse_parametrization
 from lightning_signin.saved import masks_from_file
 from lightning_signin.selection import check_patterns, select_weights
-from lightning_signin.updates import UpdateRule, parse_update
+from lightning_signin.updates import UPDATES, UpdateRule, parse_update
 
 _DEFAULTS = ("random", None, None)  # mask, distribution, structure
 
@@ -104,7 +104,8 @@ class Start:
         """The arguments as plain values, with the seed that is in force, for checkpoints."""
         saved = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "beta"}
         saved |= {n: os.fspath(v) for n, v in saved.items() if isinstance(v, os.PathLike)}
-        saved |= {name: shown(getattr(self, name)) for name in ("mask", "parametrization", "update")}
+        saved["mask"] = shown(self.mask)
+        saved |= {"update": name_of(self.rule, UPDATES), "parametrization": name_of(self.form, PARAMETRIZATIONS)}
         structure, by_pattern = self.structure, isinstance(self.structure, Mapping)
         saved["structure"] = {n: shown(s) for n, s in structure.items()} if by_pattern else shown(structure)  # type: ignore[union-attr]
         return saved | {"seed": self.seed_in_force}

@@ -1,6 +1,7 @@
 """Masks and signs as bits: what is kept of them in checkpoints and across a run."""
 
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,17 +26,27 @@ def unpack_bits(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
     return bits.flatten()[: prod(shape)].view(shape).bool()
 
 
-def pack_signs(theta: Tensor) -> Tensor:
-    """The signs of a tensor, two bits an entry: rows of `pack_bits` for positive and for negative ones."""
-    return torch.stack([pack_bits(theta > 0), pack_bits(theta < 0)])
+def pack_signs(values: Tensor) -> dict[str, Any]:
+    """The signs of a vector as tensors and plain values: one bit an entry, and a second one only if there are zeros."""
+    values = values.detach().flatten()
+    nonzero = None if values.all() else pack_bits(values != 0)
+    return {"positive": pack_bits(values > 0), "nonzero": nonzero, "size": values.numel()}
 
 
-def unpack_signs(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The int8 tensor of −1, 0 and 1 that `pack_signs` packed.
+def unpack_signs(packed: dict[str, Any]) -> Tensor:
+    """The int8 vector of −1, 0 and 1 that `pack_signs` packed.
 
     Example:
-        >>> unpack_signs(pack_signs(torch.tensor([0.5, -3.0, 0.0])), (3,))
+        >>> unpack_signs(pack_signs(torch.tensor([0.5, -3.0, 0.0])))
         tensor([ 1, -1,  0], dtype=torch.int8)
     """
-    positive, negative = (unpack_bits(row, shape).to(torch.int8) for row in packed)
-    return positive - negative
+    shape = (packed["size"],)
+    signs = unpack_bits(packed["positive"], shape).to(torch.int8) * 2 - 1
+    return signs if packed["nonzero"] is None else signs * unpack_bits(packed["nonzero"], shape)
+
+
+def full_signs(packed: dict[str, Any], mask: Tensor) -> Tensor:
+    """The int8 tensor of a mask's shape whose kept entries have the packed signs, the others 0."""
+    full = torch.zeros(mask.shape, dtype=torch.int8)
+    full[mask.cpu()] = unpack_signs(packed)
+    return full

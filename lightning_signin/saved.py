@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_signin.bits import unpack_signs
+from lightning_signin.bits import full_signs, unpack_bits
 from lightning_signin.factor_state import saved_masks
 from lightning_signin.foreign import as_mask, fit_shape, holds_only_masks, match_names, plain_weights
 from lightning_signin.functional import sign_flips
@@ -38,11 +38,13 @@ class SavedWeights:
 
     def describe(self, state: dict[str, Any]) -> None:
         """Take masks and what is flipped from a callback's state, a live one or one of a checkpoint."""
-        for name, mask in saved_masks(state).items():
+        start = state["sign_flips"]["references"]["start"]
+        for name, kept in saved_masks(state).items():
             now = self.tensors[name].cpu()
-            if state["makes_zeros"]:
-                mask = mask & (now != 0)
-            self.flips[name] = int(sign_flips(unpack_signs(state["start_signs"][name], tuple(mask.shape)), now))
+            mask = kept & (now != 0) if state["makes_zeros"] else kept
+            then = start["masks"]
+            was = kept if then is None else unpack_bits(then[name], tuple(kept.shape))
+            self.flips[name] = int(sign_flips(full_signs(start["signs"][name], was), now))
             self.know(name, mask)
 
     def know(self, name: str, mask: Tensor) -> None:
@@ -164,7 +166,7 @@ def _read_torch(path: Path) -> SavedWeights:
         raise ValueError(f"{path} holds no state dict: neither a Lightning checkpoint nor a dict of tensors.")
     result = _with_masks(*_split(tensors, str(path)))
     for state in saved.get("callbacks", {}).values():
-        if isinstance(state, dict) and {"masks", "digest", "start_signs"} <= state.keys():
+        if isinstance(state, dict) and {"masks", "digest", "sign_flips"} <= state.keys():
             result.describe(state)
     return result
 

@@ -61,6 +61,11 @@ class SparseWeight:
         """θ as it is stored: the active entries in compact storage, the full masked weight in dense storage."""
         return self.parametrization.values(*self.tensors)
 
+    def active_values(self) -> Tensor:
+        """The entries of θ on the mask, as a vector."""
+        values = self.values()
+        return values if self.storage.name == "compact" else values[self.storage.mask]
+
     @torch.no_grad()
     def inner(self) -> Tensor:
         """The v of θ = ψ(v), stored as `values`: θ itself where there is no ψ."""
@@ -77,6 +82,18 @@ class SparseWeight:
         """Write the factors in place: optimizers and DDP hold on to them."""
         for factor, value in zip(self.factors, values, strict=True):
             factor.copy_(value)
+
+
+def sparsity(module: nn.Module) -> float:
+    """The share of zeros of the sparse weights: masked entries, and those that the parametrization makes.
+
+    Example:
+        >>> from lightning_signin import sparsify
+        >>> sparsity(sparsify(nn.Linear(10, 10), sparsity=0.75))
+        0.75
+    """
+    weights = sparse_weights(module).values()
+    return 1 - sum(weight.kept for weight in weights) / sum(weight.storage.shape.numel() for weight in weights)
 
 
 def sparse_weights(module: nn.Module) -> dict[str, SparseWeight]:

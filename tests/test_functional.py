@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_signin import masks, sparsify
 from lightning_signin.functional import factorize, scaling, sign_flips
-from lightning_signin.metrics import flips_by_weight, mean_scaling, signs
+from lightning_signin.metrics import SignFlips, mean_scaling
 from tests import reference
 
 BETAS = (1e-30, 1e-8, 1e-3, 1.0, 7.0, 1e8, 1e30)
@@ -122,12 +122,13 @@ def test_sgd_on_the_factors_follows_the_riemannian_flow(beta):
 @pytest.mark.parametrize("storage", ["compact", "dense"])
 def test_flips_and_scaling_are_measured_on_active_entries(storage):
     net = sparsify(nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4)).double(), sparsity=0.7, storage=storage, beta=2.0)
-    before = signs(net)
+    flips = SignFlips(net)
     assert mean_scaling(net) == pytest.approx(2.0)
     with torch.no_grad():
         net[0].parametrizations.weight.original1.neg_()  # w, and with it every sign
     active = {name: int(mask.sum()) for name, mask in masks(net).items()}
     assert sum(active.values()) == 15
-    flips = {"0.weight": (active["0.weight"],) * 2, "1.weight": (0, active["1.weight"])}
-    assert flips_by_weight(before, net) == flips
+    flips.update(net)
+    assert flips.by_layer() == {"0.weight": {"start": 1.0}, "1.weight": {"start": 0.0}}
+    assert flips.compute() == {"start": active["0.weight"] / 15}
     assert mean_scaling(sparsify(nn.Linear(4, 4), sparsity=0.5, parametrization="plain")) is None

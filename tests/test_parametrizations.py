@@ -10,10 +10,9 @@ from torch import nn
 
 from lightning_signin import flip_signs_, masks, merge_, plain_view, rescale_, sparsify
 from lightning_signin.functional import scaling
-from lightning_signin.metrics.signs import summary
 from lightning_signin.parametrizations import PARAMETRIZATIONS, STR, PILoT, Powerprop, Spred, parse_parametrization
 from lightning_signin.parametrizations.decay import AdaptiveDecay, add_factor_decay_
-from lightning_signin.weights import sparse_weights
+from lightning_signin.weights import sparse_weights, sparsity
 from tests.small import callback, copies, loader, seeded, trainer
 
 FORMS = {
@@ -210,12 +209,11 @@ def test_scalars_are_trained_in_the_group_of_their_weight():
     assert [parameter.ndim for parameter in optimizer.param_groups[0]["params"]] == [1, 0, 1]
 
 
-def test_summary_counts_the_zeros_of_a_threshold():
+def test_sparsity_counts_the_zeros_of_a_threshold():
     net = sparse(STR(s_init=-2.0))
     with torch.no_grad():
         factors(net)[-1].fill_(10.0)
-    start = {"weight": torch.zeros(2, 6, dtype=torch.uint8)}
-    assert summary(start, net)["sparsity"] == 1.0
+    assert sparsity(net) == 1.0
 
 
 @pytest.mark.parametrize(

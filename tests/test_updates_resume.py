@@ -52,7 +52,7 @@ def test_resume_equals_uninterrupted(tmp_path, name, optimizer):
         assert differing(weights, again) == [], moment
         pairs = zip(states, states_again, strict=True)
         assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in pairs), moment
-        for part in ("digest", "updates", "decay", "start_signs"):
+        for part in ("digest", "updates", "decay", "sign_flips"):
             assert str(saved[part]) == str(saved_again[part]), (moment, part)
 
 

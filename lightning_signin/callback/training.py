@@ -1,5 +1,6 @@
 """What happens to the sparse weights during a fit: masks move, factors are rescaled and decay, numbers are logged."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -7,16 +8,45 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_signin.callback.curvature import Curvature
 from lightning_signin.callback.start import Start
-from lightning_signin.metrics.signs import signs, summary
+from lightning_signin.masks.build import check_choice
+from lightning_signin.metrics.numbers import layer_numbers, whole_numbers
+from lightning_signin.metrics.sign_flips import SignFlips
 from lightning_signin.model import rescale_
-from lightning_signin.optimizers import add_frobenius_decay_, check_optimizers, check_rescale
+from lightning_signin.optimizers import MOMENTUM, add_frobenius_decay_, check_optimizers, check_rescale
 from lightning_signin.parametrizations.decay import add_factor_decay_
 from lightning_signin.schedule import RescaleSchedule
 from lightning_signin.updates import MaskUpdates
 from lightning_signin.weights import sign_in_weights, sparse_weights
 
 State = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """The arguments of `SignInCallback` that say what happens during training; see there.
+
+    Raises:
+        ValueError: For values out of range and unknown names.
+    """
+
+    schedule: RescaleSchedule
+    rescale_momentum: str
+    frobenius_decay: float
+    log_layers: bool
+    warmup_epochs: int | None
+    sharpness_every_n_epochs: int | None
+    sharpness_batches: int
+
+    def __post_init__(self) -> None:
+        check_choice("rescale_momentum", self.rescale_momentum, MOMENTUM)
+        if not self.frobenius_decay >= 0:
+            raise ValueError(f"`frobenius_decay` must be at least 0, got {self.frobenius_decay}. The paper uses 1e-4.")
+        for name in ("warmup_epochs", "sharpness_every_n_epochs", "sharpness_batches"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
 
 
 class Training:
@@ -26,41 +56,35 @@ class Training:
         trainer: The trainer that fits.
         module: The sparse module.
         start: How it became sparse.
-        schedule: When to rescale.
-        momentum: What a rescale does to the optimizer's momentum.
-        frobenius_decay: λ of (λ/2)·‖m ⊙ w‖².
+        options: What happens to it.
     """
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        module: LightningModule,
-        start: Start,
-        schedule: RescaleSchedule,
-        momentum: str,
-        frobenius_decay: float,
-    ) -> None:
-        self.trainer, self.module, self.start = trainer, module, start
-        self.schedule, self.momentum, self.frobenius_decay = schedule, momentum, frobenius_decay
-        self.rescales = start.form.rescales and schedule.ever
+    def __init__(self, trainer: Trainer, module: LightningModule, start: Start, options: TrainingOptions) -> None:
+        self.trainer, self.module, self.start, self.options = trainer, module, start, options
+        self.rescales = start.form.rescales and options.schedule.ever
         self.weights = sparse_weights(module)
-        self.start_signs: dict[str, Tensor] | None = None
+        self.flips = SignFlips(module, moving=start.rule is not None)
+        self.curvature: Curvature | None = None
+        if options.sharpness_every_n_epochs is not None:
+            self.curvature = Curvature(trainer, module, options.sharpness_batches, start.seed_in_force)
         self.updates: MaskUpdates | None = None
         self.decay = start.form.decay()
         self._seen = (-1, -1)
         self._losses = torch.zeros(2, dtype=torch.float64)  # their sum and number in this epoch
         self._to_load: State | None = None
+        self._begun = False
 
     def check(self) -> None:
         """Raise `ValueError` where an optimizer leaves out a weight, or cannot do what a rescale needs."""
         check_optimizers(self.weights.values(), self.trainer.optimizers)
         if self.rescales:
-            check_rescale(self.momentum, self.trainer.optimizers)
+            check_rescale(self.options.rescale_momentum, self.trainer.optimizers)
 
     def begin(self) -> None:
         """Note the signs that flips are counted from, and get ready to move masks."""
-        if self.start_signs is None:
-            self.start_signs = signs(self.module)
+        if not self._begun:
+            self.flips.mark("start", self.module)
+            self._begun = True
         if self.start.rule is not None:
             self.updates = MaskUpdates(
                 self.module,
@@ -83,8 +107,8 @@ class Training:
         if self.updates is not None:
             self.updates.before_batch()
         now, limits = (trainer.current_epoch, trainer.global_step), (trainer.fit_loop.max_epochs, trainer.max_steps)
-        if self.rescales and self.schedule.due(now, self._seen, *limits):
-            rescale_(self.module, optimizers=trainer.optimizers, momentum=self.momentum)
+        if self.rescales and self.options.schedule.due(now, self._seen, *limits):
+            rescale_(self.module, optimizers=trainer.optimizers, momentum=self.options.rescale_momentum)
         self._seen = now
 
     def before_step(self, optimizer: Optimizer) -> None:
@@ -94,8 +118,8 @@ class Training:
         if self.updates is not None and self.updates.before_step(optimizer, scale):
             return
         stepped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        if self.frobenius_decay:
-            add_frobenius_decay_(self.weights.values(), self.frobenius_decay, stepped)
+        if self.options.frobenius_decay:
+            add_frobenius_decay_(self.weights.values(), self.options.frobenius_decay, stepped)
         if self.decay is not None:
             factors = (factor for weight in sign_in_weights(self.module).values() for factor in weight.factors)
             add_factor_decay_(factors, self.decay.strength, stepped)
@@ -108,8 +132,13 @@ class Training:
 
     def after_epoch(self) -> dict[str, float]:
         """Adapt the decay; what to log of the epoch."""
-        assert self.start_signs is not None
-        numbers = summary(self.start_signs, self.module)
+        epochs = self.trainer.current_epoch + 1
+        if epochs == self.options.warmup_epochs:
+            self.flips.mark("warmup", self.module)
+        self.flips.update(self.module)
+        numbers = whole_numbers(self.module, self.flips)
+        if self.options.log_layers:
+            numbers |= layer_numbers(self.module, self.flips)
         if self.updates is not None:
             numbers |= {"mask_change": self.updates.mask_change, "update_progress": self.updates.progress}
         if self.decay is not None:
@@ -119,6 +148,10 @@ class Training:
             loss = (losses[0] / losses[1]).item() if losses[1] else None
             self.decay.epoch_ended(loss, norm, self.trainer.global_step / self._total_steps())
             self._losses.zero_()
+        every = self.options.sharpness_every_n_epochs
+        if self.curvature is not None and every is not None and epochs % every == 0:
+            found = self.curvature.measure()
+            numbers |= {"sharpness": float(found), "sharpness_products": float(found.products)}
         return numbers
 
     def close(self) -> None:
@@ -129,7 +162,7 @@ class Training:
     def state(self) -> State:
         """What resuming needs, as tensors and plain values."""
         return {
-            "start_signs": signs(self.module) if self.start_signs is None else self.start_signs,
+            "sign_flips": self.flips.saved(),
             "seen": self._seen,
             "updates": self._to_load if self.updates is None else self.updates.state(),
             "decay": None if self.decay is None else self.decay.state(),
@@ -138,7 +171,8 @@ class Training:
 
     def load(self, state: State) -> None:
         """Go on from a saved state."""
-        self.start_signs, self._seen = state["start_signs"], tuple(state["seen"])
+        self.flips.load(state["sign_flips"])
+        self._seen, self._begun = tuple(state["seen"]), True
         self._to_load, self._losses = state["updates"], state["losses"].clone()
         if self.decay is not None:
             self.decay.load(state["decay"])

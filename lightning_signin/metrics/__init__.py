@@ -1,5 +1,18 @@
-"""Measurements of a run: sign flips and scaling."""
+"""What signs, scaling and the loss landscape do: metrics of a sparse module, free of Lightning."""
 
-from lightning_signin.metrics.signs import flips_by_weight, mean_scaling, signs, summary
+from lightning_signin.metrics.hessian import HessianOperator, hessian
+from lightning_signin.metrics.scaling import Scaling, mean_scaling, scaling_by_weight
+from lightning_signin.metrics.sharpness import Sharpness, hessian_trace, sharpness
+from lightning_signin.metrics.sign_flips import SignFlips
 
-__all__ = ["flips_by_weight", "mean_scaling", "signs", "summary"]
+__all__ = [
+    "HessianOperator",
+    "Scaling",
+    "Sharpness",
+    "SignFlips",
+    "hessian",
+    "hessian_trace",
+    "mean_scaling",
+    "scaling_by_weight",
+    "sharpness",
+]

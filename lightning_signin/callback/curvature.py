@@ -1,0 +1,39 @@
+"""The sharpness of the user's own training loss, at the end of epochs of a fit."""
+
+from contextlib import closing
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from lightning_signin.callback.scoring import LightningData
+from lightning_signin.generators import untouched
+from lightning_signin.metrics.sharpness import Sharpness, sharpness_of
+
+
+class Curvature:
+    """Measures the sharpness with the training step on the same training batches every time.
+
+    Made before the fit reads its loaders, which from then on are recorded for exact resuming.
+
+    Args:
+        trainer: The trainer of the fit.
+        module: The sparse module.
+        batches: How many; their graph is kept in memory during a measurement.
+        seed: Of their order.
+    """
+
+    def __init__(self, trainer: Trainer, module: LightningModule, batches: int, seed: int) -> None:
+        self.trainer, self.module = trainer, module
+        with closing(LightningData(trainer, module)) as data, untouched():
+            torch.manual_seed(seed)
+            self.batches: list[Any] = []
+            for batch in data.batches:
+                self.batches.append(batch)
+                if len(self.batches) == batches:
+                    break
+
+    def measure(self) -> Sharpness:
+        """The sharpness now, of all ranks' batches together."""
+        with closing(LightningData(self.trainer, self.module)) as data, untouched():
+            return sharpness_of(self.module, data, self.batches)

@@ -1,0 +1,156 @@
+"""The hooks of a fit, which route to the verbs on a module: see `lightning_signin.model` and `Training`."""
+
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_signin.callback.companions import check_companions
+from lightning_signin.callback.position import Position
+from lightning_signin.callback.resuming import NOT_SPARSE, STATE_KEY, check_same_run
+from lightning_signin.callback.start import Start
+from lightning_signin.callback.training import Training, TrainingOptions
+from lightning_signin.callback.wrapped import wrapped_hooks
+from lightning_signin.factor_state import factor_state, load_factor_state, mask_digest, saved_masks
+from lightning_signin.model import merge_
+from lightning_signin.plain_view import exchange_parameters
+from lightning_signin.weights import SparseWeight
+
+State = dict[str, Any]
+
+
+class FitHooks(Callback):
+    """Makes a module sparse for the time of a fit.
+
+    Args:
+        start: How it becomes sparse.
+        options: What happens to it meanwhile.
+    """
+
+    def __init__(self, start: Start, options: TrainingOptions) -> None:
+        self.start, self.options = start, options
+        self._module: LightningModule | None = None
+        self._training: Training | None = None  # while the model is sparse
+        self._finished: State = {}  # the last state, from the merge until the next fit
+        self._replaced: dict[int, tuple[nn.Parameter, SparseWeight]] = {}  # plain parameters, until the fit starts
+        self._undo = ExitStack()
+
+    @property
+    def state_key(self) -> str:
+        """The key of this callback's state in a checkpoint; a sentence, see `STATE_KEY`."""
+        return STATE_KEY
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Prepare a fit; the model itself is made sparse when it is complete, at the end of ``configure_model``."""
+        if stage != "fit":
+            return
+        self._finish()
+        check_companions(trainer)
+        self.options.schedule.check_run(trainer.fit_loop.max_epochs, trainer.max_steps)
+        known = saved_masks(self._finished) if self._finished and self._module is pl_module else None
+        self._module, self._finished = pl_module, {}
+        self._position = Position(trainer)
+        self._resumed = False
+        self._undo.callback(self._position.detach)
+        complete = partial(self._sparsify, trainer, pl_module, known)
+        self._undo.enter_context(wrapped_hooks(trainer, pl_module, complete, self._position.attach))
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that the optimizers train every weight and that a checkpoint to resume was a sparse run's."""
+        if trainer.ckpt_path and not self._resumed and not trainer.strategy.restore_checkpoint_after_setup:
+            raise ValueError(NOT_SPARSE)
+        for optimizer in trainer.optimizers:  # LightningCLI builds its --optimizer before any fit
+            exchange_parameters(optimizer, {key: weight for key, (_, weight) in self._replaced.items()})
+        self._replaced = {}
+        self._ongoing.check()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Get ready to train; on resuming, restore the random generators."""
+        self._ongoing.begin()
+        self._position.restore_generators()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Move the mask and rescale, if it is due."""
+        self._ongoing.before_batch()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Move the mask, if it is due, or decay."""
+        self._ongoing.before_step(optimizer)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        """Note the loss."""
+        self._ongoing.after_batch(outputs)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log ``signin/sparsity``, ``signin/sign_flips``, ``signin/scaling``, and how far the mask has moved."""
+        logged = {f"signin/{name}": value for name, value in self._ongoing.after_epoch().items()}
+        pl_module.log_dict(logged, sync_dist=trainer.world_size > 1)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Merge."""
+        self._finish()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Merge: callbacks after this one may write a checkpoint now, and it can be resumed."""
+        self._finish(alone=True)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Merge if nothing has before: tuners end a fit with no other hook."""
+        self._finish()
+
+    def state_dict(self) -> State:
+        """What resuming needs and a plain state dict cannot hold: tensors and plain values."""
+        return self._finished if self._training is None else self._state()
+
+    def load_state_dict(self, state_dict: State) -> None:
+        """Take over mask, factors, counters and position of the run that wrote the checkpoint."""
+        if self._training is None or self._module is None:
+            return
+        check_same_run(state_dict["arguments"], self.start.saved(), any_seed=self.start.seed is None)
+        load_factor_state(self._module, state_dict)
+        self._training.load(state_dict)
+        self._position.load(state_dict["position"])
+        self._resumed = True
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: State) -> None:
+        """Refuse to resume what was not a sparse run."""
+        if self._training is not None and STATE_KEY not in checkpoint["callbacks"]:
+            raise ValueError(NOT_SPARSE)
+
+    @property
+    def _ongoing(self) -> Training:
+        assert self._training is not None
+        return self._training
+
+    def _sparsify(
+        self, trainer: Trainer, module: LightningModule, known: dict[str, Tensor] | None, resumes: bool
+    ) -> None:
+        parameters = dict(module.named_parameters())
+        self.start.sparsify(trainer, module, known, resumes)
+        self._training = Training(trainer, module, self.start, self.options)
+        weights = self._training.weights
+        self._replaced = {id(parameters[name]): (parameters[name], weight) for name, weight in weights.items()}
+        if trainer.world_size > 1:  # ranks that start from other weights would choose other magnitudes
+            digest = mask_digest(module)
+            same = trainer.strategy.broadcast(digest) == digest
+            if not trainer.strategy.reduce_boolean_decision(same):
+                load_factor_state(module, trainer.strategy.broadcast(factor_state(module)))
+
+    def _state(self, alone: bool = False) -> State:
+        assert self._module is not None
+        state = {**factor_state(self._module), **self._ongoing.state()}
+        return {"arguments": self.start.saved(), **state, "position": self._position.state(alone)}
+
+    def _finish(self, alone: bool = False) -> None:
+        try:
+            if self._training is not None:
+                self._finished = self._state(alone)
+                self._training.close()
+        finally:  # whatever fails, the user's model is plain again
+            if self._training is not None and self._module is not None:
+                merge_(self._module)
+            self._training, self._replaced = None, {}
+            self._undo.close()

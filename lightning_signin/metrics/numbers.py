@@ -1,0 +1,40 @@
+"""What is logged of a sparse module, by name."""
+
+from torch import nn
+
+from lightning_signin.metrics.scaling import mean_scaling, scaling_by_weight
+from lightning_signin.metrics.sign_flips import SignFlips
+from lightning_signin.weights import sparse_weights, sparsity
+
+# Of the stages of `SignFlips`: what they are called in logs.
+_WHOLE = {
+    "start": "sign_flips",
+    "last": "sign_flips_since_last",
+    "start_to_warmup": "flips_start_to_warmup",
+    "warmup": "flips_warmup_to_now",
+}
+_LAYER = {"start": "flips", "start_to_warmup": "flips_start_to_warmup", "warmup": "flips_warmup_to_now"}
+
+
+def whole_numbers(module: nn.Module, flips: SignFlips) -> dict[str, float]:
+    """Of the whole module: ``sparsity``, ``sign_flips`` and its stages, and with products m ⊙ w ``scaling``.
+
+    Args:
+        module: A module after `sparsify`.
+        flips: Updated with it.
+    """
+    numbers = {"sparsity": sparsity(module)} | {_WHOLE[stage]: share for stage, share in flips.compute().items()}
+    scaling = mean_scaling(module)
+    return numbers if scaling is None else numbers | {"scaling": scaling}
+
+
+def layer_numbers(module: nn.Module, flips: SignFlips) -> dict[str, float]:
+    """Of every sparse weight, as ``layer/<what>/<plain name>``: flips, density, scaling and its spread; see above."""
+    numbers = {}
+    for name, weight in sparse_weights(module).items():
+        numbers[f"layer/density/{name}"] = weight.kept / weight.storage.shape.numel()
+    for name, stages in flips.by_layer().items():
+        numbers |= {f"layer/{_LAYER[stage]}/{name}": share for stage, share in stages.items() if stage in _LAYER}
+    for name, scaling in scaling_by_weight(module).items():
+        numbers |= {f"layer/scaling/{name}": scaling.mean, f"layer/scaling_spread/{name}": scaling.spread}
+    return numbers

@@ -1,0 +1,182 @@
+"""Sharpness: the largest eigenvalues of the Hessian of the training loss in θ (Figures 4 and 8), and its trace."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_signin.masks.training_data import TrainingData
+from lightning_signin.metrics.hessian import HessianOperator, hessian
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """What `sharpness` found.
+
+    Attributes:
+        eigenvalues: The k largest, the largest first.
+        error: The largest relative residual ‖Hv − λv‖ / |λ| of them: so near to each there is an eigenvalue. (The
+            error of λ itself is of the order of its square.)
+        products: How many Hessian-vector products it took.
+        converged: Whether ``error`` is within the tolerance.
+    """
+
+    eigenvalues: tuple[float, ...]
+    error: float
+    products: int
+    converged: bool
+
+    def __float__(self) -> float:
+        return self.eigenvalues[0]
+
+
+def sharpness(
+    module: nn.Module,
+    loss_fn: Callable[[nn.Module, Any], Tensor],
+    batches: Iterable[Any],
+    *,
+    k: int = 1,
+    tol: float = 1e-3,
+    max_products: int = 200,
+    train: bool = False,
+    seed: int = 0,
+) -> Sharpness:
+    """The k largest eigenvalues of the Hessian of the training loss in θ, on the masks.
+
+    Lanczos' recurrence with full reorthogonalization, without restarts: its Krylov space has the best eigenvalues that
+    so many products can give. It stops when the relative residuals of the wanted eigenvalues are within the tolerance.
+
+    Args:
+        module: Any module, sparse or plain; it stays as it is (see `hessian`).
+        loss_fn: ``loss_fn(module, batch)`` returns the scalar training loss.
+        batches: Batches, over which the loss is averaged.
+        k: How many eigenvalues, at least 1.
+        tol: Tolerance of the relative residual, positive.
+        max_products: Stop after this many Hessian-vector products, converged or not.
+        train: Leave dropout and batch statistics on.
+        seed: Of the start vector, which is the gradient and a random vector in equal parts.
+
+    Raises:
+        ValueError: For values out of range, and where the loss is not finite.
+
+    Example:
+        >>> x = torch.randn(50, 3)
+        >>> found = sharpness(nn.Linear(3, 1, bias=False), lambda net, x: net(x).square().mean() / 2, [x])
+        >>> abs(float(found) / torch.linalg.eigvalsh(x.T @ x / 50)[-1].item() - 1) < 1e-3
+        True
+    """
+    options = {"k": k, "tol": tol, "max_products": max_products, "train": train, "seed": seed}
+    return sharpness_of(module, TrainingData(loss_fn), batches, **options)  # type: ignore[arg-type]
+
+
+def sharpness_of(
+    module: nn.Module,
+    data: TrainingData,
+    batches: Iterable[Any],
+    *,
+    k: int = 1,
+    tol: float = 1e-3,
+    max_products: int = 200,
+    train: bool = False,
+    seed: int = 0,
+) -> Sharpness:
+    """`sharpness` of what is already `TrainingData`: of a fit, of several ranks."""
+    if k < 1 or tol <= 0 or max_products < k:
+        raise ValueError(f"`k`={k} must be at least 1, `tol`={tol} positive, `max_products`={max_products} at least k.")
+    with hessian(module, data, batches, train=train) as operator:
+        return lanczos(operator, operator.size, _start(operator, seed), k=k, tol=tol, max_products=max_products)
+
+
+def lanczos(
+    product: Callable[[Tensor], Tensor], size: int, start: Tensor, *, k: int, tol: float, max_products: int
+) -> Sharpness:
+    """The k largest eigenvalues of a symmetric operator, see `sharpness`.
+
+    Args:
+        product: The product with a vector of shape (size,).
+        size: The size of the operator.
+        start: Start vector.
+        k: How many.
+        tol: Relative tolerance.
+        max_products: The most products.
+    """
+    vectors: list[Tensor] = []
+    diagonal: list[float] = []
+    beside: list[float] = []
+    vector = start / start.norm()
+    wanted = min(k, size)
+    for count in range(1, min(max_products, size) + 1):
+        vectors.append(vector)
+        image = product(vector)
+        diagonal.append(torch.dot(image, vector).item())
+        for _ in range(2):  # once is not enough in float32
+            for known in vectors:
+                image = image - torch.dot(image, known) * known
+        beside.append(image.norm().item())
+        values, residuals = _ritz(diagonal, beside)
+        error = max(r / max(abs(v), 1e-300) for v, r in zip(values[:wanted], residuals, strict=False))
+        exhausted = beside[-1] <= 1e-7 * max(abs(value) for value in values) or count == size
+        if count >= wanted and (error <= tol or exhausted):
+            return Sharpness(tuple(values[:k]), 0.0 if exhausted else error, count, True)
+        vector = image / beside[-1]
+    return Sharpness(tuple(values[:k]), error, count, False)
+
+
+def hessian_trace(
+    module: nn.Module,
+    loss_fn: Callable[[nn.Module, Any], Tensor],
+    batches: Iterable[Any],
+    *,
+    samples: int = 32,
+    train: bool = False,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The trace of the Hessian of the training loss in θ, on the masks (Hutchinson's estimator with random signs).
+
+    Args:
+        module: See `sharpness`, as the other arguments.
+        loss_fn: The training loss.
+        batches: Its batches.
+        samples: Number of Hessian-vector products, at least 2.
+        train: Leave dropout and batch statistics on.
+        seed: Of the random signs.
+
+    Returns:
+        The estimate and its standard error.
+
+    Raises:
+        ValueError: If ``samples`` is below 2, or the loss is not finite.
+    """
+    if samples < 2:
+        raise ValueError(f"`samples` must be at least 2 for a standard error, got {samples}.")
+    with hessian(module, TrainingData(loss_fn), batches, train=train) as operator:
+        generator = torch.Generator().manual_seed(seed)
+        found = []
+        for _ in range(samples):
+            signs = torch.randint(0, 2, (operator.size,), generator=generator).mul_(2).sub_(1).to(operator.gradient)
+            found.append(torch.dot(signs, operator(signs)).item())
+    mean = sum(found) / samples
+    variance = sum((value - mean) ** 2 for value in found) / (samples - 1)
+    return mean, math.sqrt(variance / samples)
+
+
+def _start(operator: HessianOperator, seed: int) -> Tensor:
+    """The gradient leans to the largest eigenvectors; what it lacks is in the random part."""
+    gradient = operator.gradient
+    noise = torch.randn(operator.size, generator=torch.Generator().manual_seed(seed)).to(gradient)
+    norm = gradient.norm()
+    return noise / noise.norm() + (gradient / norm if norm > 0 else 0)
+
+
+def _ritz(diagonal: list[float], beside: list[float]) -> tuple[list[float], list[float]]:
+    """Ritz values, the largest first, and the norms of their residuals."""
+    matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
+    if len(diagonal) > 1:
+        off = torch.tensor(beside[:-1], dtype=torch.float64)
+        matrix = matrix + torch.diag(off, 1) + torch.diag(off, -1)
+    values, vectors = torch.linalg.eigh(matrix)
+    residuals = (beside[-1] * vectors[-1]).abs()
+    return values.flip(0).tolist(), residuals.flip(0).tolist()

@@ -105,6 +105,13 @@ def mean_interval(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f} ± {half:.2f}"
 
 
+def print_compared(name: str, plain: list[list[float]], signin: list[list[float]]) -> None:
+    """Rows of a method without and with Sign-In, and their paired differences; a column for each sparsity."""
+    gains = [[b - a for a, b in zip(*pair, strict=True)] for pair in zip(plain, signin, strict=True)]
+    for label, row in (("plain", plain), ("Sign-In", signin), ("difference, paired", gains)):
+        print(f"| {name if label == 'plain' else ''} | {label} | {' | '.join(map(mean_interval, row))} |")
+
+
 def report() -> None:
     rows = read("test")
     found = {(row["problem"], Settings(**row["settings"])): row["accuracies"] for row in rows}
@@ -118,9 +125,7 @@ def report() -> None:
             print(f"| learning rate | {method} | {' | '.join(map(str, rates))} |")
         for mask in SCORES:
             plain, signin = ([cells[problem, mask, s, m] for s in SPARSITIES] for m in METHODS)
-            gains = [[b - a for a, b in zip(*pair, strict=True)] for pair in zip(plain, signin, strict=True)]
-            for label, row in (("plain", plain), ("Sign-In", signin), ("difference, paired", gains)):
-                print(f"| {mask if label == 'plain' else ''} | {label} | {' | '.join(map(mean_interval, row))} |")
+            print_compared(mask, plain, signin)
 
 
 if __name__ == "__main__":

@@ -69,6 +69,7 @@ class Training:
             self.curvature = Curvature(trainer, module, options.sharpness_batches, start.seed_in_force)
         self.updates: MaskUpdates | None = None
         self.decay = start.form.decay()
+        self._decaying = [factor for weight in sign_in_weights(module).values() for factor in weight.factors]
         self._seen = (-1, -1)
         self._losses = torch.zeros(2, dtype=torch.float64)  # their sum and number in this epoch
         self._to_load: State | None = None
@@ -121,8 +122,7 @@ class Training:
         if self.options.frobenius_decay:
             add_frobenius_decay_(self.weights.values(), self.options.frobenius_decay, stepped)
         if self.decay is not None:
-            factors = (factor for weight in sign_in_weights(self.module).values() for factor in weight.factors)
-            add_factor_decay_(factors, self.decay.strength, stepped)
+            add_factor_decay_(self._decaying, self.decay.strength, stepped)
 
     def after_batch(self, outputs: Any) -> None:
         """Note the loss, for a decay that follows it."""

@@ -12,8 +12,10 @@ from lightning_signin.updates import MaskUpdates
 
 if TYPE_CHECKING:
     from lightning_signin.callback import SignInCallback
+    from lightning_signin.iterative import IterativePruning
 
 __all__ = [
+    "IterativePruning",
     "MaskUpdates",
     "SignInCallback",
     "TrainingData",
@@ -35,4 +37,8 @@ def __getattr__(name: str) -> object:
         from lightning_signin.callback import SignInCallback
 
         return SignInCallback
+    if name == "IterativePruning":
+        from lightning_signin.iterative import IterativePruning
+
+        return IterativePruning
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

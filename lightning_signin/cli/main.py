@@ -14,9 +14,13 @@ usage: lightning-signin COMMAND ...
 
   fit, validate, test, predict   run a model and data by class path or recipe: fit --config digits
                                  (options: lightning-signin fit --help)
+  prune --folder DIR             iterative magnitude pruning of the same: prune --config digits --folder runs/prune
+                                 (options: lightning-signin prune --help)
   recipes                        list the recipes, each usable as a --config
   export CKPT --output FILE      write the merged weights as safetensors
   inspect FILE                   a table of the layers of a checkpoint or safetensors file
+                                 (with FLOPs and bytes: inspect FILE --config digits)
+  report RUN_DIR ...             a page with the pictures of a run, or of several side by side
 
 lightning-signin {__version__}"""
 
@@ -83,6 +87,12 @@ def _recipes(arguments: list[str]) -> None:
         print(f"{name:12}{path.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}")
 
 
+def _prune(arguments: list[str]) -> None:
+    from lightning_signin.cli.prune import prune
+
+    prune(with_recipes(arguments))
+
+
 def _export(arguments: list[str]) -> None:
     from lightning_signin.export.safetensors import write_safetensors
     from lightning_signin.saved import read_weights
@@ -101,10 +111,26 @@ def _inspect(arguments: list[str]) -> None:
 
     parser = argparse.ArgumentParser("lightning-signin inspect", description="A table of the layers of a file.")
     parser.add_argument("file", metavar="FILE", help="a checkpoint, a saved state dict or a safetensors file")
-    print(layer_table(read_weights(parser.parse_args(arguments).file)))
+    parser.add_argument(
+        "--config", metavar="CONFIG", help="of the run, for tables of FLOPs and bytes; options of fit may follow"
+    )
+    options, of_fit = parser.parse_known_args(with_recipes(arguments))
+    if of_fit and options.config is None:
+        parser.error(f"unrecognized arguments: {' '.join(of_fit)}")
+    print(layer_table(read_weights(options.file)))
+    if options.config is not None:
+        from lightning_signin.cli.cost import cost_tables
+
+        print(f"\n{cost_tables(options.file, ['--config', options.config, *of_fit])}")
 
 
-_COMMANDS = {"recipes": _recipes, "export": _export, "inspect": _inspect}
+def _report(arguments: list[str]) -> None:
+    from lightning_signin.cli.report import report
+
+    report(arguments)
+
+
+_COMMANDS = {"prune": _prune, "recipes": _recipes, "export": _export, "inspect": _inspect, "report": _report}
 
 
 def _ours(error: BaseException | None) -> BaseException | None:

@@ -10,15 +10,19 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_signin.callback import SignInCallback
 from lightning_signin.export.safetensors import write_safetensors
-from lightning_signin.saved import read_weights
+from lightning_signin.saved import SavedWeights, read_weights
 
 
 def run(arguments: ArgsType) -> None:
     """Run a LightningCLI on any model and data that are given by class path."""
-    # Said by Lightning about itself: that it was given arguments, and that it calls a deprecated function of torch.
+    silence_lightning()
+    SignInCLI(args=arguments, save_config_kwargs={"overwrite": True})
+
+
+def silence_lightning() -> None:
+    """Leave out what it says about itself: that it was given arguments, and that it calls a deprecated function."""
     for message in ("LightningCLI's args parameter", ".*LeafSpec.* is deprecated"):
         warnings.filterwarnings("ignore", message=message)
-    SignInCLI(args=arguments, save_config_kwargs={"overwrite": True})
 
 
 class SignInCLI(LightningCLI):
@@ -31,20 +35,31 @@ class SignInCLI(LightningCLI):
         if sign_in is None:
             return
         logged = dict(trainer.callback_metrics)
-        sources = [self.model] if self.datamodule is None else [self.model, self.datamodule]
-        can_test = is_overridden("test_step", self.model) and any(is_overridden("test_dataloader", s) for s in sources)
-        tested = trainer.test(self.model, self.datamodule, verbose=False) if can_test else []
+        lines = tested(self)
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # asks all ranks
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return
-        folder.mkdir(parents=True, exist_ok=True)
         weights = read_weights(self.model)
         weights.describe(sign_in.state_dict())
-        path = write_safetensors(weights, folder / "merged.safetensors")
-        lines = [(name, f"{value:.4f}") for result in tested for name, value in result.items()]
         lines += [
             ("sparsity", f"{logged['signin/sparsity']:.2%} of the selected weights are zero"),
             ("sign flips", f"{logged['signin/sign_flips']:.2%} of the others changed sign since the start"),
         ]
-        lines += [("merged file", f"{path}  ({path.stat().st_size / 1e6:.2f} MB)")]
-        print("\n" + "\n".join(f"  {name:14}{value}" for name, value in lines))
+        finish(weights, folder, lines)
+
+
+def tested(cli: LightningCLI) -> list[tuple[str, str]]:
+    """Test the model as it is, if it and its data know how: names and values of what was logged."""
+    sources = [cli.model] if cli.datamodule is None else [cli.model, cli.datamodule]
+    if not is_overridden("test_step", cli.model) or not any(is_overridden("test_dataloader", s) for s in sources):
+        return []
+    results = cli.trainer.test(cli.model, cli.datamodule, verbose=False)
+    return [(name, f"{value:.4f}") for result in results for name, value in result.items()]
+
+
+def finish(weights: SavedWeights, folder: Path, lines: list[tuple[str, str]]) -> None:
+    """Write ``merged.safetensors`` into a folder, and print a summary with its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = write_safetensors(weights, folder / "merged.safetensors")
+    lines = [*lines, ("merged file", f"{path}  ({path.stat().st_size / 1e6:.2f} MB)")]
+    print("\n" + "\n".join(f"  {name:14}{value}" for name, value in lines))

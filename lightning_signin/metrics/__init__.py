@@ -1,18 +1,27 @@
-"""What signs, scaling and the loss landscape do: metrics of a sparse module, free of Lightning."""
+"""What signs, scaling and the loss landscape do, and what training costs: metrics of a sparse module."""
 
+from lightning_signin.metrics.flops import FlopCount, LayerFlops, flops
 from lightning_signin.metrics.hessian import HessianOperator, hessian
+from lightning_signin.metrics.memory import ByteCount, Bytes, LayerBytes, memory
 from lightning_signin.metrics.scaling import Scaling, mean_scaling, scaling_by_weight
 from lightning_signin.metrics.sharpness import Sharpness, hessian_trace, sharpness
 from lightning_signin.metrics.sign_flips import SignFlips
 
 __all__ = [
+    "ByteCount",
+    "Bytes",
+    "FlopCount",
     "HessianOperator",
+    "LayerBytes",
+    "LayerFlops",
     "Scaling",
     "Sharpness",
     "SignFlips",
+    "flops",
     "hessian",
     "hessian_trace",
     "mean_scaling",
+    "memory",
     "scaling_by_weight",
     "sharpness",
 ]

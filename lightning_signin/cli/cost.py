@@ -1,0 +1,80 @@
+"""``lightning-signin inspect FILE --config …``: what the masks of a file cost on the network of a configuration."""
+
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LightningCLI
+from torch import Tensor, nn
+
+from lightning_signin.callback import SignInCallback
+from lightning_signin.cli.runs import silence_lightning
+from lightning_signin.masks.network import in_double
+from lightning_signin.masks.training_data import TrainingData
+from lightning_signin.metrics.flops import flops
+from lightning_signin.metrics.memory import memory
+from lightning_signin.model import sparsify
+from lightning_signin.report.cost import byte_table, flop_table
+from lightning_signin.saved import masks_from_file
+
+
+def cost_tables(file: str | os.PathLike, arguments: list[str]) -> str:
+    """The tables of FLOPs and bytes.
+
+    The network's input is the module's ``example_input_array``, or else what its training step makes of the first
+    sample of the first training batch.
+
+    Args:
+        file: What `masks_from_file` reads.
+        arguments: Those of ``fit``.
+
+    Raises:
+        ValueError: If the file has no masks or they do not fit the model, or the network's input is not found.
+    """
+    silence_lightning()
+    cli = LightningCLI(args=arguments, run=False, save_config_callback=None)
+    model: Any = cli.model
+    source: Any = model if cli.datamodule is None else cli.datamodule
+    if cli.datamodule is not None:
+        source.prepare_data()
+        source.setup("fit")
+    model.setup("fit")
+    model.configure_model()
+    found = masks_from_file(file)
+    if missing := found.keys() - dict(model.named_parameters()).keys():
+        raise ValueError(f"{file} has a mask of {min(missing)}, and the model of `--config` has no such weight.")
+    data = TrainingData(_training_step, example_input=model.example_input_array)
+    if data.example_input is None:
+        data.batches = [next(iter(source.train_dataloader()))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # there is no trainer to log to
+        network = data.network(model, list(found))
+    with in_double():
+        _as_trained(network.module, {network.names[name]: mask for name, mask in found.items()}, cli)
+        count = flops(network.module, *network.args, **network.kwargs)
+    held = memory(_as_trained(model, found, cli), _state_tensors(file))
+    return f"{flop_table(count)}\n\n{byte_table(held)}"
+
+
+def _training_step(module: Any, batch: Any) -> Tensor:
+    return module.training_step(batch, 0)
+
+
+def _as_trained(module: nn.Module, masks: Mapping[str, Tensor], cli: LightningCLI) -> nn.Module:
+    """Make a module sparse as the configuration's callback does; without one, as the package's defaults are."""
+    callbacks = [callback for callback in cli.trainer.callbacks if isinstance(callback, SignInCallback)]  # type: ignore[attr-defined]
+    own: dict[str, Any] = {}
+    for callback in callbacks:
+        own = {"storage": callback.start.storage, "parametrization": callback.start.parametrization}
+    return sparsify(module, mask=masks, include=list(masks), **own)
+
+
+def _state_tensors(file: str | os.PathLike) -> int:
+    """How many tensors of a weight's shape the optimizer of a checkpoint keeps; 1, as momentum has, if it has none."""
+    if str(file).endswith(".safetensors"):
+        return 1
+    states = torch.load(file, map_location="cpu", weights_only=True).get("optimizer_states") or [{"state": {}}]
+    first = next(iter(states[0]["state"].values()), None)
+    return 1 if first is None else sum(isinstance(value, Tensor) and value.ndim > 0 for value in first.values())

@@ -1,0 +1,22 @@
+"""``lightning-signin report``: pictures of runs, for people."""
+
+import argparse
+
+from lightning_signin.report import write_report
+
+
+def report(arguments: list[str]) -> None:
+    """Write the page and print where it is.
+
+    Raises:
+        ValueError: If matplotlib is missing, or for what `write_report` refuses.
+    """
+    parser = argparse.ArgumentParser("lightning-signin report", description="A page with the pictures of runs.")
+    parser.add_argument("runs", metavar="RUN_DIR", nargs="+", help="a folder with the metrics.csv of CSVLogger")
+    parser.add_argument("--output", metavar="DIR", help="where to write (default: report/ in the first RUN_DIR)")
+    options = parser.parse_args(arguments)
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ValueError("`report` needs matplotlib. Install it: pip install 'lightning-signin[plot]'.") from error
+    print(write_report(options.runs, options.output))

@@ -1,0 +1,80 @@
+"""The arguments of a run as plain values, and whether those of a folder are the same."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_signin.callback import SignInCallback
+from lightning_signin.masks.build import StructureOf
+from lightning_signin.naming import shown
+
+State = dict[str, Any]
+
+OWNED = (
+    *("sparsity", "distribution", "structure", "mask", "mask_from"),
+    *("update", "signs_from", "magnitudes_from", "flip_signs"),
+)
+# They change no weight: the seed is that of random masks, the others say what is logged.
+IDLE = ("seed", "log_layers", "warmup_epochs", "sharpness_every_n_epochs", "sharpness_batches")
+
+
+def plain_sign_in(sign_in: Mapping[str, Any]) -> State:
+    """The arguments of the callbacks, with defaults, as plain values.
+
+    Args:
+        sign_in: Arguments of `SignInCallback`.
+
+    Raises:
+        ValueError: For values out of range, and arguments that are not to be chosen.
+
+    Example:
+        >>> plain_sign_in({"parametrization": "plain"})["frobenius_decay"]
+        0.0
+    """
+    for name in OWNED:
+        if name in sign_in:
+            raise ValueError(
+                f"`sign_in` must not have {name!r}: IterativePruning decides it. It takes `sparsity`, `distribution` "
+                "and `structure` itself."
+            )
+    callback = SignInCallback(**sign_in)
+    start = callback.start
+    if start.form.prunes:
+        raise ValueError(
+            f"`sign_in`: parametrization={shown(start.parametrization)!r} makes zeros by itself, and so the sparsity "
+            "would not be exact. Use 'sign-in', 'plain' or 'powerprop'."
+        )
+    plain = arguments_of(callback) | start.saved()
+    return {name: value for name, value in plain.items() if name not in (*OWNED, *IDLE)}
+
+
+def arguments_of(callback: SignInCallback) -> State:
+    """What a callback was made with, by argument.
+
+    Example:
+        >>> arguments_of(SignInCallback(frobenius_decay=1e-4))["frobenius_decay"]
+        0.0001
+    """
+    given = {name: value for part in (callback.start, callback.options) for name, value in vars(part).items()}
+    schedule = given.pop("schedule")
+    return {
+        **given,
+        "rescale_every_n_epochs": schedule.every_n_epochs,
+        "rescale_every_n_steps": schedule.every_n_steps,
+        "rescale_until": schedule.until,
+    }
+
+
+def plain_structure(structure: StructureOf) -> Any:
+    """One line for a structure, or one for each pattern."""
+    return {n: shown(s) for n, s in structure.items()} if isinstance(structure, Mapping) else shown(structure)
+
+
+def check_same_arguments(begun_with: State, here: State, folder: os.PathLike) -> None:
+    """Raise `ValueError` where the arguments that a folder was begun with differ from those of this run."""
+    for name, value in here.items():
+        if begun_with.get(name) != value:
+            raise ValueError(
+                f"The run in {folder} was begun with {name}={begun_with.get(name)!r}, and here it is {value!r}. Pass "
+                f"{name}={begun_with.get(name)!r} to go on, or choose another folder."
+            )

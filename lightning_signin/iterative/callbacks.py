@@ -1,0 +1,125 @@
+"""What a Trainer of one level is given: it begins at the level's weights and mask, and saves after every epoch."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from lightning_signin.callback import SignInCallback
+from lightning_signin.iterative.folder import Folder, State
+from lightning_signin.iterative.levels import Levels
+from lightning_signin.iterative.seeds import enter_level
+from lightning_signin.masks.choice import Choice
+from lightning_signin.selection import select_weights
+
+
+class LevelSignIn(SignInCallback):
+    """`SignInCallback` of one level: it rewinds the weights and prunes before the module becomes sparse.
+
+    Args:
+        folder: The files of the run.
+        levels: How sparse the levels are.
+        level: The number of this one.
+        rewind: "imp", "wr" or "lrr".
+        first: What ``start.ckpt`` holds besides the weights: the random generators at the start, and the arguments.
+        sign_in: Further arguments of `SignInCallback`.
+    """
+
+    def __init__(self, folder: Folder, levels: Levels, level: int, rewind: str, first: State, **sign_in: Any) -> None:
+        super().__init__(sparsity=levels.sparsity_at(level), **sign_in)
+        self.folder, self.levels, self.level, self.rewind, self.first = folder, levels, level, rewind, first
+
+    def _sparsify(
+        self, trainer: Trainer, module: LightningModule, known: dict[str, Tensor] | None, resumes: bool
+    ) -> None:
+        # Only here are the layers complete that a module builds in `configure_model`, and still plain.
+        start = self.start
+        if not resumes:
+            self._begin(trainer, module)
+            source: Any = {"mask_from": self.folder.mask(self.level), "sparsity": None}
+            self.start = replace(start, **(source if self.level else {"sparsity": 0.0}))
+        try:
+            super()._sparsify(trainer, module, known, resumes)
+        finally:
+            self.start = start  # a checkpoint does not depend on where the folder is
+
+    def _begin(self, trainer: Trainer, module: LightningModule) -> None:
+        """Load the weights that the level starts from, and write its mask."""
+        folder, level = self.folder, self.level
+        shapes, choice = self._choice(module)
+        if level == 0 and trainer.is_global_zero:
+            if not folder.start.exists():
+                folder.write({"state_dict": module.state_dict(), **self.first}, folder.start)
+            folder.write({n: torch.ones(shape, dtype=torch.bool) for n, shape in shapes.items()}, folder.mask(0))
+        elif trainer.is_global_zero:
+            trained, kept = folder.read(folder.end(level - 1))["state_dict"], folder.read(folder.mask(level - 1))
+            theta = {name: trained[name] for name in kept}
+            folder.write(self.levels.masks(level, choice, theta, kept), folder.mask(level))
+        trainer.strategy.barrier()
+        back = {"imp": folder.start, "wr": folder.rewind, "lrr": folder.end(level - 1)}
+        load_weights(module, folder, back[self.rewind] if level else folder.start)
+        if level > 0:  # layers that this process has just built have drawn, in others they were there already
+            enter_level(level, self.first["generators"])
+
+    def _choice(self, module: LightningModule) -> tuple[dict[str, tuple[int, ...]], Choice]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `sparsify` says the same again
+            selected = select_weights(module, self.start.include, self.start.exclude)
+        transposed = [name for name, owners in selected.items() if isinstance(owners[0][0], _ConvTransposeNd)]
+        shapes = {name: tuple(module.get_parameter(name).shape) for name in selected}
+        return shapes, self.levels.choice(shapes, transposed)
+
+
+class EpochEnds(Checkpoint):
+    """Saves the level in progress after every epoch, and the weights to rewind to after theirs.
+
+    It is a `Checkpoint`, so that it comes after all that others do at an epoch's end.
+
+    Args:
+        folder: The files of the run.
+        level: The number of the level.
+        rewind_epoch: The number of epochs of level 0 after which the weights are saved; None for never.
+    """
+
+    def __init__(self, folder: Folder, level: int, rewind_epoch: int | None) -> None:
+        self.folder, self.level, self.rewind_epoch = folder, level, rewind_epoch
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save."""
+        if self.level == 0 and trainer.current_epoch + 1 == self.rewind_epoch:
+            weights = trainer.strategy.lightning_module_state_dict()  # asks all ranks
+            if trainer.is_global_zero:
+                self.folder.write({"state_dict": weights}, self.folder.rewind)
+        # That a callback has stopped the run is in no checkpoint: resumed from here, it would train an epoch more.
+        if not trainer.should_stop:
+            self.folder.save_checkpoint(trainer, self.folder.progress(self.level))
+
+
+def load_weights(module: LightningModule, folder: Folder, path: Path) -> None:
+    """Load the weights of a file of the folder.
+
+    Raises:
+        ValueError: If the file is damaged, or of another model.
+    """
+    weights = folder.read(path)["state_dict"]
+    there, here = _sizes(weights), _sizes(module.state_dict())
+    # torch itself passes over the weights of a layer that is None until it is built
+    for name in {**there, **here}:
+        if there.get(name, "none") != here.get(name, "none"):
+            raise ValueError(
+                f"The weights in {path} do not fit the module: {name} is {there.get(name, 'none')} there, and "
+                f"{here.get(name, 'none')} in the module. Use the model of that run, with all its layers (call "
+                "`configure_model` first where that builds some), or another folder."
+            )
+    module.load_state_dict(weights)
+
+
+def _sizes(weights: Mapping[str, Any]) -> dict[str, str]:
+    return {name: f"of shape {tuple(value.shape)}" for name, value in weights.items() if isinstance(value, Tensor)}

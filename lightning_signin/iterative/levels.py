@@ -1,0 +1,124 @@
+"""How sparse each level is, and which weights are left."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+from torch import Tensor
+
+from lightning_signin.masks.build import StructureOf, check_choice, make_choice
+from lightning_signin.masks.choice import Choice
+from lightning_signin.masks.distributions import DISTRIBUTIONS, budget
+from lightning_signin.masks.structures import parse_structure
+from lightning_signin.warn import warn
+
+
+@dataclass(frozen=True)
+class Levels:
+    r"""The levels of one run: level 0 is dense, and each later one keeps a share of the weights before it.
+
+    The density of level i is
+
+    .. math:: d_i = \max\left((1 - r)^i, 1 - S\right)
+
+    Args:
+        sparsity: S, of the last level, in [0, 1).
+        prune_rate: r, in (0, 1).
+        distribution: How the kept weights are spread over layers: "global", "balanced", "erk" or "uniform".
+        structure: The pattern of the last mask; see `build_masks`. Masks before it are unstructured.
+
+    Raises:
+        ValueError: For values out of range and unknown names.
+
+    Example:
+        >>> levels = Levels(sparsity=0.9, prune_rate=0.5)
+        >>> [levels.sparsity_at(level) for level in range(levels.last + 1)]
+        [0.0, 0.5, 0.75, 0.875, 0.9]
+    """
+
+    sparsity: float
+    prune_rate: float = 0.2
+    distribution: str = "global"
+    structure: StructureOf = "unstructured"
+
+    def __post_init__(self) -> None:
+        budget(self.sparsity, 1)
+        rate = self.prune_rate
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < 1:
+            raise ValueError(f"`prune_rate` must be in (0, 1), got {rate!r}. Pass the share that goes, e.g. 0.2.")
+        check_choice("distribution", self.distribution, [*DISTRIBUTIONS, "global"])
+        given = self.structure
+        for structure in given.values() if isinstance(given, Mapping) else [given]:
+            parse_structure(structure)
+
+    @property
+    def last(self) -> int:
+        """The number of the last level."""
+        left, target, level = Fraction(1), 1 - _exact(self.sparsity), 0
+        while left > target:
+            left, level = left * (1 - _exact(self.prune_rate)), level + 1
+        return level
+
+    def sparsity_at(self, level: int) -> float:
+        """1 − d of a level."""
+        return float(1 - max((1 - _exact(self.prune_rate)) ** level, 1 - _exact(self.sparsity)))
+
+    def choice(self, shapes: Mapping[str, tuple[int, ...]], transposed: Collection[str]) -> Choice:
+        """How scores become masks.
+
+        Args:
+            shapes: Shape of every weight by name, in model order.
+            transposed: Names of the weights that are stored as (inputs, outputs, …).
+
+        Raises:
+            ValueError: If the structure does not fit a weight, or the last level is below one unit a layer.
+        """
+        return make_choice(shapes, self.sparsity, self.distribution, self.structure, transposed)
+
+    def masks(
+        self, level: int, choice: Choice, theta: Mapping[str, Tensor], before: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The masks of a level: the largest |θ| of those that the level before kept.
+
+        Without a structure no weight comes back. With one, the last mask has to fit it, and takes weights that are gone
+        where its pattern needs more than are left.
+
+        Args:
+            level: At least 1.
+            choice: See `choice`.
+            theta: The weights at the end of the level before, by name.
+            before: The masks of the level before.
+
+        Raises:
+            ValueError: If a weight is not finite.
+
+        Example:
+            >>> import torch
+            >>> levels, theta = Levels(sparsity=0.75, prune_rate=0.5), {"w": torch.tensor([[1.0, -4.0], [3.0, -2.0]])}
+            >>> choice = levels.choice({"w": (2, 2)}, transposed=())
+            >>> levels.masks(1, choice, theta, {"w": torch.ones(2, 2, dtype=torch.bool)})["w"].tolist()
+            [[False, True], [True, False]]
+        """
+        for name, weight in theta.items():
+            if not weight.isfinite().all():
+                raise ValueError(
+                    f"{name} is not finite at the end of level {level - 1}, so its magnitudes say nothing. Train with "
+                    "a lower learning rate, in a new folder."
+                )
+        scores = {name: theta[name].abs().masked_fill(~mask, -1) for name, mask in before.items()}
+        left = {name: int(mask.sum()) for name, mask in before.items()}
+        if level < self.last:
+            return choice.masks(scores, lambda _: 1 - self.sparsity_at(level), left)
+        masks = choice.masks(scores, None, left)
+        kept, size = sum(int(mask.sum()) for mask in masks.values()), sum(mask.numel() for mask in masks.values())
+        if kept != choice.target:
+            warn(
+                f"structure={self.structure!r} cannot keep {choice.target} of the {size} weights: the last level keeps "
+                f"{kept}, the nearest count that it can make of what is left (sparsity {1 - kept / size:.4f})."
+            )
+        return masks
+
+
+def _exact(value: float) -> Fraction:
+    """A number as it is printed: 0.9 is 9/10."""
+    return Fraction(repr(float(value)))

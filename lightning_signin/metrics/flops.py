@@ -1,0 +1,212 @@
+"""Floating-point operations of a forward, by weight: dense, sparse, and with Sign-In's product m ⊙ w.
+
+Gadhikar, Jacobs, Zhou, Burkholz: "Sign-In to the Lottery", NeurIPS 2025, arXiv:2504.12801, Appendix N. There a
+convolution has
+
+    (2 · H_out · W_out · C_out · C_in · K · K) + (C_out · C_in · K · K)
+
+operations a sample: 2 for each multiply-add, and the product m ⊙ w. Biases, norms and activations are not counted. Two
+things that the paper does not say: the product is taken once for a batch, not for each sample; and in compact storage
+it has only the entries on the mask. Its Table 15 calls "Training FLOPs" what is the count of one forward.
+"""
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.module_tracker import ModuleTracker
+
+from lightning_signin.generators import untouched
+from lightning_signin.parametrizations.masked import SignIn
+from lightning_signin.weights import SparseWeight, sparse_weights
+
+# A training step is a forward and a backward; a backward has two products of a forward's size, one for the gradient of
+# the inputs and one for that of the weights (of m ⊙ w: for those of m and w).
+TRAINING = 3
+
+
+@dataclass(frozen=True)
+class LayerFlops:
+    """Operations of one forward that a weight takes part in.
+
+    Attributes:
+        name: The weight's plain name; or "module: operation" for what no weight of the module takes part in, such as
+            attention's query · key and attention · value.
+        dense: If no entry were zero.
+        sparse: In proportion to the entries that are kept; all where no sparse weight takes part.
+        product: Multiplications of m ⊙ w as this package does them, once a batch for each use of the weight: of the
+            active entries in compact storage, of all in dense storage, none without a product.
+        paper_product: The same over all entries, as Appendix N counts them.
+    """
+
+    name: str
+    dense: int
+    sparse: int
+    product: int = 0
+    paper_product: int = 0
+
+    @property
+    def sign_in(self) -> int:
+        """Sparse, and the product as this package does it."""
+        return self.sparse + self.product
+
+    @property
+    def paper_sign_in(self) -> int:
+        """Sparse, and the product as Appendix N counts it."""
+        return self.sparse + self.paper_product
+
+    def training(self, samples: int = 1) -> dict[str, int]:
+        """Operations of a training step on a batch: forward and backward, `TRAINING` times a forward.
+
+        This is what the mathematics needs. Dense kernels, which run masked weights too, take the dense number.
+
+        Args:
+            samples: Batch size, if the count is that of one sample.
+
+        Returns:
+            "dense", "sparse" and "sign_in".
+
+        Example:
+            >>> LayerFlops("weight", dense=100, sparse=10, product=5).training(samples=4)
+            {'dense': 1200, 'sparse': 120, 'sign_in': 135}
+        """
+        dense, sparse = TRAINING * samples * self.dense, TRAINING * samples * self.sparse
+        return {"dense": dense, "sparse": sparse, "sign_in": sparse + TRAINING * self.product}
+
+
+@dataclass(frozen=True)
+class FlopCount:
+    """Operations by layer, in the order of a forward; sparse weights that it does not use come last.
+
+    Attributes:
+        layers: One row a weight, or an operation without a weight.
+    """
+
+    layers: tuple[LayerFlops, ...]
+
+    @property
+    def total(self) -> LayerFlops:
+        """The sum over all rows."""
+        fields = ("dense", "sparse", "product", "paper_product")
+        return LayerFlops("total", *(sum(getattr(layer, field) for layer in self.layers) for field in fields))
+
+
+def flops(module: nn.Module, *args: Any, **kwargs: Any) -> FlopCount:
+    """Count the operations of a call of a module, by weight.
+
+    torch's own formulas (`torch.utils.flop_counter`) count each matrix product, convolution and attention. What has no
+    formula there, such as a custom kernel or a recurrent layer, counts 0. Causal attention counts in full.
+
+    Args:
+        module: A module after `sparsify`, or a plain one, whose sparse counts are the dense ones.
+        *args: What the module is called with. With a batch of one these are the operations of one sample.
+        **kwargs: Keyword arguments of the call.
+
+    Returns:
+        The counts. A weight that is used twice has one row; so have weights that are tied. A part of a weight counts
+        with the density of the whole. Two weights that are multiplied with each other count as the sparser one.
+
+    Example:
+        >>> from lightning_signin import sparsify
+        >>> net = sparsify(nn.Linear(20, 10), sparsity=0.9)
+        >>> flops(net, torch.zeros(1, 20)).layers
+        (LayerFlops(name='weight', dense=400, sparse=40, product=20, paper_product=200),)
+    """
+    # A copy in eval mode: statistics, gradients, caches, hooks and training modes of the module stay as they are. With
+    # gradients, since without them torch's attention modules take one fused kernel that has no formula.
+    twin = copy.deepcopy(module).eval()
+    for parameter in twin.parameters():
+        if parameter.is_floating_point():
+            parameter.requires_grad_()
+    counter = _Counter(twin)
+    with untouched(), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), counter.watching():
+        twin(*args, **kwargs)
+    return counter.result()
+
+
+class _Counter(TorchDispatchMode):
+    """Counts each operation for the weight among its arguments. Views of a weight are known by its storage."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.modules = ModuleTracker()
+        self.formulas = FlopCounterMode(display=False).flop_registry
+        self.sparse = sparse_weights(module)
+        self.names: dict[int, str] = {}  # by storage
+        self.dense: dict[str, int] = defaultdict(int)
+        self.used: set[int] = set()  # by storage: layers may also compute a θ just to look at its dtype
+        self._alive: list[Tensor] = []  # a storage that is gone may give its address to the next
+        for name, parameter in module.named_parameters():
+            if parameter.ndim >= 2:  # a bias is an argument of the same operations
+                self._know(name, parameter)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Count what is run inside, and learn the storage of each θ when a layer computes it."""
+        weights = self.sparse.items()
+        hooks = [weight.parametrization.register_forward_hook(self._learn(name)) for name, weight in weights]
+        try:
+            with self.modules, self:
+                yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        keys = [_storage(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        self.used.update(key for key in keys if key in self.names)
+        if func._overloadpacket in self.formulas:
+            names = [self.names[key] for key in keys if key in self.names]
+            name = min(names, key=self._density, default=None)
+            self.dense[name or self._place(func)] += self.formulas[func._overloadpacket](*args, **kwargs, out_val=out)
+        return out
+
+    def result(self) -> FlopCount:
+        """The counts so far."""
+        uses = [self.names[key] for key in self.used]
+        rows = []
+        for name in {**self.dense, **self.sparse}:
+            dense, weight = self.dense.get(name, 0), self.sparse.get(name)
+            sparse, (product, of_all) = round(dense * self._density(name)), _products(weight)
+            rows.append(LayerFlops(name, dense, sparse, product * uses.count(name), of_all * uses.count(name)))
+        return FlopCount(tuple(rows))
+
+    def _know(self, name: str, tensor: Tensor) -> None:
+        self.names[_storage(tensor)] = name
+        self._alive.append(tensor)
+
+    def _learn(self, name: str) -> Callable[[nn.Module, tuple, Tensor], None]:
+        return lambda _module, _args, theta: self._know(name, theta)
+
+    def _density(self, name: str) -> Fraction:
+        weight = self.sparse.get(name)
+        return Fraction(1) if weight is None else Fraction(weight.kept, weight.storage.shape.numel())
+
+    def _place(self, func: Any) -> str:
+        # The tracker's names start with the class of the outermost module; "Global" stands for none.
+        _, _, module = max(self.modules.parents - {"Global"}, key=len, default="").partition(".")
+        return f"{module}: {func._overloadpacket.__name__}" if module else func._overloadpacket.__name__
+
+
+def _products(weight: SparseWeight | None) -> tuple[int, int]:
+    """Multiplications of m ⊙ w: those that are done, and those of all entries."""
+    if weight is None or not isinstance(weight.parametrization, SignIn):
+        return 0, 0
+    size = weight.storage.shape.numel()
+    return weight.factors[0].numel(), size
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

@@ -1,0 +1,132 @@
+"""Bytes that weights take in training: parameters, gradients, optimizer state, and the index or mask."""
+
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_signin.optimizer_state import fresh_state
+from lightning_signin.storage import Compact
+from lightning_signin.weights import sparse_weights
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """What is held from step to step, in bytes."""
+
+    parameters: int
+    gradients: int
+    optimizer_state: int
+    index: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(astuple(self))
+
+    def __add__(self, other: "Bytes") -> "Bytes":
+        return Bytes(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True)
+class LayerBytes:
+    """Bytes of one weight.
+
+    Attributes:
+        name: Its plain name; "other parameters" for all that is not sparse.
+        dense: In dense training of the plain weight.
+        sparse: As it is trained now.
+    """
+
+    name: str
+    dense: Bytes
+    sparse: Bytes
+
+
+@dataclass(frozen=True)
+class ByteCount:
+    """Bytes by layer.
+
+    Attributes:
+        layers: One row a sparse weight, and one for all other parameters.
+    """
+
+    layers: tuple[LayerBytes, ...]
+
+    @property
+    def total(self) -> LayerBytes:
+        """The sum over all rows."""
+        dense, sparse = (_sum(getattr(layer, kind) for layer in self.layers) for kind in ("dense", "sparse"))
+        return LayerBytes("total", dense, sparse)
+
+
+def memory(module: nn.Module, optimizer: Optimizer | int = 1) -> ByteCount:
+    """Bytes of parameters, gradients, optimizer state and index of a module, beside those of dense training.
+
+    Activations, buffers, and the dense gradients that some update rules take for a step are not among them.
+
+    Args:
+        module: A module after `sparsify`, or a plain one. Parameters without gradient have neither gradient nor state.
+        optimizer: The number of tensors of a weight's shape that the optimizer keeps: 0 for SGD, 1 with momentum, 2 for
+            Adam; or an optimizer, built in `plain_view`. Before its first step it is asked what state it makes.
+
+    Raises:
+        ValueError: If a parameter is not in the optimizer, or the state that it will make is not known.
+
+    Example:
+        >>> from lightning_signin import sparsify
+        >>> net = sparsify(nn.Linear(20, 10, bias=False), sparsity=0.9)
+        >>> memory(net).layers[0].sparse  # m and w of 20 entries in float32, and 20 indices of 8 bytes
+        Bytes(parameters=160, gradients=160, optimizer_state=160, index=160)
+    """
+    rows: list[LayerBytes] = []
+    seen: set[int] = set()
+    for name, weight in sparse_weights(module).items():
+        first, size = weight.tensors[0], weight.storage.shape.numel()
+        index = weight.storage.index if isinstance(weight.storage, Compact) else weight.storage.mask
+        trained = _sum(_of_tensor(tensor, tensor.numel(), optimizer, name) for tensor in weight.tensors)
+        trained += Bytes(0, 0, 0, index.numel() * index.itemsize)
+        rows.append(LayerBytes(name, _of_tensor(first, size, optimizer, name), trained))
+        seen.update(map(id, weight.tensors))
+    others = [(name, parameter) for name, parameter in module.named_parameters() if id(parameter) not in seen]
+    rest = _sum(_of_tensor(parameter, parameter.numel(), optimizer, name) for name, parameter in others)
+    return ByteCount((*rows, LayerBytes("other parameters", rest, rest)))
+
+
+def _sum(parts: Iterable[Bytes]) -> Bytes:
+    return sum(parts, Bytes(0, 0, 0))
+
+
+def _of_tensor(parameter: nn.Parameter, size: int, optimizer: Optimizer | int, name: str) -> Bytes:
+    """Of a parameter, if it had ``size`` entries."""
+    own = size * parameter.itemsize
+    if not parameter.requires_grad:
+        return Bytes(own, 0, 0)
+    if isinstance(optimizer, int):
+        return Bytes(own, own, optimizer * own)
+    an_entry, fixed = _state_bytes(optimizer, parameter, name)
+    return Bytes(own, own, an_entry * size + fixed)
+
+
+def _state_bytes(optimizer: Optimizer, parameter: nn.Parameter, name: str) -> tuple[int, int]:
+    """Bytes of optimizer state for each entry of a parameter, and those that do not depend on its size."""
+    if parameter in optimizer.state:
+        return _split(optimizer.state[parameter].values(), parameter.numel())
+    group = next((g for g in optimizer.param_groups if any(p is parameter for p in g["params"])), None)
+    if group is None:
+        raise ValueError(f"`optimizer` does not train {name}. Build it in `plain_view`, or freeze the parameter.")
+    try:
+        state = fresh_state(optimizer, group)
+    except ValueError as error:
+        raise ValueError(
+            f"`optimizer`: the state that {type(optimizer).__name__} makes is not known before its first step. Take a "
+            "step, or pass the number of its tensors of a weight's shape, e.g. optimizer=2."
+        ) from error
+    return _split(state.values(), 3)
+
+
+def _split(values: Iterable[object], size: int) -> tuple[int, int]:
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    of_entries = sum(tensor.itemsize for tensor in tensors if tensor.ndim and tensor.numel() == size)
+    return of_entries, sum(t.numel() * t.itemsize for t in tensors if not (t.ndim and t.numel() == size))

@@ -125,9 +125,12 @@ def compare(net: nn.Module, batch: Batch) -> None:
             value, products = PACKAGES[name][0](net, batch, seed, setting)
             rows[name].append((time.perf_counter() - begin, products, abs(value / true - 1)))
     for name, found in rows.items():
-        seconds, products, errors = zip(*found, strict=True)
-        median = statistics.median(seconds)
-        print(f"| {name} | {chosen[name]:g} | {max(products)} | {max(errors):.0e} | {median:.2f} |", flush=True)
+        median, most, worst = (
+            statistics.median(s for s, *_ in found),
+            max(p for _, p, _ in found),
+            max(e for *_, e in found),
+        )
+        print(f"| {name} | {chosen[name]:g} | {most} | {worst:.0e} | {median:.2f} |", flush=True)
     for name in PACKAGES.keys() - chosen.keys():
         print(f"| {name} | none reaches {ACCURACY:g} | | | |")
 

@@ -3,15 +3,14 @@
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
 def pack_bits(mask: Tensor) -> Tensor:
     """A bool tensor as a uint8 vector, eight entries a byte, lowest bit first."""
-    bits = torch.zeros(-(-mask.numel() // 8) * 8, dtype=torch.uint8)
-    bits[: mask.numel()] = mask.flatten().to("cpu", torch.uint8)
-    return (bits.view(-1, 8) << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
+    return torch.from_numpy(np.packbits(mask.detach().flatten().cpu().numpy(), bitorder="little"))
 
 
 def unpack_bits(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -22,8 +21,8 @@ def unpack_bits(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
         >>> torch.equal(unpack_bits(pack_bits(mask), (3, 7)), mask)
         True
     """
-    bits = (packed.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8)) & 1
-    return bits.flatten()[: prod(shape)].view(shape).bool()
+    bits = np.unpackbits(packed.numpy(), count=prod(shape), bitorder="little")
+    return torch.from_numpy(bits).view(shape).bool()
 
 
 def pack_signs(values: Tensor) -> dict[str, Any]:

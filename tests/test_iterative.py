@@ -425,7 +425,6 @@ def test_file_is_written_whole_or_not_at_all(tmp_path):
             "`rewind_epoch`=2 must be an epoch of level 0, which has 1",
         ),
     ],
-    ids=str,
 )
 def test_wrong_trainer_is_refused(tmp_path, make, text):
     run = pruning(tmp_path, rewind="wr", rewind_epoch=2, sign_in={"rescale_until": 1})

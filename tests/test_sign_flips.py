@@ -1,8 +1,11 @@
 """Sign flips against a brute-force count, through mask updates, rescales and a resume."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from lightning_signin import effective_weights, flip_signs_, masks, sparsify
@@ -51,7 +54,8 @@ class Compare(Callback):
         self.brute, self.compared = brute, 0
 
     def on_train_epoch_end(self, trainer, module):
-        logged = {name.removeprefix("signin/"): value.item() for name, value in trainer.callback_metrics.items()}
+        metrics = {**trainer.logged_metrics, **trainer.callback_metrics}
+        logged = {name.removeprefix("signin/"): float(value) for name, value in metrics.items()}
         row, kept = self.brute.rows[-1]
         for (whole, layer), expected in row.items():
             for name, share in expected.items():
@@ -66,11 +70,13 @@ class Compare(Callback):
 
 @pytest.mark.parametrize("storage", ["auto", "dense"])
 @pytest.mark.parametrize("update", [None, RigL(3), ACDC(), GMP(4)], ids=str)
-def test_logged_flips_are_those_of_a_brute_force_count(update, storage):
+def test_logged_flips_are_those_of_a_brute_force_count(tmp_path, update, storage):
     brute = BruteForce()
     compare = Compare(brute)
     sign_in = callback(update=update, storage=storage, log_layers=True, warmup_epochs=WARMUP)
-    trainer(brute, sign_in, compare).fit(seeded("SGD", lr=0.5, momentum=0.5), loader())
+    logger = CSVLogger(tmp_path)
+    trainer(brute, sign_in, compare, logger=logger).fit(seeded("SGD", lr=0.5, momentum=0.5), loader())
+    assert "signin/layer/flips/fc1.weight" in (Path(logger.log_dir) / "metrics.csv").read_text()
     assert compare.compared > 3
 
 
@@ -82,9 +88,11 @@ def test_a_resumed_run_counts_as_the_uninterrupted_one(tmp_path, update, moment)
         if ckpt_path:
             torch.manual_seed(99)
             module = Small("SGD", lr=0.5, momentum=0.5)
-        runner = trainer(callback(update=update, log_layers=True, warmup_epochs=WARMUP), *extra)
+        sign_in = callback(update=update, log_layers=True, warmup_epochs=WARMUP)
+        runner = trainer(sign_in, *extra, logger=CSVLogger(tmp_path))
         runner.fit(module, loader(), ckpt_path=ckpt_path)
-        return {name: value.item() for name, value in runner.callback_metrics.items() if name.startswith("signin/")}
+        metrics = {**runner.logged_metrics, **runner.callback_metrics}
+        return {name: float(value) for name, value in metrics.items() if name.startswith("signin/")}
 
     whole = run(SaveEverywhere(tmp_path))
     assert run(ckpt_path=tmp_path / f"{moment}.ckpt") == whole

@@ -130,15 +130,13 @@ class Training:
         if self.decay is not None and isinstance(loss, Tensor) and loss.numel() == 1:
             self._losses += torch.tensor([loss.item(), 1.0], dtype=torch.float64)
 
-    def after_epoch(self) -> dict[str, float]:
-        """Adapt the decay; what to log of the epoch."""
+    def after_epoch(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Adapt the decay; what to log of the epoch: numbers of the whole, and of the layers."""
         epochs = self.trainer.current_epoch + 1
         if epochs == self.options.warmup_epochs:
             self.flips.mark("warmup", self.module)
         self.flips.update(self.module)
         numbers = whole_numbers(self.module, self.flips)
-        if self.options.log_layers:
-            numbers |= layer_numbers(self.module, self.flips)
         if self.updates is not None:
             numbers |= {"mask_change": self.updates.mask_change, "update_progress": self.updates.progress}
         if self.decay is not None:
@@ -152,7 +150,7 @@ class Training:
         if self.curvature is not None and every is not None and epochs % every == 0:
             found = self.curvature.measure()
             numbers |= {"sharpness": float(found), "sharpness_products": float(found.products)}
-        return numbers
+        return numbers, layer_numbers(self.module, self.flips) if self.options.log_layers else {}
 
     def close(self) -> None:
         """Let go of the weights."""

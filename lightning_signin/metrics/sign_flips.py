@@ -1,6 +1,6 @@
 """Sign flips of the effective weights since the start, a warm-up, the last measurement (Figures 1, 4, 7)."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from torchmetrics import Metric
 
 from lightning_signin.bits import full_signs, pack_bits, pack_signs, unpack_bits, unpack_signs
 from lightning_signin.functional import sign_flips
-from lightning_signin.weights import SparseWeight, sparse_weights
+from lightning_signin.weights import sparse_weights
 
 State = dict[str, Any]
 REFERENCES = ("start", "warmup", "last")
@@ -62,29 +62,21 @@ class SignFlips(Metric):
             reference: "start", "warmup" or "last".
             module: The module.
         """
-        weights = sparse_weights(module)
-        if reference == "warmup":
-            self._to_warmup = torch.stack([*self._since("start", weights)])
-        self.references[reference] = {
-            "signs": {name: pack_signs(weight.active_values()) for name, weight in weights.items()},
-            "masks": {name: pack_bits(weight.storage.mask) for name, weight in weights.items()}
-            if self.moving
-            else None,
-        }
+        self._mark(reference, _moment(module, self.moving))
 
     def update(self, module: nn.Module) -> None:
         """Count, and take this moment for the last measurement of the next."""
-        weights = sparse_weights(module)
+        now = _moment(module, self.moving)
         for column, stage in enumerate(_STAGES):
             if stage in self.references:
-                flipped, kept = self._since(stage, weights)
+                flipped, kept = self._since(stage, now)
             elif stage == "start_to_warmup" and "warmup" in self.references:
                 flipped, kept = self._to_warmup
             else:
                 continue
             self.flipped[:, column] = flipped.to(self.flipped.device)
             self.kept[:, column] = kept.to(self.kept.device)
-        self.mark("last", module)
+        self._mark("last", now)
 
     def compute(self) -> dict[str, float]:
         """Shares of flipped weights of the whole model: "start" and, where they are known, the other stages."""
@@ -102,9 +94,17 @@ class SignFlips(Metric):
         """Go on from saved references."""
         self.references, self._to_warmup = dict(state["references"]), state["to_warmup"]
 
-    def _since(self, reference: str, weights: dict[str, SparseWeight]) -> tuple[Tensor, Tensor]:
-        found = [_flips(self.references[reference], name, weight) for name, weight in weights.items()]
-        kept = [weight.storage.active for weight in weights.values()]
+    def _mark(self, reference: str, now: "dict[str, _Weight]") -> None:
+        if reference == "warmup":
+            self._to_warmup = torch.stack([*self._since("start", now)])
+        self.references[reference] = {
+            "signs": {name: pack_signs(weight.values) for name, weight in now.items()},
+            "masks": {name: pack_bits(w.mask) for name, w in now.items() if w.mask is not None} or None,
+        }
+
+    def _since(self, reference: str, now: "dict[str, _Weight]") -> tuple[Tensor, Tensor]:
+        found = [_flips(self.references[reference], name, weight) for name, weight in now.items()]
+        kept = [weight.values.numel() for weight in now.values()]
         return torch.tensor(found, dtype=torch.int64), torch.tensor(kept, dtype=torch.int64)
 
     @staticmethod
@@ -113,11 +113,22 @@ class SignFlips(Metric):
         return {stage: flips / number for stage, flips, number in pairs if number}
 
 
-def _flips(reference: State, name: str, weight: SparseWeight) -> int:
-    packed, masks, now = reference["signs"][name], reference["masks"], weight.active_values()
-    if masks is None:
+class _Weight(NamedTuple):
+    """The entries of a weight on its mask, and the mask where it moves."""
+
+    values: Tensor
+    mask: Tensor | None
+
+
+def _moment(module: nn.Module, moving: bool) -> dict[str, _Weight]:
+    weights = sparse_weights(module).items()
+    return {name: _Weight(w.active_values(), w.storage.mask.cpu() if moving else None) for name, w in weights}
+
+
+def _flips(reference: State, name: str, now: _Weight) -> int:
+    packed, masks = reference["signs"][name], reference["masks"]
+    if masks is None or now.mask is None:
         then = unpack_signs(packed)
     else:
-        mask = unpack_bits(masks[name], tuple(weight.storage.shape))
-        then = full_signs(packed, mask)[weight.storage.mask.cpu()]
-    return int(sign_flips(then.to(now.device), now))
+        then = full_signs(packed, unpack_bits(masks[name], tuple(now.mask.shape)))[now.mask]
+    return int(sign_flips(then.to(now.values.device), now.values))

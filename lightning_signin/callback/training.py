@@ -118,6 +118,8 @@ class Training:
         scale = 1.0 if scaler is None else scaler.get_scale()
         if self.updates is not None and self.updates.before_step(optimizer, scale):
             return
+        if not self.options.frobenius_decay and self.decay is None:
+            return
         stepped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         if self.options.frobenius_decay:
             add_frobenius_decay_(self.weights.values(), self.options.frobenius_decay, stepped)

@@ -1,0 +1,144 @@
+"""Iterative pruning with its three rewinds (IMP, WR, LRR), with and without Sign-In.
+
+    python -m benchmarks.rewind_table tune      # one learning rate a method, on held-out training data
+    python -m benchmarks.rewind_table test      # on test data
+    python -m benchmarks.rewind_table report    # the tables, as Markdown
+
+Problems and protocol of `benchmarks.update_table`, which has the other ways to a sparse network. A fifth of the weights
+goes at each level, over all layers together. One chain of levels serves the three sparsities: at each a last level
+branches off. Rates are tuned at 90 %. A chain that diverges can be pruned no further: it counts with the accuracy of
+its last network (chance) at what sparsities are left. Raw results stand in ``benchmarks/results/rewinds``; what is
+there is not run again.
+"""
+
+import copy
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.jobs import read_rows, run_jobs
+from benchmarks.mask_table import PROBLEMS, print_compared
+from benchmarks.moving_masks import accuracy, fit, mlp
+from benchmarks.stacked_training import Problem
+from benchmarks.update_table import SPARSITIES, Settings, data_of
+from lightning_signin import sparsify
+from lightning_signin.masks import build_masks
+
+RESULTS = Path(__file__).parent / "results" / "rewinds"
+METHODS = ("lrr", "wr", "imp")
+RATES = {"mnist1d": (0.15, 0.225, 0.338, 0.45), "mnist5000": (0.067, 0.1, 0.15, 0.225)}
+TEST_SEEDS, TUNING_SEEDS = range(6), range(1000, 1002)
+PRUNE_RATE, REWIND_EPOCH = 0.2, 3
+
+
+def tune_grid() -> Iterator[Settings]:
+    for problem, method, sign_in in product(PROBLEMS, METHODS, (False, True)):
+        yield from (Settings(problem, method, sign_in, 0.9, lr) for lr in RATES[problem])
+
+
+def test_grid() -> Iterator[Settings]:
+    for problem, method, sign_in in product(PROBLEMS, METHODS, (False, True)):
+        yield Settings(problem, method, sign_in, max(SPARSITIES), learning_rate(problem, method, sign_in))
+
+
+def learning_rate(problem: str, method: str, sign_in: bool) -> float:
+    found = {}
+    for row in read("tune"):
+        settings = Settings(**row["settings"])
+        if (settings.problem, settings.method, settings.sign_in) == (problem, method, sign_in):
+            found[settings.lr] = sum(chain[-1] for chain in row["accuracies"])
+    return max(found, key=lambda lr: found[lr])
+
+
+STAGES = {"tune": (tune_grid, TUNING_SEEDS), "test": (test_grid, TEST_SEEDS)}
+
+
+def run_job(job: tuple[str, Settings, list[int]]) -> dict:
+    torch.set_num_threads(1)
+    stage, settings, seeds = job
+    problem, test = data_of(settings.problem, held_out=stage == "tune")
+    found = [levels(settings, problem, test, seed) for seed in seeds]
+    return {"settings": asdict(settings), "seeds": seeds, "accuracies": found}
+
+
+def levels(settings: Settings, problem: Problem, test: tuple[Tensor, Tensor], seed: int) -> list[float]:
+    """The accuracy at each of `SPARSITIES` up to that of the settings."""
+    net: nn.Module = mlp(problem.widths, seed)
+    rewound = copy.deepcopy(net.state_dict())
+    masks = {name: torch.ones_like(p, dtype=torch.bool) for name, p in net.named_parameters() if p.ndim > 1}
+
+    def note(epoch: int, module: nn.Module) -> None:
+        if settings.method == "wr" and epoch + 1 == REWIND_EPOCH and level == 0:
+            rewound.update(copy.deepcopy(module.state_dict()))
+
+    def trained(net: nn.Module, masks: dict[str, Tensor], number: int) -> nn.Module:
+        if number > 0 and settings.method != "lrr":
+            net.load_state_dict(rewound)
+        form = "sign-in" if settings.sign_in else "plain"
+        sparsify(net, mask=masks, parametrization=form)
+        return fit(net, problem, settings.lr, seed + 10_000 * number, after_epoch=note)
+
+    found: list[float] = []
+    level = 0
+    net = trained(net, masks, level)
+    sparsities = [sparsity for sparsity in SPARSITIES if sparsity <= settings.sparsity]
+    for sparsity in sparsities:
+        while (1 - PRUNE_RATE) ** (level + 1) > 1 - sparsity + 1e-9 and finite(net):
+            level += 1
+            masks = pruned(net, masks, 1 - (1 - PRUNE_RATE) ** level)
+            net = trained(net, masks, level)
+        if not finite(net):
+            return found + [accuracy(net, *test)] * (len(sparsities) - len(found))
+        last = trained(copy.deepcopy(net), pruned(net, masks, sparsity), level + 1)
+        found.append(accuracy(last, *test))
+    return found
+
+
+def finite(net: nn.Module) -> bool:
+    return all(parameter.isfinite().all() for parameter in net.parameters())
+
+
+def pruned(net: nn.Module, masks: dict[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+    """The largest of the weights on the masks."""
+    weights = {name: net.get_parameter(name).detach().abs().masked_fill(~mask, -1) for name, mask in masks.items()}
+    return build_masks(weights, sparsity=sparsity, mask=lambda task: task.weights, distribution="global")
+
+
+def run_stage(stage: str, processes: int | None) -> None:
+    grid, seeds = STAGES[stage]
+    done = {Settings(**row["settings"]) for row in read(stage)}
+    jobs = [(stage, settings, list(seeds)) for settings in grid() if settings not in done]
+    run_jobs(run_job, jobs, RESULTS / f"{stage}.jsonl", processes)
+
+
+def read(stage: str) -> list[dict]:
+    return read_rows(RESULTS / f"{stage}.jsonl")
+
+
+def report() -> None:
+    found = {Settings(**row["settings"]): row["accuracies"] for row in read("test")}
+    for problem in PROBLEMS:
+        print(f"\n{problem}: test accuracy, %, mean ± 95 % interval; learning rates without and with Sign-In\n")
+        print("| rewind | | " + " | ".join(f"{sparsity:.0%}" for sparsity in SPARSITIES) + " |")
+        print("|---" * (2 + len(SPARSITIES)) + "|")
+        for method in METHODS:
+            rates = [learning_rate(problem, method, sign_in) for sign_in in (False, True)]
+            chains = [found[s] for s in test_grid() if (s.problem, s.method) == (problem, method)]
+            plain, signin = ([list(row) for row in zip(*chain, strict=True)] for chain in chains)
+            print_compared(f"{method} ({rates[0]}, {rates[1]})", plain, signin)
+
+
+if __name__ == "__main__":
+    stage = sys.argv[1] if len(sys.argv) > 1 else ""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    if stage == "report":
+        report()
+    elif stage in STAGES:
+        run_stage(stage, int(sys.argv[2]) if len(sys.argv) > 2 else None)
+    else:
+        sys.exit(f"usage: python -m benchmarks.rewind_table {'|'.join([*STAGES, 'report'])} [PROCESSES]")

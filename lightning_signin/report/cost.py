@@ -1,9 +1,8 @@
 """Tables of what a model costs: operations of a forward, and bytes in training."""
 
-from collections.abc import Sequence
-
 from lightning_signin.metrics.flops import FlopCount
 from lightning_signin.metrics.memory import ByteCount
+from lightning_signin.report.columns import aligned
 
 
 def flop_table(count: FlopCount) -> str:
@@ -27,7 +26,7 @@ def flop_table(count: FlopCount) -> str:
         )
     step = count.total.training()
     last = f"dense {step['dense']:,}, sparse {step['sparse']:,}, with m⊙w {step['sign_in']:,}"
-    return "\n".join([*_lines(rows), f"training step (3 × forward): {last}"])
+    return f"{aligned(rows)}\ntraining step (3 × forward): {last}"
 
 
 def byte_table(count: ByteCount) -> str:
@@ -46,15 +45,8 @@ def byte_table(count: ByteCount) -> str:
         held, dense = row.sparse, row.dense.total
         numbers = (held.parameters, held.gradients, held.optimizer_state, held.index, held.total)
         rows.append([row.name, *(f"{number:,}" for number in numbers), f"{dense:,}  {_share(held.total, dense):>7}"])
-    return "\n".join(_lines(rows))
+    return aligned(rows)
 
 
 def _share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f} %" if whole else ""
-
-
-def _lines(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([name.ljust(widths[0]), *map(str.rjust, numbers, widths[1:])]).rstrip() for name, *numbers in rows
-    ]

@@ -1,5 +1,6 @@
 """The table of a sparse model's layers."""
 
+from lightning_signin.report.columns import aligned
 from lightning_signin.saved import SavedWeights
 
 _HEADER = ("weight", "shape", "non-zeros", "sparsity", "sign flips")
@@ -29,21 +30,9 @@ def layer_table(weights: SavedWeights) -> str:
     size = sum(tensor.numel() for tensor in counted)
     flips = sum(weights.flips.values()) if weights.flips else None
     rows.append(("total", "", *_numbers(nonzeros, size, flips, sum(weights.kept.values()))))
-    return "\n".join(_lines(rows))
+    return aligned(rows, left=2)
 
 
 def _numbers(nonzeros: int, size: int, flips: int | None, kept: int | None) -> tuple[str, str, str]:
     share = f"{flips / kept:.2%}".replace("%", " %") if flips is not None and kept else ""
     return f"{nonzeros:,}", f"{1 - nonzeros / max(size, 1):.2%}".replace("%", " %"), share
-
-
-def _lines(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
-    text, numbers = slice(0, 2), slice(2, None)
-    return [
-        "  ".join(
-            [cell.ljust(width) for cell, width in zip(row[text], widths[text], strict=True)]
-            + [cell.rjust(width) for cell, width in zip(row[numbers], widths[numbers], strict=True)]
-        ).rstrip()
-        for row in rows
-    ]

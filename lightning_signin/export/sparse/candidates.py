@@ -1,0 +1,55 @@
+"""Which layers of a plain model can run on their non-zeros, and the sparse layers that would."""
+
+from collections import Counter
+
+from torch import Tensor, nn
+
+from lightning_signin.export.sparse.layers import Rows, SparseConv1x1, SparseLinear, SparseMatrix
+
+MAX_DENSITY = 0.5  # above it no kernel here was ever faster than the dense one
+# Without an example the layer is not timed. From these on it was faster for every batch that was measured.
+SURE_DENSITY, SURE_WEIGHTS = 0.2, 2**18
+
+# They read the weights of their linear layers in their own forward, and do not call the layers.
+_READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+
+
+def sparse_layers(model: nn.Module, only_sure: bool) -> dict[str, SparseMatrix]:
+    """A sparse layer for each that can be replaced, by the name of the layer.
+
+    Args:
+        model: Plain, on the CPU.
+        only_sure: Leave out 1×1 convolutions, and linear layers that are too small or too dense to gain for sure.
+    """
+    hidden = {child for part in model.modules() if isinstance(part, _READERS) for child in part.children()}
+    fitting = {name: layer for name, layer in model.named_modules() if layer not in hidden and _fits(layer, only_sure)}
+    users = Counter(id(parameter) for part in model.modules() for parameter in part._parameters.values())
+    sparse_users = Counter(id(layer.weight) for layer in fitting.values())
+    rows: dict[int, Rows] = {}  # one set for tied weights
+    found: dict[str, SparseMatrix] = {}
+    for name, layer in fitting.items():
+        key = id(layer.weight)
+        if sparse_users[key] < users[key]:
+            continue  # an embedding shares it: the dense weight stays in memory, and the non-zeros would come on top
+        if key not in rows:
+            rows[key] = Rows.of(layer.weight.flatten(1))  # type: ignore[operator]
+        kind = SparseLinear if isinstance(layer, nn.Linear) else SparseConv1x1
+        found[name] = kind.of(layer, rows[key])  # type: ignore[arg-type]
+    return found
+
+
+def _fits(layer: nn.Module, only_sure: bool) -> bool:
+    # Another forward, hooks or a parametrization may do more than the plain product.
+    if layer._forward_hooks or layer._forward_pre_hooks or hasattr(layer, "parametrizations"):
+        return False
+    if type(layer).forward is nn.Conv2d.forward and isinstance(layer, nn.Conv2d):
+        flat = layer.kernel_size == (1, 1) and layer.padding in ((0, 0), "valid", "same")
+        if only_sure or layer.groups > 1 or not flat:
+            return False
+    elif type(layer).forward is not nn.Linear.forward:
+        return False
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    kept = int(weight.count_nonzero())
+    if only_sure:
+        return kept <= SURE_DENSITY * weight.numel() and weight.numel() >= SURE_WEIGHTS
+    return kept <= MAX_DENSITY * weight.numel()

@@ -13,7 +13,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from statistics import median
 
@@ -34,8 +34,7 @@ def linear(width: int) -> Callable[[], nn.Module]:
 
 
 def mlp(*widths: int) -> Callable[[], nn.Module]:
-    layers = zip(widths, widths[1:], strict=False)
-    return lambda: nn.Sequential(*[part for a, b in layers for part in (nn.Linear(a, b), nn.ReLU())][:-1])
+    return lambda: nn.Sequential(*[part for a, b in pairwise(widths) for part in (nn.Linear(a, b), nn.ReLU())][:-1])
 
 
 def image(size: int) -> Callable[[int], Tensor]:

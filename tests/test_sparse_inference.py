@@ -181,6 +181,7 @@ def convolutions() -> nn.Module:
 @pytest.mark.parametrize("kind", ["linear", "convolution"])
 def test_exported_program_takes_any_batch(sparse_chain, kind, tmp_path):
     model, x = (sparse_chain, randn(3, 512)) if kind == "linear" else (convolutions(), randn(3, 64, 6, 6))
+    model(x)
     program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     torch.export.save(program, tmp_path / "model.pt2")
     again = torch.export.load(tmp_path / "model.pt2").module()

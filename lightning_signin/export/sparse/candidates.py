@@ -4,7 +4,9 @@ from collections import Counter
 
 from torch import Tensor, nn
 
-from lightning_signin.export.sparse.layers import Rows, SparseConv1x1, SparseLinear, SparseMatrix
+from lightning_signin.export.sparse.conv import SparseConv1x1
+from lightning_signin.export.sparse.linear import SparseLinear
+from lightning_signin.export.sparse.matrix import Rows, SparseMatrix
 
 MAX_DENSITY = 0.5  # above it no kernel here was ever faster than the dense one
 # Without an example the layer is not timed. From these on it was faster for every batch that was measured.

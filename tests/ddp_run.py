@@ -8,7 +8,9 @@ import torch
 from lightning.pytorch import Callback, seed_everything
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
+from lightning_signin import masks
 from lightning_signin.factor_state import mask_digest
+from lightning_signin.updates import RigL
 from tests.small import Small, callback, copies, loader, trainer
 
 
@@ -30,6 +32,22 @@ class Save(Callback):
             trainer.save_checkpoint(self.path)
 
 
+class Moments(Callback):
+    """Notes weights, masks and what is logged, at the start and at the end of every epoch."""
+
+    def __init__(self) -> None:
+        self.noted = []
+
+    def on_train_start(self, trainer, module):
+        logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        self.noted.append({"weights": copies(module), "masks": masks(module), "logged": logged})
+
+    on_train_epoch_end = on_train_start
+
+
+MEASURED = {"sharpness_every_n_epochs": 1, "sharpness_batches": 2}
+
+
 class Sharded(Small):
     """With an optimizer that shards its state over the ranks."""
 
@@ -42,18 +60,21 @@ def main(case: str, folder: Path) -> None:
     options = {
         "unseeded": {"mask": "magnitude", "distribution": "global"},
         "sharded": {"rescale_momentum": "keep"},
+        "measured": MEASURED,
+        "measured rigl": {"update": RigL(4), **MEASURED},
     }.get(case, {})
     seed_everything(1, verbose=False)
-    digest, checkpoint = Digest(), folder / "mid.ckpt"
+    digest, moments, checkpoint = Digest(), Moments(), folder / "mid.ckpt"
     extra = [Save(checkpoint)] if case == "whole" else []
-    runner = trainer(callback(**options), digest, *extra, epochs=3, devices=2, strategy="ddp")
-    if case == "unseeded":  # the ranks start from other weights, so their largest ones differ
+    runner = trainer(callback(**options), digest, moments, *extra, epochs=3, devices=2, strategy="ddp")
+    if case == "unseeded" or "measured" in case:  # the ranks start from other weights, so their largest ones differ
         torch.manual_seed(runner.global_rank)
     module = Sharded() if case == "sharded" else Small()
     runner.fit(module, loader(), ckpt_path=checkpoint if case == "resumed" else None)
     # Running statistics belong to each rank until the next forward sends rank 0's.
     weights = {name: weight for name, weight in copies(module).items() if "running" not in name}
-    torch.save({"digest": digest.digest, "weights": weights}, folder / f"{case}{runner.global_rank}.pt")
+    found = {"digest": digest.digest, "weights": weights, "moments": moments.noted}
+    torch.save(found, folder / f"{case}{runner.global_rank}.pt")
     torch.distributed.barrier()
     os._exit(0)  # gloo's threads now and then abort an orderly exit: what counts is on disk
 

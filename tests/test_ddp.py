@@ -1,4 +1,4 @@
-"""Two gloo ranks: identical masks and weights, exact resuming, sharded optimizers."""
+"""Two gloo ranks: identical masks, weights, signs and sharpness, exact resuming, sharded optimizers."""
 
 import os
 import subprocess
@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
+from torch.utils.data import DistributedSampler
 
-from tests.small import differing
+from lightning_signin import sparsify
+from lightning_signin.metrics import SignFlips, sharpness
+from tests.small import Small, data, differing
 
 ROOT = Path(__file__).parent.parent
 
@@ -50,3 +54,48 @@ def test_resume_on_two_ranks_equals_uninterrupted(folder):
     resumed, other = run("resumed", folder)
     assert differing(whole["weights"], resumed["weights"]) == []
     assert differing(resumed["weights"], other["weights"]) == []
+
+
+@pytest.fixture(scope="module")
+def measured(request, folder):
+    return [found["moments"] for found in run(request.param, folder)]
+
+
+both = pytest.mark.parametrize("measured", ["measured", "measured rigl"], indirect=True)
+
+
+@both
+def test_ranks_log_the_same_signs_and_sharpness(measured):
+    first, second = ([moment["logged"] for moment in moments[1:]] for moments in measured)
+    assert len(first) == 3
+    assert first == second
+    assert first[-1]["signin/sharpness"] > 0 < first[-1]["signin/sign_flips"]
+
+
+@both
+def test_sharpness_is_that_of_one_process_with_both_ranks_batches(measured):
+    x, y = data().tensors
+    dealt = [list(DistributedSampler(data(), 2, rank, seed=1)) for rank in (0, 1)]  # as Lightning shuffles
+    batches = [(x[share[i : i + 8]], y[share[i : i + 8]]) for share in dealt for i in (0, 8)]
+    for moment in measured[0][1:]:
+        found = sharpness(at(moment), lambda net, batch: F.cross_entropy(net(batch[0]), batch[1]), batches)
+        assert moment["logged"]["signin/sharpness"] == pytest.approx(float(found), rel=1e-4)
+
+
+@both
+def test_sign_flips_are_those_of_one_process(measured):
+    start, *moments = measured[0]
+    flips = SignFlips(at(start), moving=True)
+    for moment in moments:
+        flips.update(at(moment))
+        found = flips.compute()
+        assert moment["logged"]["signin/sign_flips"] == pytest.approx(found["start"], abs=1e-6)
+        if "last" in found:
+            assert moment["logged"]["signin/sign_flips_since_last"] == pytest.approx(found["last"], abs=1e-6)
+
+
+def at(moment: dict) -> Small:
+    """A module of one process with the masks and weights of that moment of rank 0."""
+    module = sparsify(Small(), mask=moment["masks"])
+    module.load_state_dict(moment["weights"])
+    return module

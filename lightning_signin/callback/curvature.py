@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from torch import nn
 
 from lightning_signin.callback.scoring import LightningData
 from lightning_signin.generators import untouched
@@ -33,7 +34,29 @@ class Curvature:
                 if len(self.batches) == batches:
                     break
 
-    def measure(self) -> Sharpness:
-        """The sharpness now, of all ranks' batches together."""
-        with closing(LightningData(self.trainer, self.module)) as data, untouched():
-            return sharpness_of(self.module, data, self.batches)
+    def measure(self, *, train: bool) -> Sharpness:
+        """The sharpness now, of all ranks' batches together.
+
+        Args:
+            train: With dropout, of the masks that the next training step would draw, and batch statistics on.
+        """
+        with closing(_SameStatistics(self.trainer, self.module)) as data, untouched():
+            return sharpness_of(self.module, data, self.batches, train=train)
+
+
+class _SameStatistics(LightningData):
+    """With the buffers of rank 0 on all ranks, as in checkpoints.
+
+    Running statistics belong to each rank until the next forward in DDP sends rank 0's; those of several ranks would
+    make the Hessian that of no model.
+    """
+
+    @torch.no_grad()
+    def copy(self, module: nn.Module) -> nn.Module:
+        scored = super().copy(module)
+        if self.trainer.world_size > 1:
+            buffers = list(scored.buffers())
+            sent = self.trainer.strategy.broadcast([buffer.cpu() for buffer in buffers])
+            for buffer, value in zip(buffers, sent, strict=True):
+                buffer.copy_(value)
+        return scored

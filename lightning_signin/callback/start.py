@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import find_shared_parameters, set_shared_parameters
 from torch import Tensor
 
 from lightning_signin.callback.scoring import LightningData
@@ -146,7 +147,12 @@ class Start:
             flip_signs_(module, self.flip_signs, seed=self.seed_in_force)
 
     def storage_of(self, trainer: Trainer) -> str:
-        """The storage; with ranks that hold buckets of a fixed size, one whose factors do not change their shape."""
+        """The storage, chosen for the device of the run, wherever the module is now.
+
+        On XLA indexed copies are slow; ranks that hold buckets of a fixed size need factors that keep their shape.
+        """
+        if self.storage == "auto" and trainer.strategy.root_device.type == "xla":
+            return "dense"
         if self.rule is None or self.rule.keeps_counts or trainer.world_size == 1:
             return self.storage
         if self.storage == "compact":
@@ -203,4 +209,6 @@ def _to_run(trainer: Trainer, module: LightningModule) -> None:
     if isinstance(trainer.precision_plugin, HalfPrecision | DoublePrecision):
         trainer.precision_plugin.convert_module(module)
     if isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        tied = find_shared_parameters(module)  # a move to XLA makes new parameters, one for each name
         module.to(trainer.strategy.root_device)
+        set_shared_parameters(module, tied)

@@ -38,9 +38,11 @@ class TrainingOptions:
     warmup_epochs: int | None
     sharpness_every_n_epochs: int | None
     sharpness_batches: int
+    sharpness_mode: str
 
     def __post_init__(self) -> None:
         check_choice("rescale_momentum", self.rescale_momentum, MOMENTUM)
+        check_choice("sharpness_mode", self.sharpness_mode, ("eval", "train"))
         if not self.frobenius_decay >= 0:
             raise ValueError(f"`frobenius_decay` must be at least 0, got {self.frobenius_decay}. The paper uses 1e-4.")
         for name in ("warmup_epochs", "sharpness_every_n_epochs", "sharpness_batches"):
@@ -150,7 +152,7 @@ class Training:
             self._losses.zero_()
         every = self.options.sharpness_every_n_epochs
         if self.curvature is not None and every is not None and epochs % every == 0:
-            found = self.curvature.measure()
+            found = self.curvature.measure(train=self.options.sharpness_mode == "train")
             numbers |= {"sharpness": float(found), "sharpness_products": float(found.products)}
         return numbers, layer_numbers(self.module, self.flips) if self.options.log_layers else {}
 

@@ -4,20 +4,25 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
 from lightning_signin.bits import full_signs, unpack_bits
 from lightning_signin.factor_state import saved_masks
+from lightning_signin.files import compressed, zstd
+from lightning_signin.files.paths import PathLike, opened
+from lightning_signin.files.safe import is_safetensors, read_safetensors
 from lightning_signin.foreign import as_mask, fit_shape, holds_only_masks, match_names, plain_weights
 from lightning_signin.functional import sign_flips
 from lightning_signin.model import masks as masks_of
 from lightning_signin.warn import warn
+from lightning_signin.weights import sparse_weights
 
 LAYERS_KEY = "lightning_signin.layers"  # of a safetensors file's metadata: JSON, name → {"kept", "flips"}
+
+_OF_TRAINING = {"state_dict", "callbacks", "optimizer_states", "lr_schedulers", "loops", "MixedPrecision"}
 
 
 @dataclass
@@ -29,12 +34,14 @@ class SavedWeights:
         kept: For each sparse weight the number of entries that its mask keeps; empty if no mask is known.
         flips: For each sparse weight the number of kept entries whose sign differs from the start of the run.
         masks: The bool masks that are known exactly, by plain name; a safetensors file has none.
+        rest: What else a Lightning checkpoint holds, except the state of its training.
     """
 
     tensors: dict[str, Tensor]
     kept: dict[str, int] = field(default_factory=dict)
     flips: dict[str, int] = field(default_factory=dict)
     masks: dict[str, Tensor] = field(default_factory=dict)
+    rest: dict[str, Any] = field(default_factory=dict)
 
     def describe(self, state: dict[str, Any]) -> None:
         """Take masks and what is flipped from a callback's state, a live one or one of a checkpoint."""
@@ -52,25 +59,33 @@ class SavedWeights:
         self.masks[name] = mask
         self.kept[name] = int(mask.sum())
 
+    def metadata(self) -> dict[str, str]:
+        """What is known of the sparse weights, for a safetensors file."""
+        return {LAYERS_KEY: json.dumps({n: {"kept": k, "flips": self.flips.get(n)} for n, k in self.kept.items()})}
 
-def read_weights(source: str | os.PathLike | nn.Module) -> SavedWeights:
+
+def read_weights(source: PathLike | nn.Module) -> SavedWeights:
     """Read plain weights from a Lightning checkpoint, a saved state dict, a safetensors file, or a live module.
+
+    A safetensors file may be one of `save_compressed`.
 
     Files of `torch.nn.utils.prune`, TurboPrune and open_lth are read too (`lightning_signin.foreign`).
 
     Args:
-        source: A path (``.safetensors``, or anything that ``torch.save`` wrote), or a module.
+        source: A path or fsspec URL of safetensors, or of anything that ``torch.save`` wrote; or a module.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is not one of these, or asks to run code when it is loaded.
     """
     if isinstance(source, nn.Module):
-        return _with_masks(source.state_dict(), masks_of(source))
-    path = Path(source)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+        return _with_masks(_tied(source), masks_of(source))
+    with opened(source) as file:
+        head = file.read(9)
+        file.seek(0)
+        if is_safetensors(head) or head[:4] == zstd.MAGIC or str(source).endswith(".safetensors"):
+            return _read_safetensors(file.read(), str(source))
+        return _read_torch(file, str(source))
 
 
 def masks_from_file(path: str | os.PathLike, shapes: Mapping[str, Sequence[int]] | None = None) -> dict[str, Tensor]:
@@ -136,38 +151,48 @@ def _warn_of_lost_zeros(source: str, name: str, kept: Mapping[str, int], nonzero
         )
 
 
-def _read_safetensors(path: Path) -> SavedWeights:
-    from safetensors import SafetensorError, safe_open
+def _tied(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a module, with one tensor for a tied sparse weight, of which it makes a copy for each user."""
+    tensors = dict(module.state_dict())
+    users = {(id(owner), a): name for name, weight in sparse_weights(module).items() for owner, a in weight.owners}
+    for prefix, part in module.named_modules(remove_duplicate=False):
+        for attribute in getattr(part, "parametrizations", ()):
+            if first := users.get((id(part), attribute)):
+                tensors[f"{prefix}.{attribute}" if prefix else attribute] = tensors[first]
+    return tensors
 
-    try:
-        with safe_open(path, framework="pt") as file:
-            layers = json.loads((file.metadata() or {}).get(LAYERS_KEY, "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 — not a dict
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}.") from error
-    saved = _with_masks(*_split(tensors, str(path)))
+
+def _read_safetensors(data: bytes, source: str) -> SavedWeights:
+    data = zstd.decompress(data, source) if data[:4] == zstd.MAGIC else data
+    tensors, metadata = read_safetensors(data, source)
+    if compressed.KEY in metadata:
+        tensors = compressed.decode(tensors, metadata, source)
+    saved = _with_masks(*_split(tensors, source))
+    layers = json.loads(metadata.get(LAYERS_KEY, "{}"))
     saved.kept |= {name: layer["kept"] for name, layer in layers.items()}
     saved.flips |= {name: layer["flips"] for name, layer in layers.items() if layer["flips"] is not None}
     return saved
 
 
-def _read_torch(path: Path) -> SavedWeights:
+def _read_torch(file: BinaryIO, source: str) -> SavedWeights:
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # whatever bytes that are no pickle happen to raise
         raise ValueError(
-            f"{path} cannot be read safely: it is damaged, not a checkpoint, or holds objects beyond tensors and plain "
-            "values, which could run code when loaded."
+            f"{source} cannot be read safely: it is damaged, not a checkpoint, or holds objects beyond tensors and "
+            "plain values, which could run code when loaded."
         ) from error
     tensors = saved.get("state_dict", saved) if isinstance(saved, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise ValueError(f"{path} holds no state dict: neither a Lightning checkpoint nor a dict of tensors.")
-    result = _with_masks(*_split(tensors, str(path)))
-    for state in saved.get("callbacks", {}).values():
-        if isinstance(state, dict) and {"masks", "digest", "sign_flips"} <= state.keys():
-            result.describe(state)
+        raise ValueError(f"{source} holds no state dict: neither a Lightning checkpoint nor a dict of tensors.")
+    result = _with_masks(*_split(tensors, source))
+    if tensors is not saved:
+        result.rest = {key: value for key, value in saved.items() if key not in _OF_TRAINING}
+        for state in saved.get("callbacks", {}).values():
+            if isinstance(state, dict) and {"masks", "digest", "sign_flips"} <= state.keys():
+                result.describe(state)
     return result
 
 

@@ -1,5 +1,6 @@
 """The hooks of a fit, which route to the verbs on a module: see `lightning_signin.model` and `Training`."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_signin.callback.companions import check_companions
+from lightning_signin.callback.exporting import export_fit
 from lightning_signin.callback.position import Position
 from lightning_signin.callback.resuming import NOT_SPARSE, STATE_KEY, check_same_run
 from lightning_signin.callback.start import Start
@@ -28,10 +30,11 @@ class FitHooks(Callback):
     Args:
         start: How it becomes sparse.
         options: What happens to it meanwhile.
+        exports: The formats of the files that are written at the end.
     """
 
-    def __init__(self, start: Start, options: TrainingOptions) -> None:
-        self.start, self.options = start, options
+    def __init__(self, start: Start, options: TrainingOptions, exports: Sequence[str] = ()) -> None:
+        self.start, self.options, self.exports = start, options, exports
         self._module: LightningModule | None = None
         self._training: Training | None = None  # while the model is sparse
         self._finished: State = {}  # the last state, from the merge until the next fit
@@ -92,8 +95,9 @@ class FitHooks(Callback):
         trainer._logger_connector.log_metrics({f"signin/{n}": v for n, v in layers.items()})  # type: ignore[misc]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Merge."""
+        """Merge, and write the files that were asked for."""
         self._finish()
+        export_fit(trainer, pl_module, self.exports, self._finished)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Merge: callbacks after this one may write a checkpoint now, and it can be resumed."""

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import Literal
 
+from lightning_signin.callback.exporting import parse_exports
 from lightning_signin.callback.hooks import FitHooks
 from lightning_signin.callback.start import Start
 from lightning_signin.callback.training import TrainingOptions
@@ -48,10 +49,13 @@ class SignInCallback(FitHooks):
         sharpness_every_n_epochs: Log the sharpness after every n-th epoch: the largest eigenvalue of the Hessian of the
             training loss in θ, on the mask, within 1e-3 (Figure 4).
         sharpness_batches: On how many training batches, the same every time.
+        sharpness_mode: The network's mode meanwhile: "eval", or "train", with dropout and batch statistics on.
         include: Glob patterns of the weights to make sparse; None takes every Conv and Linear weight.
         exclude: Glob patterns of weights to leave dense.
         storage: "compact" (factors are vectors of the non-zeros), "dense", or "auto".
         seed: Seed of the random mask; None takes the seed of ``seed_everything``, or 0.
+        export: "safetensors", "compressed", or a list of them: at the end of ``fit``, the merged weights are written
+            as ``merged`` into the log folder, and every file that a ModelCheckpoint kept again beside itself.
 
     Raises:
         ValueError: For values out of range and unknown names, here; for what the model or the run does not allow, at
@@ -88,10 +92,12 @@ class SignInCallback(FitHooks):
         warmup_epochs: int | None = None,
         sharpness_every_n_epochs: int | None = None,
         sharpness_batches: int = 1,
+        sharpness_mode: Literal["eval", "train"] = "eval",
         include: Sequence[str] | None = None,
         exclude: Sequence[str] | None = None,
         storage: Literal["auto", "compact", "dense"] = "auto",
         seed: int | None = None,
+        export: str | Sequence[str] | None = None,
     ) -> None:
         start = Start(
             sparsity=sparsity,
@@ -118,5 +124,6 @@ class SignInCallback(FitHooks):
             warmup_epochs=warmup_epochs,
             sharpness_every_n_epochs=sharpness_every_n_epochs,
             sharpness_batches=sharpness_batches,
+            sharpness_mode=sharpness_mode,
         )
-        super().__init__(start, options)
+        super().__init__(start, options, parse_exports(export))

@@ -1,7 +1,6 @@
 """``lightning-signin inspect FILE --config …``: what the masks of a file cost on the network of a configuration."""
 
 import os
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,9 +9,11 @@ from lightning.pytorch.cli import LightningCLI
 from torch import Tensor, nn
 
 from lightning_signin.callback import SignInCallback
-from lightning_signin.cli.runs import silence_lightning
+from lightning_signin.cli.configured import configured
+from lightning_signin.files.paths import opened
+from lightning_signin.files.safe import is_safetensors
+from lightning_signin.files.zstd import MAGIC
 from lightning_signin.masks.network import in_double
-from lightning_signin.masks.training_data import TrainingData
 from lightning_signin.metrics.flops import flops
 from lightning_signin.metrics.memory import memory
 from lightning_signin.model import sparsify
@@ -33,33 +34,16 @@ def cost_tables(file: str | os.PathLike, arguments: list[str]) -> str:
     Raises:
         ValueError: If the file has no masks or they do not fit the model, or the network's input is not found.
     """
-    silence_lightning()
-    cli = LightningCLI(args=arguments, run=False, save_config_callback=None)
-    model: Any = cli.model
-    source: Any = model if cli.datamodule is None else cli.datamodule
-    if cli.datamodule is not None:
-        source.prepare_data()
-        source.setup("fit")
-    model.setup("fit")
-    model.configure_model()
+    run = configured(arguments)
     found = masks_from_file(file)
-    if missing := found.keys() - dict(model.named_parameters()).keys():
+    if missing := found.keys() - dict(run.model.named_parameters()).keys():
         raise ValueError(f"{file} has a mask of {min(missing)}, and the model of `--config` has no such weight.")
-    data = TrainingData(_training_step, example_input=model.example_input_array)
-    if data.example_input is None:
-        data.batches = [next(iter(source.train_dataloader()))]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # there is no trainer to log to
-        network = data.network(model, list(found))
+    network = run.network(list(found))
     with in_double():
-        _as_trained(network.module, {network.names[name]: mask for name, mask in found.items()}, cli)
+        _as_trained(network.module, {network.names[name]: mask for name, mask in found.items()}, run.cli)
         count = flops(network.module, *network.args, **network.kwargs)
-    held = memory(_as_trained(model, found, cli), _state_tensors(file))
+    held = memory(_as_trained(run.model, found, run.cli), _state_tensors(file))
     return f"{flop_table(count)}\n\n{byte_table(held)}"
-
-
-def _training_step(module: Any, batch: Any) -> Tensor:
-    return module.training_step(batch, 0)
 
 
 def _as_trained(module: nn.Module, masks: Mapping[str, Tensor], cli: LightningCLI) -> nn.Module:
@@ -73,8 +57,11 @@ def _as_trained(module: nn.Module, masks: Mapping[str, Tensor], cli: LightningCL
 
 def _state_tensors(file: str | os.PathLike) -> int:
     """How many tensors of a weight's shape the optimizer of a checkpoint keeps; 1, as momentum has, if it has none."""
-    if str(file).endswith(".safetensors"):
-        return 1
-    states = torch.load(file, map_location="cpu", weights_only=True).get("optimizer_states") or [{"state": {}}]
+    with opened(file) as content:
+        if is_safetensors(head := content.read(9)) or head[:4] == MAGIC:
+            return 1
+        content.seek(0)
+        saved = torch.load(content, map_location="cpu", weights_only=True)
+    states = saved.get("optimizer_states") or [{"state": {}}]
     first = next(iter(states[0]["state"].values()), None)
     return 1 if first is None else sum(isinstance(value, Tensor) and value.ndim > 0 for value in first.values())

@@ -8,6 +8,13 @@ from pathlib import Path
 
 from lightning_signin._version import __version__
 
+_EXTRAS = {
+    **dict.fromkeys(("jsonargparse", "safetensors"), "cli"),
+    **dict.fromkeys(("sklearn", "mnist1d"), "recipes"),
+    **dict.fromkeys(("torchvision", "timm"), "vision"),
+    **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "onnx"),
+    "zstandard": "zstd",
+}
 _RUNS = ("fit", "validate", "test", "predict")
 _USAGE = f"""\
 usage: lightning-signin COMMAND ...
@@ -17,7 +24,8 @@ usage: lightning-signin COMMAND ...
   prune --folder DIR             iterative magnitude pruning of the same: prune --config digits --folder runs/prune
                                  (options: lightning-signin prune --help)
   recipes                        list the recipes, each usable as a --config
-  export CKPT --output FILE      write the merged weights as safetensors
+  export CKPT --to FORMAT        write the merged weights: ckpt, safetensors (default), compressed;
+                                 or the network: onnx, torch-export, sparse-torch-export (with --config digits)
   inspect FILE                   a table of the layers of a checkpoint or safetensors file
                                  (with FLOPs and bytes: inspect FILE --config digits)
   report RUN_DIR ...             a page with the pictures of a run, or of several side by side
@@ -39,16 +47,11 @@ def main(arguments: list[str] | None = None) -> None:
             print(__version__ if command == "--version" else _USAGE)
         else:
             sys.exit(f"lightning-signin: unknown command {command!r}\n\n{_USAGE}")
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        ours = _ours(error)
-        if ours is None:
+    except (ValueError, TypeError, FileNotFoundError, ModuleNotFoundError) as error:
+        told = _told(error)
+        if told is None:
             raise
-        print(f"lightning-signin: {ours}", file=sys.stderr)
-        sys.exit(2)
-    except ModuleNotFoundError as error:
-        if error.name not in ("jsonargparse", "safetensors", "sklearn", "mnist1d"):
-            raise
-        print(f"lightning-signin: needs {error.name}: pip install 'lightning-signin[recipes]'", file=sys.stderr)
+        print(f"lightning-signin: {told}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -84,7 +87,7 @@ def with_recipes(arguments: list[str]) -> list[str]:
 def _recipes(arguments: list[str]) -> None:
     argparse.ArgumentParser("lightning-signin recipes").parse_args(arguments)
     for name, path in recipes().items():
-        print(f"{name:12}{path.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}")
+        print(f"{name:21}{path.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}")
 
 
 def _prune(arguments: list[str]) -> None:
@@ -94,15 +97,9 @@ def _prune(arguments: list[str]) -> None:
 
 
 def _export(arguments: list[str]) -> None:
-    from lightning_signin.export.safetensors import write_safetensors
-    from lightning_signin.saved import read_weights
+    from lightning_signin.cli.export import run_export
 
-    parser = argparse.ArgumentParser("lightning-signin export", description="Write merged weights as safetensors.")
-    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint of any moment of a run")
-    parser.add_argument("--output", required=True, metavar="FILE", help="the safetensors file to write")
-    options = parser.parse_args(arguments)
-    path = write_safetensors(read_weights(options.checkpoint), options.output)
-    print(f"{path}  ({path.stat().st_size / 1e6:.2f} MB)")
+    run_export(with_recipes(arguments))
 
 
 def _inspect(arguments: list[str]) -> None:
@@ -131,6 +128,15 @@ def _report(arguments: list[str]) -> None:
 
 
 _COMMANDS = {"prune": _prune, "recipes": _recipes, "export": _export, "inspect": _inspect, "report": _report}
+
+
+def _told(error: Exception) -> str | None:
+    """The line for an error that this package raised, or for a missing package of an extra; None for all others."""
+    ours = error if isinstance(error, ModuleNotFoundError) else _ours(error)
+    if isinstance(ours, ModuleNotFoundError):
+        extra = _EXTRAS.get(ours.name or "")
+        return extra and f"needs {ours.name}: pip install 'lightning-signin[{extra}]'"
+    return None if ours is None else str(ours)
 
 
 def _ours(error: BaseException | None) -> BaseException | None:

@@ -60,6 +60,7 @@ def tested(cli: LightningCLI) -> list[tuple[str, str]]:
 def finish(weights: SavedWeights, folder: Path, lines: list[tuple[str, str]]) -> None:
     """Write ``merged.safetensors`` into a folder, and print a summary with its path."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = write_safetensors(weights, folder / "merged.safetensors")
+    path = folder / "merged.safetensors"
+    write_safetensors(weights, path)
     lines = [*lines, ("merged file", f"{path}  ({path.stat().st_size / 1e6:.2f} MB)")]
     print("\n" + "\n".join(f"  {name:14}{value}" for name, value in lines))

@@ -8,6 +8,7 @@ speed is mixed: much slower than dense for single samples (pytorch/pytorch#11133
 import torch
 from torch import Tensor, nn
 
+from lightning_signin.export.fused import fused_layers
 from lightning_signin.export.plain_copy import plain_copy
 from lightning_signin.warn import warn
 
@@ -70,12 +71,7 @@ def crowded_groups(weight: Tensor) -> int:
 
 def _to_pack(module: nn.Module) -> dict[str, nn.Linear]:
     """The linear layers with zeros that the kernels take, by name."""
-    fused = {
-        child
-        for parent in module.modules()
-        if isinstance(parent, nn.MultiheadAttention | nn.TransformerEncoderLayer)
-        for child in parent.children()
-    }
+    fused = fused_layers(module)
     linear = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
     sparse = {name: layer for name, layer in linear.items() if (layer.weight == 0).float().mean() > _FEW_ZEROS}
     if not sparse:

@@ -4,6 +4,7 @@ from collections import Counter
 
 from torch import Tensor, nn
 
+from lightning_signin.export.fused import fused_layers
 from lightning_signin.export.sparse.conv import SparseConv1x1
 from lightning_signin.export.sparse.linear import SparseLinear
 from lightning_signin.export.sparse.matrix import Rows, SparseMatrix
@@ -11,9 +12,6 @@ from lightning_signin.export.sparse.matrix import Rows, SparseMatrix
 MAX_DENSITY = 0.5  # above it no kernel here was ever faster than the dense one
 # Without an example the layer is not timed. From these on it was faster for every batch that was measured.
 SURE_DENSITY, SURE_WEIGHTS = 0.2, 2**18
-
-# They read the weights of their linear layers in their own forward, and do not call the layers.
-_READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 
 def sparse_layers(model: nn.Module, only_sure: bool) -> dict[str, SparseMatrix]:
@@ -23,7 +21,7 @@ def sparse_layers(model: nn.Module, only_sure: bool) -> dict[str, SparseMatrix]:
         model: Plain, on the CPU.
         only_sure: Leave out 1×1 convolutions, and linear layers that are too small or too dense to gain for sure.
     """
-    hidden = {child for part in model.modules() if isinstance(part, _READERS) for child in part.children()}
+    hidden = fused_layers(model)
     fitting = {name: layer for name, layer in model.named_modules() if layer not in hidden and _fits(layer, only_sure)}
     users = Counter(id(parameter) for part in model.modules() for parameter in part._parameters.values())
     sparse_users = Counter(id(layer.weight) for layer in fitting.values())

@@ -62,7 +62,7 @@ class SparseLinear(SparseMatrix):
         if made is None or any(old is not new for old, new in zip(made[0], parts, strict=True)):
             _take_note_that_csr_is_beta()
             size = (self.outputs, self.inputs)
-            matrix = torch.sparse_csr_tensor(*parts, size=size, check_invariants=False)
+            matrix = torch.sparse_csr_tensor(parts[0], parts[1], parts[2], size, check_invariants=False)
             made = self.__dict__["_made_csr"] = (parts, matrix)
         return made[1]
 

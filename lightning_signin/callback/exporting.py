@@ -1,0 +1,65 @@
+"""Files for inference at the end of a fit: of the merged model, and beside the checkpoints that were kept."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_signin.export.formats import FORMATS, output_beside
+from lightning_signin.files.paths import is_file, is_url
+from lightning_signin.masks.build import check_choice
+from lightning_signin.saved import SavedWeights, read_weights
+
+_CHOICES = ("safetensors", "compressed")  # checkpoints are there already, and networks need an input
+
+
+def parse_exports(names: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The formats that the argument ``export`` names.
+
+    Raises:
+        ValueError: For other names than "safetensors" and "compressed".
+
+    Example:
+        >>> parse_exports("compressed"), parse_exports(None)
+        (('compressed',), ())
+    """
+    chosen = () if names is None else (names,) if isinstance(names, str) else tuple(names)
+    for name in chosen:
+        check_choice("export", name, _CHOICES)
+    return chosen
+
+
+def export_fit(trainer: Trainer, module: LightningModule, formats: Sequence[str], state: dict) -> None:
+    """Write ``merged`` into the log folder, and every kept checkpoint again beside itself.
+
+    Args:
+        trainer: The trainer at the end of its fit.
+        module: The module, merged.
+        formats: Of `parse_exports`.
+        state: Of the callback, which knows what was kept and flipped.
+    """
+    folder = str(trainer.log_dir or trainer.default_root_dir)  # asks all ranks
+    if not formats or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return
+    if not is_url(folder):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    weights = read_weights(module)
+    weights.describe(state)
+    _write(weights, f"{folder.rstrip('/')}/merged.ckpt", formats)
+    for path in kept_checkpoints(trainer):
+        _write(read_weights(path), path, formats)
+
+
+def kept_checkpoints(trainer: Trainer) -> list[str]:
+    """The files that the trainer's checkpoint callbacks have kept, each once, by path or URL."""
+    found: list[str] = []
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint):
+            found += [*callback.best_k_models, callback.best_model_path, callback.last_model_path]
+    return [path for path in dict.fromkeys(found) if path and is_file(path)]
+
+
+def _write(weights: SavedWeights, checkpoint: str, formats: Sequence[str]) -> None:
+    for name in formats:
+        FORMATS[name].write(weights, output_beside(checkpoint, name))

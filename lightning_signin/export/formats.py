@@ -1,0 +1,132 @@
+"""The formats that weights and networks are exported to: one function and one row each."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from torch import nn
+
+from lightning_signin.export.batches import example_batch
+from lightning_signin.export.checkpoint import rest_of, write_checkpoint
+from lightning_signin.export.compressed import write_compressed
+from lightning_signin.export.onnx import write_onnx
+from lightning_signin.export.plain_copy import plain_copy
+from lightning_signin.export.safetensors import write_safetensors
+from lightning_signin.export.torch_export import write_sparse_torch_export, write_torch_export
+from lightning_signin.files.paths import PathLike
+from lightning_signin.masks.build import check_choice
+from lightning_signin.saved import read_weights
+
+_ZSTD_SUFFIX = ".zst"
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file.
+
+    Attributes:
+        suffix: Of its files.
+        write: ``write(weights, output)`` for `SavedWeights`, or ``write(module, inputs, output)`` for a network.
+        runs: Whether it holds a network that runs, rather than its weights alone.
+    """
+
+    suffix: str
+    write: Callable[..., PathLike]
+    runs: bool = False
+
+
+FORMATS = {
+    "ckpt": Format(".merged.ckpt", write_checkpoint),
+    "safetensors": Format(".safetensors", write_safetensors),
+    "compressed": Format(".compressed.safetensors", write_compressed),
+    "onnx": Format(".onnx", write_onnx, runs=True),
+    "torch-export": Format(".pt2", write_torch_export, runs=True),
+    "sparse-torch-export": Format(".sparse.pt2", write_sparse_torch_export, runs=True),
+}
+
+
+def export(
+    source: PathLike | nn.Module,
+    output: PathLike,
+    to: str = "safetensors",
+    *,
+    model: nn.Module | None = None,
+    example_input: Any = None,
+    zstd: bool = False,
+) -> PathLike:
+    """Write merged weights, or the network with them, in one of `FORMATS`.
+
+    Args:
+        source: Path or fsspec URL of what `read_weights` reads, such as a checkpoint of any moment of a run; or a live
+            module, sparse or plain, also in the middle of a fit. It is left as it is.
+        output: Path or fsspec URL of the file; a local folder must exist. It replaces an older file only when it
+            is whole.
+        to: "ckpt" (a plain Lightning checkpoint), "safetensors" (a plain state dict), "compressed" (a bit a weight and
+            the non-zeros; read it with `load_compressed`), "onnx", "torch-export", or "sparse-torch-export" (with
+            modules that compute with the non-zeros alone). The last three hold the network, for batches of any size.
+        model: For networks from a file: a module with the same state dict. It is left as it is.
+        example_input: For networks: a tensor or a tuple of tensors, with the batch in dimension 0. None takes the
+            module's ``example_input_array``.
+        zstd: Compress "compressed" with Zstandard as well.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileNotFoundError: If the source or the output's folder does not exist.
+        ModuleNotFoundError: If a package that a format needs is missing.
+        ValueError: If arguments do not fit each other, the source is damaged, or the network cannot be traced.
+
+    Example:
+        >>> from safetensors.torch import load_file
+        >>> import tempfile
+        >>> net = nn.Linear(3, 2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     sorted(load_file(export(net, f"{folder}/net.safetensors")))
+        ['bias', 'weight']
+    """
+    check_choice("to", to, FORMATS)
+    if zstd and to != "compressed":
+        raise ValueError(f"`zstd` compresses the format 'compressed', not {to!r}. Leave it out, or choose that.")
+    chosen = FORMATS[to]
+    if chosen.runs:
+        network = _network(source, model, to)
+        return chosen.write(network, example_batch(network, example_input), output)
+    weights = read_weights(source)
+    if isinstance(source, nn.Module):
+        weights.rest = rest_of(source) if to == "ckpt" else {}
+    return chosen.write(weights, output, **({"zstd": True} if zstd else {}))
+
+
+def output_beside(source: PathLike, to: str, zstd: bool = False) -> str:
+    """Where the export of a file goes if nobody says: beside it, with the format's suffix.
+
+    Raises:
+        ValueError: If that is the file itself.
+
+    Example:
+        >>> output_beside("runs/last.ckpt", "compressed"), output_beside("s3://b/last.merged.ckpt", "onnx")
+        ('runs/last.compressed.safetensors', 's3://b/last.onnx')
+    """
+    whole = str(source)
+    known = sorted((chosen.suffix for chosen in FORMATS.values()), key=len, reverse=True)
+    bare = whole.removesuffix(_ZSTD_SUFFIX)
+    suffix = next((suffix for suffix in known if bare.endswith(suffix)), PurePath(bare).suffix)
+    output = bare.removesuffix(suffix) + FORMATS[to].suffix + (_ZSTD_SUFFIX if zstd else "")
+    if output == whole:
+        raise ValueError(f"{whole} is itself of the format {to!r}. Name another file with --output.")
+    return output
+
+
+def _network(source: PathLike | nn.Module, model: nn.Module | None, to: str) -> nn.Module:
+    if isinstance(source, nn.Module):
+        return plain_copy(source)
+    if model is None:
+        raise ValueError(f"{to!r} holds the network, and {source} its weights alone. Pass `model` (--config) as well.")
+    network = plain_copy(model)
+    try:
+        network.load_state_dict(read_weights(source).tensors, strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"{source} does not fit `model`; pass the module that was trained. {error}") from error
+    return network

@@ -1,0 +1,73 @@
+"""Dense, merged networks as ONNX, checked by ONNX Runtime."""
+
+import io
+import warnings
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from lightning_signin.export.batches import Inputs, check_outputs, dynamic_shapes
+from lightning_signin.files.paths import PathLike, write_whole
+
+_TOLERANCE = 1e-4
+_LARGEST = 2**31 - 1  # bytes, of one protobuf message
+
+
+def write_onnx(module: nn.Module, inputs: Inputs, output: PathLike) -> PathLike:
+    """Write a network as one ONNX file, with a batch of any size.
+
+    Args:
+        module: The network, plain, on the CPU, in eval mode.
+        inputs: Its inputs, of `example_batch`.
+        output: Path or fsspec URL of the file; a local folder must exist.
+
+    Returns:
+        The path. ONNX's checker and ONNX Runtime have seen the file's content before it was written.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist.
+        ModuleNotFoundError: If a package of the extra ``[onnx]`` is missing.
+        ValueError: If the network is too large, cannot be traced, or computes something else in ONNX Runtime.
+    """
+    import onnx
+    import onnxruntime  # noqa: F401  (rather now than after minutes of tracing)
+    import onnxscript  # noqa: F401  (torch's exporter needs it, and would say so less plainly)
+
+    size = sum(tensor.nbytes for tensor in chain(module.parameters(), module.buffers()))
+    if size > _LARGEST:
+        raise ValueError(
+            f"The weights take {size / 1e9:.1f} GB, and one ONNX file holds at most 2 GiB. Use the format "
+            "'torch-export'."
+        )
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")  # of torch's, about its own code
+            shapes = dynamic_shapes(module, inputs)
+            program = torch.onnx.export(module, inputs, dynamo=True, dynamic_shapes=shapes, verbose=False)
+    except Exception as error:  # of many kinds, from a user's forward or from translating it
+        raise ValueError(
+            f"{type(module).__name__} cannot be exported to ONNX with a batch of any size: {error}\n"
+            "Use the format 'torch-export', or export its weights as 'safetensors'."
+        ) from error
+    assert program is not None
+    data = program.model_proto.SerializeToString()
+    onnx.checker.check_model(data, full_check=True)
+    check_outputs(module, _runner(data), inputs, _TOLERANCE, "ONNX")
+    write_whole(output, data)
+    return output
+
+
+def _runner(data: bytes) -> Callable[..., list[Tensor]]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    names = [argument.name for argument in session.get_inputs()]
+
+    def run(*inputs: Tensor) -> list[Tensor]:
+        feeds = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
+        return [torch.from_numpy(array) for array in session.run(None, feeds)]
+
+    return run

@@ -1,0 +1,181 @@
+"""The compressed form of a state dict: one safetensors file with a bit a weight, and the non-zeros.
+
+A floating-point tensor is two entries: ``<name>.bitmask``, one bit an entry of the tensor (uint8, row-major, lowest bit
+first), and ``<name>.values``, the entries whose bit is set, in their dtype. Where these are no smaller than the tensor,
+and for integers, it is one entry under its own name, as it is. Metadata under `KEY`: JSON with the format's version,
+each tensor's dtype and shape by name, in the state dict's order, and for tied tensors the name under which they are
+stored. Under `DIGEST`: SHA-256 of all other metadata and all entries.
+
+Bits are set where the bit pattern is not 0, so −0.0 and every NaN come back as they were.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_signin.bits import pack_bits, unpack_bits
+from lightning_signin.files import zstd
+from lightning_signin.files.safe import checked, read_safetensors
+
+KEY = "lightning_signin.compressed"
+DIGEST = "lightning_signin.digest"
+VERSION = 1
+_BITMASK, _VALUES = ".bitmask", ".values"
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # of as many bytes
+_DTYPES = {  # that every safetensors since 0.4 can hold; others are stored as bytes
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+}
+
+
+def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A state dict in compressed form.
+
+    Args:
+        tensors: The state dict: strided tensors of any dtype, shape and device.
+        metadata: Further metadata, covered by the digest.
+
+    Raises:
+        ValueError: If an entry is not a plain tensor; its name is given.
+
+    Example:
+        >>> state, metadata = unpack(pack({"weight": torch.eye(64)}, {}), "the file")
+        >>> torch.equal(state["weight"], torch.eye(64)), len(pack({"weight": torch.eye(64)}, {})) < 64 * 64
+        (True, True)
+    """
+    from safetensors.torch import save
+
+    entries: dict[str, Tensor] = {}
+    layout: dict[str, Any] = {"version": VERSION, "tensors": {}, "same": {}}
+    stored: dict[tuple, str] = {}
+    used: set[int] = set()
+    for name, value in tensors.items():
+        tensor = checked(name, value)
+        first = stored.setdefault(_place(tensor), name) if tensor.numel() else name
+        if first != name:
+            layout["same"][name] = first
+        layout["tensors"][name] = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
+        if first == name:
+            for key, entry in _entries(name, tensor.cpu(), tensors).items():
+                memory = entry.untyped_storage().data_ptr()
+                entries[key] = entry.clone() if memory in used else entry  # safetensors wants no overlap
+                used.add(memory)
+    described = {"format": "pt", **metadata, KEY: json.dumps(layout)}
+    return save(entries, described | {DIGEST: _digest(entries, described)})
+
+
+def unpack(data: bytes, source: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The state dict that was packed, and the metadata.
+
+    Args:
+        data: What `pack` returned, perhaps compressed by `zstd.compress`.
+        source: What errors call it.
+
+    Returns:
+        The tensors, on the CPU: bit for bit, in the same order, tied ones as one tensor under all its names.
+
+    Raises:
+        ValueError: If the data is damaged, not from here, or of a later version.
+        ModuleNotFoundError: If it is compressed, and no Zstandard is installed.
+    """
+    data = zstd.decompress(data, source) if data[:4] == zstd.MAGIC else data
+    entries, metadata = read_safetensors(data, source)
+    if KEY not in metadata:
+        raise ValueError(f"{source} is a safetensors file of another kind. Read it with safetensors.torch.load_file.")
+    return decode(entries, metadata, source), metadata
+
+
+def decode(entries: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> dict[str, Tensor]:
+    """The state dict in the entries of a file whose metadata has `KEY`; see `unpack`.
+
+    Raises:
+        ValueError: If they are altered, or of a later version.
+    """
+    layout = _layout(metadata)
+    version = layout.get("version", VERSION)
+    if version != VERSION:
+        raise ValueError(
+            f"{source} has version {version} of the compressed form, and this lightning-signin reads version "
+            f"{VERSION}. Read it with the lightning-signin that wrote it, or a later one."
+        )
+    if metadata.get(DIGEST) != _digest(entries, metadata):
+        raise ValueError(f"{source} was altered: it does not fit its digest. Write or copy it again.")
+    try:
+        return _state(layout, entries)
+    except (KeyError, TypeError, RuntimeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{source} fits its digest, but its layout is none that is written here.") from error
+
+
+def _layout(metadata: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        layout = json.loads(metadata[KEY])
+    except ValueError:
+        layout = None
+    return layout if isinstance(layout, dict) else {}  # altered: the digest will tell
+
+
+def _place(tensor: Tensor) -> tuple:
+    """Equal for tied tensors only."""
+    place = (tensor.device, tensor.untyped_storage().data_ptr(), tensor.storage_offset())
+    return (*place, tensor.shape, tensor.stride(), tensor.dtype, tensor.is_conj(), tensor.is_neg())
+
+
+def _entries(name: str, tensor: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    held = _as_held(tensor)
+    taken = {name + _BITMASK, name + _VALUES} & tensors.keys()
+    if not tensor.is_floating_point() or taken or tensor.ndim == 0:
+        return {name: held}
+    bits = tensor.contiguous().view(_INTEGERS[tensor.itemsize]).flatten()
+    nonzero = (bits != 0).numpy()
+    if -(-bits.numel() // 8) + int(nonzero.sum()) * tensor.itemsize >= tensor.nbytes:
+        return {name: held}
+    values = torch.from_numpy(bits.numpy()[nonzero]).view(tensor.dtype)
+    return {name + _BITMASK: pack_bits(torch.from_numpy(nonzero)), name + _VALUES: _as_held(values)}
+
+
+def _as_held(tensor: Tensor) -> Tensor:
+    whole = tensor.resolve_conj().resolve_neg().contiguous()
+    return whole if tensor.dtype in _DTYPES else _bytes(whole)
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    if not tensor.numel():  # numpy's empty arrays have strides that torch does not view as bytes
+        return torch.empty(0, dtype=torch.uint8)
+    return tensor.contiguous().flatten().view(torch.uint8)
+
+
+def _state(layout: dict[str, Any], entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for name, about in layout["tensors"].items():
+        same = layout["same"].get(name)
+        dtype, shape = getattr(torch, about["dtype"]), torch.Size(about["shape"])
+        if same is not None:
+            state[name] = state[same]
+        elif name in entries:
+            state[name] = entries[name].view(dtype).view(shape)
+        else:
+            state[name] = _scattered(entries[name + _BITMASK], entries[name + _VALUES].view(dtype), shape)
+    return state
+
+
+def _scattered(bitmask: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
+    if bitmask.numel() != -(-shape.numel() // 8):  # numpy would fill up what is missing with zeros
+        raise ValueError("a bitmask does not fit its shape")
+    nonzero = unpack_bits(bitmask, (shape.numel(),)).numpy()
+    bits = values.view(_INTEGERS[values.itemsize]).numpy()
+    whole = np.zeros(shape.numel(), bits.dtype)
+    whole[nonzero] = bits
+    return torch.from_numpy(whole).view(values.dtype).view(shape)
+
+
+def _digest(entries: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(sorted((k, v) for k, v in metadata.items() if k != DIGEST)).encode())
+    for name, tensor in sorted(entries.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(_bytes(tensor).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,91 @@
+"""Zstandard, from Python 3.14's standard library or the package ``zstandard``."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+MAGIC = b"\x28\xb5\x2f\xfd"
+_LEVEL = 3  # higher ones gain little on weights, and take tens of times as long
+_ALWAYS = 2**30  # bytes
+_RATIO = 1000
+
+
+def compress(data: bytes) -> bytes:
+    """One frame of Zstandard.
+
+    Raises:
+        ModuleNotFoundError: If no Zstandard is installed.
+        ValueError: If the data is so uniform that `decompress` would refuse it.
+
+    Example:
+        >>> decompress(compress(b"weights"), "the file")
+        b'weights'
+    """
+    packed = _codec().compress(data)
+    if len(data) > _limit(packed):
+        raise ValueError(
+            f"The weights are almost all equal: Zstandard makes {len(packed)} bytes of {len(data)}, which no reader "
+            "would trust. Write them with zstd=False."
+        )
+    return packed
+
+
+def decompress(data: bytes, source: str) -> bytes:
+    """What was compressed, if it is no larger than 1 GiB or a thousand times its compressed form.
+
+    Without a limit, a file of a few bytes could fill the memory.
+
+    Raises:
+        ModuleNotFoundError: If no Zstandard is installed.
+        ValueError: If the data is damaged or larger than that.
+    """
+    codec = _codec()
+    try:
+        size = codec.size(data)
+        if size is None or size > _limit(data):
+            raise ValueError(f"{source} is damaged or foreign: it claims to hold {size} bytes. Write or copy it again.")
+        whole = codec.decompress(data, size)
+    except codec.error as error:
+        raise ValueError(f"{source} is not a whole Zstandard file: {error}. Write or copy it again.") from error
+    if len(whole) != size:
+        raise ValueError(f"{source} is cut off: {len(whole)} of {size} bytes are there. Write or copy it again.")
+    return whole
+
+
+def _limit(packed: bytes) -> int:
+    return max(_ALWAYS, _RATIO * len(packed))
+
+
+class _Codec(NamedTuple):
+    compress: Callable[[bytes], bytes]
+    size: Callable[[bytes], int | None]  # that the first frame claims to have
+    decompress: Callable[[bytes, int], bytes]
+    error: type[Exception]
+
+
+def _codec() -> _Codec:
+    try:
+        from compression import zstd
+    except ModuleNotFoundError:
+        return _codec_of_package()
+    return _Codec(
+        lambda data: zstd.compress(data, _LEVEL),
+        lambda data: zstd.get_frame_info(data).decompressed_size,
+        lambda data, size: zstd.ZstdDecompressor().decompress(data, size),
+        zstd.ZstdError,
+    )
+
+
+def _codec_of_package() -> _Codec:
+    try:
+        import zstandard
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "Zstandard needs Python 3.14 or the package zstandard: pip install 'lightning-signin[zstd]'.",
+            name="zstandard",
+        ) from error
+    return _Codec(
+        zstandard.ZstdCompressor(level=_LEVEL).compress,
+        lambda data: zstandard.get_frame_parameters(data).content_size,
+        lambda data, size: zstandard.ZstdDecompressor().decompress(data),
+        zstandard.ZstdError,
+    )

@@ -162,7 +162,7 @@ class Module(LightningModule):
         ({"to": "onnx", "example_input": (torch.ones(2), torch.ones(3))}, "has several batch sizes: 2, 3."),
         ({"to": "ckpt", "source": Module(nn.Linear(2, 2))}, "Take modules out of the hyper-parameters: save_hyperp"),
         ({"to": "onnx", "source": "net.pt"}, "'onnx' holds the network, and net.pt its weights alone. Pass `model`"),
-        ({"to": "onnx", "source": "net.pt", "model": nn.Linear(2, 3)}, "net.pt does not fit `model`; pass the module"),
+        ({"to": "onnx", "source": "net.pt", "model": nn.Linear(2, 3)}, "net.pt does not fit the model: it has"),
         ({"output": "nowhere/x"}, "There is no folder nowhere to write x into. Create it first."),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else "",

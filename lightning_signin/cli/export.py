@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from lightning_signin.export.batches import Inputs
-from lightning_signin.export.formats import FORMATS, export, output_beside
+from lightning_signin.export.formats import FORMATS, export, load_exactly, output_beside
 from lightning_signin.files.paths import opened
 from lightning_signin.saved import SavedWeights, read_weights
 
@@ -41,10 +41,7 @@ def _network(weights: SavedWeights, arguments: list[str]) -> tuple[nn.Module, In
     from lightning_signin.cli.configured import configured
 
     run = configured(arguments)
-    try:
-        run.model.load_state_dict(weights.tensors, strict=True)
-    except RuntimeError as error:
-        raise ValueError(f"The file does not fit the model of `--config`. {error}") from error
+    load_exactly(run.model, weights.tensors, "The file")
     names = [name for name, parameter in run.model.named_parameters() if parameter.ndim >= 2]
     network = run.network(names)
     prefix = names[0].removesuffix(network.names[names[0]]).rstrip(".")

@@ -1,11 +1,11 @@
 """The formats that weights and networks are exported to: one function and one row each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_signin.export.batches import example_batch
 from lightning_signin.export.checkpoint import rest_of, write_checkpoint
@@ -124,9 +124,27 @@ def _network(source: PathLike | nn.Module, model: nn.Module | None, to: str) -> 
         return plain_copy(source)
     if model is None:
         raise ValueError(f"{to!r} holds the network, and {source} its weights alone. Pass `model` (--config) as well.")
-    network = plain_copy(model)
-    try:
-        network.load_state_dict(read_weights(source).tensors, strict=True)
-    except RuntimeError as error:
-        raise ValueError(f"{source} does not fit `model`; pass the module that was trained. {error}") from error
+    return load_exactly(plain_copy(model), read_weights(source).tensors, str(source))
+
+
+def load_exactly(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> nn.Module:
+    """Load a plain state dict into the network that it is of.
+
+    Raises:
+        ValueError: If it is of another network: with the first name that is missing or too much, or the first shape.
+    """
+    own = network.state_dict()
+    names = [f"has no {name}" for name in own if name not in tensors]
+    names += [f"has {name}, which the model has not" for name in tensors if name not in own]
+    shapes = [
+        f"has {name} of shape {tuple(tensors[name].shape)}, and the model's has {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in tensors and isinstance(value, Tensor) and tensors[name].shape != value.shape
+    ]
+    if differences := [*shapes, *names]:
+        more = f" ({len(differences)} differences)" if len(differences) > 1 else ""
+        raise ValueError(
+            f"{source} does not fit the model: it {differences[0]}{more}. Pass the model that was trained."
+        )
+    network.load_state_dict(tensors, strict=True)
     return network

@@ -28,6 +28,7 @@ EXPERIMENTS = (
     "figure3a",
     "figure5",
     "figure6",
+    "table14",
 )
 
 

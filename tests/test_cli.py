@@ -5,11 +5,13 @@ import torch
 
 from lightning_signin.cli.main import main, recipes, with_recipes
 
+NAMES = ["cifar10-resnet20", "cifar100-resnet18", "digits", "imagenet-deit-small", "imagenet-resnet50", "mnist1d"]
+
 
 def test_recipes_are_listed_with_what_they_are(capsys):
     main(["recipes"])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["digits", "mnist1d"]
+    assert [line.split()[0] for line in lines] == NAMES
     assert all(len(line.split()) > 3 for line in lines)
 
 
@@ -54,9 +56,8 @@ def test_bad_file_is_one_line_and_status_2(tmp_path, monkeypatch, capsys, argume
 def test_config_that_is_neither_file_nor_recipe_is_named(capsys):
     with pytest.raises(SystemExit):
         main(["fit", "--config", "digit"])
-    assert (
-        "`--config digit` is neither a file nor a recipe. The recipes are digits, mnist1d." in capsys.readouterr().err
-    )
+    error = capsys.readouterr().err
+    assert f"`--config digit` is neither a file nor a recipe. The recipes are {', '.join(NAMES)}." in error
 
 
 def test_unknown_command_shows_the_known_ones():

@@ -153,12 +153,13 @@ class Start:
         """
         if self.storage == "auto" and trainer.strategy.root_device.type == "xla":
             return "dense"
-        if self.rule is None or self.rule.keeps_counts or trainer.world_size == 1:
+        has_buckets = trainer.world_size > 1 or isinstance(trainer.strategy, DDPStrategy)  # DDP of one rank has them too
+        if self.rule is None or self.rule.keeps_counts or not has_buckets:
             return self.storage
         if self.storage == "compact":
             raise ValueError(
-                f"{type(self.rule).__name__} changes the number of weights of a layer, and on several ranks the "
-                "factors must keep their shape. Pass storage='dense' or 'auto'."
+                f"{type(self.rule).__name__} changes the number of weights of a layer, and under DDP and on several "
+                "ranks the factors must keep their shape. Pass storage='dense' or 'auto'."
             )
         return "dense"
 

@@ -80,8 +80,16 @@ def _check_fits(name: str, weight: SparseWeight, mask: Tensor, state: State) -> 
             f"The checkpoint's mask of {name} has shape {tuple(mask.shape)}, the weight {tuple(weight.storage.shape)}. "
             f"{_FIX}"
         )
-    if len(state["factors"][name]) != len(weight.tensors):
+    factors = state["factors"].get(name, ())
+    if len(factors) != len(weight.tensors):
         raise ValueError(f"The checkpoint was written with another `parametrization` of {name}. {_FIX}")
+    shape = tuple(make_storage(state["storage"].get(name, "auto"), mask).pack(mask).shape)
+    for value in factors[: len(weight.factors)]:
+        if tuple(value.shape) != shape:
+            raise ValueError(
+                f"The checkpoint's factors of {name} have shape {tuple(value.shape)}, and its mask needs {shape}: the "
+                "file is damaged. Use another one."
+            )
 
 
 def _packed_masks(module: nn.Module) -> dict[str, State]:

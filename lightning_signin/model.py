@@ -174,6 +174,8 @@ def effective_weights(module: nn.Module) -> dict[str, Tensor]:
 
 def _parametrize(owners: list[tuple[nn.Module, str]], parametrization: Masked) -> None:
     first, attribute = owners[0]
+    # Of a meta copy, which has no strides that overlap.
+    parametrization.stride = torch.empty_like(first._parameters[attribute], device="meta").stride()  # type: ignore[arg-type]
     for owner, name in owners:
         order = plain_order(owner) if hasattr(owner, "parametrizations") else list(owner._parameters)
         register_parametrization(owner, name, parametrization, unsafe=True)  # what it would check is tested

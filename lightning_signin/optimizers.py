@@ -29,7 +29,7 @@ _STATE_DEGREES: dict[str, dict[str, int]] = {
 }
 # Their update of one entry depends on others by the shape of the tensor. On rows and columns of zeros the first kind
 # still leaves zeros zero; the second fills them.
-_NEEDS_SHAPE = ("Adafactor", "AdafactorBigVision", "AdamP", "SGDP")
+_NEEDS_SHAPE = ("Adafactor", "AdafactorBigVision", "AdamP", "Mars", "SGDP")  # Mars is AdamW on vectors
 _MIXES_ENTRIES = ("Muon", "AdaMuon", "NadaMuon", "Shampoo", "SOAP", "Kron")
 
 

@@ -81,7 +81,7 @@ def show_plain(module: nn.Module) -> "tuple[list[PlainLayer], Factors]":
     layers: dict[int, PlainLayer] = {}
     behind: Factors = {}
     for weight in sparse_weights(module).values():
-        parameter = nn.Parameter(weight.effective(), requires_grad=weight.tensors[0].requires_grad)
+        parameter = nn.Parameter(weight.plain(), requires_grad=weight.tensors[0].requires_grad)
         behind[id(parameter)] = weight
         for owner, attribute in weight.owners:
             layers.setdefault(id(owner), PlainLayer(owner)).shown[attribute] = parameter

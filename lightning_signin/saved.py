@@ -1,5 +1,6 @@
 """Plain weights and masks from files: checkpoints of any moment of a run, ours or of other programs."""
 
+import errno
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -177,9 +178,9 @@ def _read_safetensors(data: bytes, source: str) -> SavedWeights:
 def _read_torch(file: BinaryIO, source: str) -> SavedWeights:
     try:
         saved = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # whatever bytes that are no pickle happen to raise
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which is what torch makes of a cut archive
+            raise
         raise ValueError(
             f"{source} cannot be read safely: it is damaged, not a checkpoint, or holds objects beyond tensors and "
             "plain values, which could run code when loaded."

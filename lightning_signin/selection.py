@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
+from torch.jit import ScriptModule
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
@@ -77,6 +78,8 @@ def _candidates(module: nn.Module) -> tuple[Users, Users]:
     for prefix, owner in module.named_modules():
         if isinstance(owner, ParametrizationList):
             continue  # its parameters go by the name of the weight that they stand for
+        if isinstance(owner, ScriptModule):
+            continue  # TorchScript has compiled how its layers read their weights
         if isinstance(owner, nn.Linear | _ConvNd):
             by_default[_join(prefix, "weight")] = (owner, "weight")
         for attribute, parameter in owner._parameters.items():

@@ -56,6 +56,11 @@ class SparseWeight:
         """A new tensor with the full masked weight θ."""
         return self.holder()
 
+    def plain(self) -> Tensor:
+        """The same in the memory layout of the plain weight, as channels_last."""
+        theta, stride = self.effective(), self.parametrization.stride
+        return theta if theta.stride() == stride else theta.new_empty_strided(theta.shape, stride).copy_(theta)
+
     @torch.no_grad()
     def values(self) -> Tensor:
         """θ as it is stored: the active entries in compact storage, the full masked weight in dense storage."""

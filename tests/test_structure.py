@@ -30,7 +30,7 @@ FLOORS = {
     3: ["metrics", "updates"],
     4: ["export", "report"],
     5: ["callback", "iterative"],
-    6: ["cli", "recipes", "__init__"],
+    6: ["cli", "sweep", "recipes", "__init__"],
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 WITH_LIGHTNING = (5, 6)

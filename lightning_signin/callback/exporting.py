@@ -6,6 +6,7 @@ from pathlib import Path
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lightning_signin.callback.both import both
 from lightning_signin.export.formats import FORMATS, output_beside
 from lightning_signin.files.paths import is_file, is_url
 from lightning_signin.masks.build import check_choice
@@ -55,7 +56,7 @@ def kept_checkpoints(trainer: Trainer) -> list[str]:
     """The files that the trainer's checkpoint callbacks have kept, each once, by path or URL."""
     found: list[str] = []
     for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint):
+        if isinstance(callback, both(ModelCheckpoint)):
             found += [*callback.best_k_models, callback.best_model_path, callback.last_model_path]
     return [path for path in dict.fromkeys(found) if path and is_file(path)]
 

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from lightning_signin.callback.companions import check_companions
 from lightning_signin.callback.exporting import export_fit
 from lightning_signin.callback.position import Position
-from lightning_signin.callback.resuming import NOT_SPARSE, STATE_KEY, check_same_run
+from lightning_signin.callback.resuming import NOT_SPARSE, STATE_KEY, check_complete, check_same_run
 from lightning_signin.callback.start import Start
 from lightning_signin.callback.training import Training, TrainingOptions
 from lightning_signin.callback.wrapped import wrapped_hooks
@@ -115,6 +115,7 @@ class FitHooks(Callback):
         """Take over mask, factors, counters and position of the run that wrote the checkpoint."""
         if self._training is None or self._module is None:
             return
+        check_complete(state_dict)
         check_same_run(state_dict["arguments"], self.start.saved(), any_seed=self.start.seed is None)
         load_factor_state(self._module, state_dict)
         self._training.load(state_dict)

@@ -13,6 +13,9 @@ NOT_SPARSE = (
     "(`model.load_state_dict(torch.load(path, weights_only=True)['state_dict'])`) and call `fit` without `ckpt_path`."
 )
 
+_PARTS: tuple[str, ...] = ("arguments", "masks", "digest", "storage", "factors")  # the callback's state in a checkpoint
+_PARTS += ("sign_flips", "seen", "updates", "decay", "losses", "position")
+
 
 def check_same_run(saved: dict[str, Any], here: dict[str, Any], any_seed: bool) -> None:
     """Raise `ValueError` where the arguments of the run that wrote a checkpoint differ from this run's.
@@ -28,4 +31,14 @@ def check_same_run(saved: dict[str, Any], here: dict[str, Any], any_seed: bool) 
                 f"The checkpoint was trained with {name}={saved[name]!r}, and this callback has {name}={value!r}: "
                 f"another mask, or other factors. Pass {name}={saved[name]!r} to resume; to start anew from its "
                 "weights, load its state_dict into the model and call `fit` without `ckpt_path`."
+            )
+
+
+def check_complete(state: dict[str, Any]) -> None:
+    """Raise `ValueError` where the callback's state in a checkpoint has lost a part."""
+    for key in _PARTS:
+        if key not in state:
+            raise ValueError(
+                f"The checkpoint's state of SignInCallback has no {key!r}: the file was altered, or another version "
+                "wrote it. Use another one, or start anew from its state_dict."
             )

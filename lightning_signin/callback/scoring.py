@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 
 from lightning_signin import generators
+from lightning_signin.callback.both import both
 from lightning_signin.callback.stand_in import Steps, number_of_batches, stand_in
 from lightning_signin.masks.training_data import Losses, TrainingData
 
@@ -49,7 +50,8 @@ class LightningData(TrainingData):
     @property
     def batches(self) -> Iterator[Any]:  # type: ignore[override]
         """The training batches from the start, on the fit's device; of this rank's share."""
-        has_hooks = any(is_overridden(hook, self.module) for hook in _BATCH_HOOKS)
+        parent = next(cls for cls in both(LightningModule) if isinstance(self.module, cls))
+        has_hooks = any(is_overridden(hook, self.module, parent) for hook in _BATCH_HOOKS)
         module = self._copy() if has_hooks else self.module
         loaders = self._loaders()
         for index, (batch, _, _) in enumerate(iter(loaders)):
@@ -83,7 +85,7 @@ class LightningData(TrainingData):
             ValueError: If the training step gives no loss.
             RuntimeError: If it fails.
         """
-        assert isinstance(module, LightningModule)
+        assert isinstance(module, both(LightningModule))
         step, steps = module.training_step, self._steps[module]
         if is_param_in_hook_signature(step, "dataloader_iter", explicit=True):
             raise ValueError("Masks cannot be scored with a training_step(dataloader_iter): it reads its own batches.")
@@ -125,7 +127,8 @@ class LightningData(TrainingData):
     def _loaders(self) -> CombinedLoader:
         """The training loaders as the fit will have them, with the generators that they hold noted."""
         given = _request_dataloader(self.trainer.fit_loop._data_source)
-        combined = copy.copy(given) if isinstance(given, CombinedLoader) else CombinedLoader(given, "max_size_cycle")
+        is_combined = isinstance(given, both(CombinedLoader))
+        combined = copy.copy(given) if is_combined else CombinedLoader(given, "max_size_cycle")
         if self.trainer.overfit_batches > 0:  # type: ignore[attr-defined]
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Lightning says it in the fit

@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import find_shared_parameters, set_shared_parameters
 from torch import Tensor
 
+from lightning_signin.callback.both import both
 from lightning_signin.callback.scoring import LightningData
 from lightning_signin.functional import check_beta
 from lightning_signin.initial import flip_signs_, transplant_
@@ -153,7 +154,7 @@ class Start:
         """
         if self.storage == "auto" and trainer.strategy.root_device.type == "xla":
             return "dense"
-        has_buckets = trainer.world_size > 1 or isinstance(trainer.strategy, DDPStrategy)  # DDP of one rank has them too
+        has_buckets = trainer.world_size > 1 or isinstance(trainer.strategy, both(DDPStrategy))  # of one rank, too
         if self.rule is None or self.rule.keeps_counts or not has_buckets:
             return self.storage
         if self.storage == "compact":
@@ -207,9 +208,9 @@ def _to_be_loaded(shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
 
 def _to_run(trainer: Trainer, module: LightningModule) -> None:
     """Put the module into the precision and onto the device that it trains in, as Lightning does later."""
-    if isinstance(trainer.precision_plugin, HalfPrecision | DoublePrecision):
+    if isinstance(trainer.precision_plugin, both(HalfPrecision, DoublePrecision)):
         trainer.precision_plugin.convert_module(module)
-    if isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+    if isinstance(trainer.strategy, both(SingleDeviceStrategy, DDPStrategy)):
         tied = find_shared_parameters(module)  # a move to XLA makes new parameters, one for each name
         module.to(trainer.strategy.root_device)
         set_shared_parameters(module, tied)

@@ -18,6 +18,8 @@ from lightning_signin.optimizers import MOMENTUM, add_frobenius_decay_, check_op
 from lightning_signin.parametrizations.decay import add_factor_decay_
 from lightning_signin.schedule import RescaleSchedule
 from lightning_signin.updates import MaskUpdates
+from lightning_signin.updates.finite import ADVICE, not_finite
+from lightning_signin.warn import warn
 from lightning_signin.weights import sign_in_weights, sparse_weights
 
 State = dict[str, Any]
@@ -76,6 +78,7 @@ class Training:
         self._losses = torch.zeros(2, dtype=torch.float64)  # their sum and number in this epoch
         self._to_load: State | None = None
         self._begun = False
+        self._lost = False  # a weight is not finite, and that was said
 
     def check(self) -> None:
         """Raise `ValueError` where an optimizer leaves out a weight, or cannot do what a rescale needs."""
@@ -139,6 +142,7 @@ class Training:
         epochs = self.trainer.current_epoch + 1
         if epochs == self.options.warmup_epochs:
             self.flips.mark("warmup", self.module)
+        self._say_lost()
         self.flips.update(self.module)
         numbers = whole_numbers(self.module, self.flips)
         if self.updates is not None:
@@ -180,6 +184,14 @@ class Training:
             self.decay.load(state["decay"])
         if self.updates is not None and self._to_load is not None:  # strategies that restore late
             self.updates.load_state(self._to_load)
+
+    def _say_lost(self) -> None:
+        if not self._lost and (name := not_finite(self.weights)):
+            self._lost = True
+            warn(
+                f"{name} is not finite at the end of epoch {self.trainer.current_epoch}: the training loss or a "
+                f"gradient was not finite. {ADVICE}"
+            )
 
     def _total_steps(self) -> int:
         total = self.trainer.estimated_stepping_batches

@@ -13,6 +13,7 @@ _EXTRAS = {
     **dict.fromkeys(("sklearn", "mnist1d"), "recipes"),
     **dict.fromkeys(("torchvision", "timm"), "vision"),
     **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "onnx"),
+    **dict.fromkeys(("optuna", "filelock", "scipy", "matplotlib"), "sweep"),
     "zstandard": "zstd",
 }
 _RUNS = ("fit", "validate", "test", "predict")
@@ -23,6 +24,8 @@ usage: lightning-signin COMMAND ...
                                  (options: lightning-signin fit --help)
   prune --folder DIR             iterative magnitude pruning of the same: prune --config digits --folder runs/prune
                                  (options: lightning-signin prune --help)
+  sweep RECIPE ...               fits and one table: sweep mnist1d --method sign-in plain --sparsity 0.9 --seeds 0-4
+                                 (options: lightning-signin sweep --help)
   recipes                        list the recipes, each usable as a --config
   export CKPT --to FORMAT        write the merged weights: ckpt, safetensors (default), compressed;
                                  or the network: onnx, torch-export, sparse-torch-export (with --config digits)
@@ -96,6 +99,12 @@ def _prune(arguments: list[str]) -> None:
     prune(with_recipes(arguments))
 
 
+def _sweep(arguments: list[str]) -> None:
+    from lightning_signin.cli.sweep import sweep
+
+    sweep(arguments)
+
+
 def _export(arguments: list[str]) -> None:
     from lightning_signin.cli.export import run_export
 
@@ -127,7 +136,14 @@ def _report(arguments: list[str]) -> None:
     report(arguments)
 
 
-_COMMANDS = {"prune": _prune, "recipes": _recipes, "export": _export, "inspect": _inspect, "report": _report}
+_COMMANDS = {
+    "prune": _prune,
+    "sweep": _sweep,
+    "recipes": _recipes,
+    "export": _export,
+    "inspect": _inspect,
+    "report": _report,
+}
 
 
 def _told(error: Exception) -> str | None:
@@ -136,7 +152,7 @@ def _told(error: Exception) -> str | None:
     if isinstance(ours, ModuleNotFoundError):
         extra = _EXTRAS.get(ours.name or "")
         return extra and f"needs {ours.name}: pip install 'lightning-signin[{extra}]'"
-    return None if ours is None else str(ours)
+    return _from_parser(error) if ours is None else str(ours)
 
 
 def _ours(error: BaseException | None) -> BaseException | None:
@@ -147,3 +163,13 @@ def _ours(error: BaseException | None) -> BaseException | None:
             return error
         error = error.__cause__ or error.__context__
     return None
+
+
+def _from_parser(error: Exception) -> str | None:
+    """What jsonargparse says of an object that cannot be made: of its constructor's error it keeps the text alone."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames or "jsonargparse" not in Path(frames[-1].filename).parts:
+        return None
+    of_types = ("Expected ", "Not a valid subclass", "Does not validate")
+    told = [line.strip().removeprefix("- ") for line in str(error).splitlines() if line.lstrip().startswith("- ")]
+    return next((line for line in told if not line.startswith(of_types) and "class_path" not in line), None)

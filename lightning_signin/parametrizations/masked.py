@@ -29,6 +29,7 @@ class Masked(nn.Module):
         grown: The value of each factor where a weight comes into the mask: θ = 0 with a gradient. None if there is no
             such point.
         probe: A zero tensor of the weight's shape whose ``grad`` becomes the dense gradient, where one is wanted.
+        stride: Of the plain weight, for the time after the merge.
     """
 
     factors: tuple[str, ...] = ("theta",)
@@ -38,6 +39,7 @@ class Masked(nn.Module):
         super().__init__()
         self.storage, self.outer = storage, outer
         self.probe: Tensor | None = None
+        self.stride = torch.empty(storage.shape, device="meta").stride()
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from lightning_signin.masks.build import StructureOf, make_choice
 from lightning_signin.optimizer_state import check_movable
 from lightning_signin.updates.change import change_mask_
+from lightning_signin.updates.finite import check_finite
 from lightning_signin.updates.probe import probe_of
 from lightning_signin.updates.resolve import parse_update
 from lightning_signin.updates.rule import Layer, Moment, UpdateRule
@@ -214,6 +215,7 @@ class MaskUpdates:
             own = torch.zeros_like(probe) if probe.grad is None else probe.grad
             found[name] = self.average(own.detach()).div_(scale)
             if not found[name].isfinite().all():
+                check_finite(lane.weights, lane.steps)
                 if not lane.waits:
                     warn(f"The gradient of {name} is not finite at step {lane.steps}: the mask update waits.")
                 lane.waits = True
@@ -225,6 +227,7 @@ class MaskUpdates:
     def _change(
         self, weights: Mapping[str, SparseWeight], gradients: Mapping[str, Tensor], step: int, lanes: list[_Lane]
     ) -> None:
+        check_finite(weights, step)
         seed = int(np.random.SeedSequence([self.seed % 2**32, step]).generate_state(1)[0])
         generator = torch.Generator().manual_seed(seed)
         now = self.steps[bisect_right(self.steps, step) - 1]

@@ -1,0 +1,97 @@
+"""Doing the runs of a sweep, each in a process of its own."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_signin.sweep.folder import Claim, SweepFolder
+from lightning_signin.sweep.result import DEFAULT_METRICS
+
+_RESULT, _LOG = "result.json", "log.txt"
+_PAUSE = 0.1  # seconds between two looks at the processes
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Running:
+    claim: Claim
+    process: subprocess.Popen
+    since: float
+
+
+def run_all(
+    folder: SweepFolder, arguments_of: Callable[[Claim], list[str]], jobs: int, metric: str | None = None
+) -> None:
+    """Do all runs that wait, so many at a time. What is under way when this is interrupted is done anew next time.
+
+    Args:
+        folder: Of the sweep.
+        arguments_of: The arguments of the command for a run.
+        jobs: Processes at a time; they share the cores evenly, unless ``OMP_NUM_THREADS`` says otherwise.
+        metric: What to show of a run that ended; None is the first of `DEFAULT_METRICS` that it logged.
+    """
+    threads = max(1, _cores() // jobs)
+    running: list[_Running] = []
+    try:
+        while True:
+            while len(running) < jobs and (claim := folder.claim()) is not None:
+                running.append(_Running(claim, _started(claim, arguments_of(claim), threads), time.monotonic()))
+            if not running:
+                return
+            for one in [one for one in running if one.process.poll() is not None]:
+                running.remove(one)
+                _record(folder, one, metric)
+            time.sleep(_PAUSE)
+    finally:
+        for one in running:
+            _end_input(one.process)  # where ranks that it started end, too
+            one.process.kill()
+        for one in running:
+            one.process.wait()
+        folder.let_go()
+
+
+def _started(claim: Claim, arguments: list[str], threads: int) -> subprocess.Popen:
+    command = [sys.executable, "-m", "lightning_signin.sweep.trial", str(claim.folder / _RESULT), *arguments]
+    with open(claim.folder / _LOG, "wb") as log:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={"OMP_NUM_THREADS": str(threads), **os.environ},
+            start_new_session=True,  # else Ctrl-C would reach it, and it would end as if it were done
+        )
+
+
+def _end_input(process: subprocess.Popen) -> None:
+    """Close the pipe whose end ends a process that still runs."""
+    if process.stdin is not None:
+        process.stdin.close()
+
+
+def _record(folder: SweepFolder, one: _Running, metric: str | None) -> None:
+    _end_input(one.process)
+    seconds = round(time.monotonic() - one.since, 1)
+    told: dict[str, Any]
+    try:
+        told = json.loads((one.claim.folder / _RESULT).read_bytes())
+    except FileNotFoundError:
+        told = {"error": f"the process ended with status {one.process.returncode} and no result"}
+    measured = told.get("measured", {})
+    shown = next((name for name in ([metric] if metric else DEFAULT_METRICS) if name in measured), None)
+    folder.record(one.claim, told | {"seconds": seconds}, shown)
+    results = folder.results()
+    outcome = f"{shown} {measured[shown]:.4f}" if shown else told.get("error", "ended")
+    done = sum(result.is_finished for result in results)
+    _log.info("[%d/%d] %s: %s (%.0f s)", done, len(results), one.claim.cell, outcome, seconds)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

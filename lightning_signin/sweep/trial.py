@@ -1,0 +1,74 @@
+"""One run of a sweep, in a process of its own: ``python -m lightning_signin.sweep.trial RESULT fit …``."""
+
+import json
+import os
+import sys
+import threading
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+
+from lightning_signin.cli.runs import SignInCLI, silence_lightning
+from lightning_signin.files.paths import write_whole
+
+
+class Diverged(ValueError):
+    """Raised in a fit whose weights are not finite any more."""
+
+
+class StopWhereItDiverges(Callback):
+    """Ends a fit after the first epoch that leaves weights which are not finite: hours more would not mend them."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at all parameters."""
+        if not all(parameter.isfinite().all() for parameter in pl_module.parameters()):
+            raise Diverged(f"diverged: weights are not finite after epoch {trainer.current_epoch + 1}")
+
+
+class TrialCLI(SignInCLI):
+    """The command ``fit``, which keeps the last value of all that is logged, by the fit and by the test after it."""
+
+    measured: dict[str, float]
+
+    def after_fit(self) -> None:
+        """As `SignInCLI` does."""
+        self.measured = _numbers(self.trainer)
+        super().after_fit()
+        self.measured |= _numbers(self.trainer)
+
+
+def run_trial(arguments: list[str]) -> dict[str, Any]:
+    """Run ``fit`` with these arguments: ``measured``, or the ``error`` that it ended with."""
+    try:
+        silence_lightning()
+        warnings.filterwarnings("ignore", message="Experiment logs directory")  # it has our own files in it, no logs
+        options: Any = {"save_config_kwargs": {"overwrite": True}}
+        cli = TrialCLI(args=arguments, trainer_defaults={"callbacks": [StopWhereItDiverges()]}, **options)
+    except Exception as error:
+        traceback.print_exc()
+        line = str(error).strip().partition("\n")[0]
+        return {"error": line if isinstance(error, Diverged) else f"{type(error).__name__}: {line}"}
+    return {"measured": cli.measured}
+
+
+def _numbers(trainer: Any) -> dict[str, float]:
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def _end_with_the_sweep() -> None:
+    """Wait for the end of the input, which is a pipe that the sweep holds open as long as it lives."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    threading.Thread(target=_end_with_the_sweep, daemon=True).start()
+    result, *rest = sys.argv[1:]
+    told = run_trial(rest)
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        write_whole(Path(result), json.dumps(told).encode())

@@ -1,0 +1,21 @@
+"""What becomes of a mask when the training loss is lost to NaN: nothing, and the run says so."""
+
+from collections.abc import Mapping
+
+from lightning_signin.weights import SparseWeight
+
+ADVICE = "The mask stays as it is. Resume an earlier checkpoint with a lower learning rate or clipped gradients."
+
+
+def not_finite(weights: Mapping[str, SparseWeight]) -> str | None:
+    """The first weight with an entry that is NaN or infinite; None if there is none."""
+    return next((name for name, weight in weights.items() if not weight.values().isfinite().all()), None)
+
+
+def check_finite(weights: Mapping[str, SparseWeight], step: int) -> None:
+    """Raise `ValueError` where a weight is not finite: NaN has no rank, and a mask by it keeps any number."""
+    if name := not_finite(weights):
+        raise ValueError(
+            f"{name} is not finite at step {step}, where the mask changes: the training loss or a gradient was not "
+            f"finite before. {ADVICE}"
+        )

@@ -1,8 +1,12 @@
 """Every test starts from the same seed, on one thread."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from torch import Tensor, nn
+
+collect_ignore = [] if find_spec("torch_xla") else ["xla_run.py"]  # a script, which pytest looks through for doctests
 
 torch.set_num_threads(1)
 

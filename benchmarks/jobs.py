@@ -2,7 +2,8 @@
 
 import json
 import multiprocessing
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -19,3 +20,15 @@ def run_jobs(run_job: Callable[[tuple], dict], jobs: Sequence[tuple], path: Path
 def read_rows(path: Path) -> list[dict]:
     """The rows of a file; none if there is no file."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def command(name: str, stages: Collection[str], run_stage: Callable, report: Callable[[], None], results: Path) -> None:
+    """What ``python -m benchmarks.NAME STAGE [PROCESSES]`` does: run a stage, or print the report."""
+    stage = sys.argv[1] if len(sys.argv) > 1 else ""
+    results.mkdir(parents=True, exist_ok=True)
+    if stage == "report":
+        report()
+    elif stage in stages:
+        run_stage(stage, int(sys.argv[2]) if len(sys.argv) > 2 else None)
+    else:
+        sys.exit(f"usage: python -m benchmarks.{name} {'|'.join([*stages, 'report'])} [PROCESSES]")

@@ -14,7 +14,6 @@ Raw results stand in ``benchmarks/results/masks``; what is there is not run agai
 
 import math
 import statistics
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import product
@@ -23,7 +22,7 @@ from pathlib import Path
 import torch
 from scipy.stats import t as student
 
-from benchmarks.jobs import read_rows, run_jobs
+from benchmarks.jobs import command, read_rows, run_jobs
 from benchmarks.stacked_training import Problem, Settings, accuracies, train
 from lightning_signin.masks import SCORES
 from lightning_signin.recipes.datasets import Split, mnist1d
@@ -129,11 +128,4 @@ def report() -> None:
 
 
 if __name__ == "__main__":
-    stage = sys.argv[1] if len(sys.argv) > 1 else ""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    if stage == "report":
-        report()
-    elif stage in STAGES:
-        run_stage(stage, int(sys.argv[2]) if len(sys.argv) > 2 else None)
-    else:
-        sys.exit(f"usage: python -m benchmarks.mask_table {'|'.join([*STAGES, 'report'])} [PROCESSES]")
+    command("mask_table", STAGES, run_stage, report, RESULTS)

@@ -12,7 +12,6 @@ there is not run again.
 """
 
 import copy
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import product
@@ -21,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.jobs import read_rows, run_jobs
+from benchmarks.jobs import command, read_rows, run_jobs
 from benchmarks.mask_table import PROBLEMS, print_compared
 from benchmarks.moving_masks import accuracy, fit, mlp
 from benchmarks.stacked_training import Problem
@@ -134,11 +133,4 @@ def report() -> None:
 
 
 if __name__ == "__main__":
-    stage = sys.argv[1] if len(sys.argv) > 1 else ""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    if stage == "report":
-        report()
-    elif stage in STAGES:
-        run_stage(stage, int(sys.argv[2]) if len(sys.argv) > 2 else None)
-    else:
-        sys.exit(f"usage: python -m benchmarks.rewind_table {'|'.join([*STAGES, 'report'])} [PROCESSES]")
+    command("rewind_table", STAGES, run_stage, report, RESULTS)

@@ -10,7 +10,6 @@ at 90 %. Iterative pruning is in `benchmarks.rewind_table`.
 Raw results stand in ``benchmarks/results/updates``; what is there is not run again.
 """
 
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -19,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.jobs import read_rows, run_jobs
+from benchmarks.jobs import command, read_rows, run_jobs
 from benchmarks.mask_table import PROBLEMS, mean_interval, mnist5000, print_compared
 from benchmarks.moving_masks import accuracy, fit, mlp, rule_of, start
 from benchmarks.stacked_training import Problem
@@ -138,11 +137,4 @@ def report() -> None:
 
 
 if __name__ == "__main__":
-    stage = sys.argv[1] if len(sys.argv) > 1 else ""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    if stage == "report":
-        report()
-    elif stage in STAGES:
-        run_stage(stage, int(sys.argv[2]) if len(sys.argv) > 2 else None)
-    else:
-        sys.exit(f"usage: python -m benchmarks.update_table {'|'.join([*STAGES, 'report'])} [PROCESSES]")
+    command("update_table", STAGES, run_stage, report, RESULTS)

@@ -40,8 +40,10 @@ def export_fit(trainer: Trainer, module: LightningModule, formats: Sequence[str]
         formats: Of `parse_exports`.
         state: Of the callback, which knows what was kept and flipped.
     """
+    if not formats:
+        return
     folder = str(trainer.log_dir or trainer.default_root_dir)  # asks all ranks
-    if not formats or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+    if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
     if not is_url(folder):
         Path(folder).mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from lightning_signin.masks.units.connected import check_connected
 from lightning_signin.optimizers import MOMENTUM, at_rescale
 from lightning_signin.parametrizations import Parametrization, parse_parametrization
 from lightning_signin.parametrizations.masked import Masked, SignIn
+from lightning_signin.parametrizations.own_forward import mark_own_forward
 from lightning_signin.plain_view import show_plain
 from lightning_signin.selection import select_weights
 from lightning_signin.state import install_plain_state, plain_order, uninstall_plain_state
@@ -183,6 +184,7 @@ def _parametrize(owners: list[tuple[nn.Module, str]], parametrization: Masked) -
         owner.parametrizations[name] = first.parametrizations[attribute]  # type: ignore[operator, index]
         if not hasattr(owner.parametrizations, "plain_order"):
             install_plain_state(owner, order)
+            mark_own_forward(owner)
 
 
 def _check_masks(masks: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:

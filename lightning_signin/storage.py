@@ -5,9 +5,12 @@ tensor, never a buffer: averaging callbacks average buffers, and DDP broadcasts 
 """
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from lightning_signin.workspace import Workspace
 
 
 class Compact:
@@ -17,19 +20,24 @@ class Compact:
 
     Args:
         mask: Bool mask of the weight's shape, True for active entries.
+
+    Attributes:
+        index: Places of the active entries in the flat weight, ascending; int32 where that reaches them all.
     """
 
     name = "compact"
 
     def __init__(self, mask: Tensor) -> None:
         self.shape, self.size = mask.shape, mask.numel()
-        self.index = mask.flatten().nonzero().squeeze(1)
+        dtype = torch.int32 if self.size <= torch.iinfo(torch.int32).max else torch.int64
+        self.index = mask.flatten().nonzero().squeeze(1).to(dtype)
+        self._workspace = Workspace()
 
     @property
     def mask(self) -> Tensor:
         """The bool mask, made anew from the index."""
         mask = torch.zeros(self.size, dtype=torch.bool, device=self.index.device)
-        return mask.index_fill_(0, self.index, True).view(self.shape)
+        return mask.index_fill_(0, self.index.long(), True).view(self.shape)
 
     @property
     def active(self) -> int:
@@ -44,14 +52,60 @@ class Compact:
         """The values themselves: none is masked."""
         return values
 
-    def unpack(self, values: Tensor) -> Tensor:
-        """Put values into their places of a zero tensor of the weight's shape."""
-        full = torch.zeros(self.size, dtype=values.dtype, device=values.device)
-        return full.index_copy_(0, self.index, values).view(self.shape)
+    def unpack(self, values: Tensor, lend: bool = False) -> Tensor:
+        """Put values into their places of a zero tensor of the weight's shape.
+
+        Args:
+            values: The active entries.
+            lend: The tensor will only be read: its memory may be lent, and used again when it is gone.
+        """
+        if torch.compiler.is_compiling():  # it plans its memory itself
+            full = torch.zeros(self.size, dtype=values.dtype, device=values.device)
+            return full.index_copy(0, self.index.long(), values).view(self.shape)
+        lend = lend and type(values) in (Tensor, nn.Parameter) and values.device.type == "cpu"
+        return cast(Tensor, _Scatter.apply(values, self, lend)).view(self.shape)
+
+    def blank(self, like: Tensor, lend: bool) -> Tensor:
+        """A flat tensor with zeros wherever `index` does not point."""
+        if lend:
+            return self._workspace.lend(self.size, like.dtype)
+        return torch.zeros(self.size, dtype=like.dtype, device=like.device)
+
+    def move_to(self, other: "Compact") -> None:
+        """Take over the places of another storage with as many: in place, so that a compiled step goes on."""
+        self.index.copy_(other.index)
+        self._workspace = Workspace()
 
     def follow(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Move the index to where ``fn`` moves the parameters."""
         self.index = _follow(self.index, fn)
+        self._workspace = Workspace()
+
+
+class _Scatter(torch.autograd.Function):
+    """The scatter of `Compact.unpack`: autograd's own would keep an index of 64 bits from forward to backward."""
+
+    @staticmethod
+    def forward(values: Tensor, storage: Compact, lend: bool) -> Tensor:
+        """The flat weight."""
+        return storage.blank(values, lend).index_copy_(0, storage.index.long(), values)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Compact, bool], output: Tensor) -> None:
+        """Keep the index, which `Compact.move_to` would change."""
+        ctx.save_for_backward(inputs[1].index)
+        ctx.save_for_forward(inputs[1].index)
+        ctx.size = inputs[1].size
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """The gather."""
+        return gradient.index_select(0, ctx.saved_tensors[0]), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        """The scatter again: it is linear."""
+        return tangent.new_zeros(ctx.size).index_copy_(0, ctx.saved_tensors[0].long(), tangent)
 
 
 class Dense:
@@ -77,7 +131,7 @@ class Dense:
 
     restrict = pack  # stored values have the weight's shape
 
-    def unpack(self, values: Tensor) -> Tensor:
+    def unpack(self, values: Tensor, lend: bool = False) -> Tensor:
         """The values themselves: their masked entries are zeros already."""
         return values
 
@@ -88,8 +142,8 @@ class Dense:
 
 Storage = Compact | Dense
 
-# Compact storage of the two factors needs 2 · (value + gradient + momentum) + one 64-bit index for each active entry,
-# which is 8 float32 values against 6 for each entry of dense storage: less memory below a density of 3/4. It is the
+# Compact storage of the two factors needs 2 · (value + gradient + momentum) + one 32-bit index for each active entry,
+# which is 7 float32 values against 6 for each entry of dense storage: less memory below a density of 6/7. It is the
 # faster one below about 1/2 (benchmarks/storage.py).
 COMPACT_BELOW = 0.5
 

@@ -77,8 +77,8 @@ def memory(module: nn.Module, optimizer: Optimizer | int = 1) -> ByteCount:
     Example:
         >>> from lightning_signin import sparsify
         >>> net = sparsify(nn.Linear(20, 10, bias=False), sparsity=0.9)
-        >>> memory(net).layers[0].sparse  # m and w of 20 entries in float32, and 20 indices of 8 bytes
-        Bytes(parameters=160, gradients=160, optimizer_state=160, index=160)
+        >>> memory(net).layers[0].sparse  # m and w of 20 entries in float32, and 20 indices of 4 bytes
+        Bytes(parameters=160, gradients=160, optimizer_state=160, index=80)
     """
     rows: list[LayerBytes] = []
     seen: set[int] = set()

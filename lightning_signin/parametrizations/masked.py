@@ -30,6 +30,7 @@ class Masked(nn.Module):
             such point.
         probe: A zero tensor of the weight's shape whose ``grad`` becomes the dense gradient, where one is wanted.
         stride: Of the plain weight, for the time after the merge.
+        read_only: Whether whoever asks for the weight now only reads it; see `mark_own_forward`.
     """
 
     factors: tuple[str, ...] = ("theta",)
@@ -40,6 +41,7 @@ class Masked(nn.Module):
         self.storage, self.outer = storage, outer
         self.probe: Tensor | None = None
         self.stride = torch.empty(storage.shape, device="meta").stride()
+        self.read_only = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -76,7 +78,7 @@ class Masked(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """The full weight, from the trainable tensors."""
-        full = self.storage.unpack(self.values(*tensors))
+        full = self.storage.unpack(self.values(*tensors), lend=self.read_only and torch.is_grad_enabled())
         if self.probe is None or not torch.is_grad_enabled() or not tensors[0].requires_grad:
             return full
         return full + self.probe

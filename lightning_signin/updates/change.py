@@ -48,7 +48,7 @@ def change_mask_(
         _set(factor, torch.where(come, torch.full_like(moved, start), moved))
         factor.grad = None if gradient is None else _moved(gradient, old, new)
     if isinstance(old, Compact) and isinstance(new, Compact) and old.active == new.active:
-        old.index.copy_(new.index)  # in place: a compiled step goes on without compiling anew
+        old.move_to(new)
     else:
         weight.parametrization.storage = new
     return 1 - kept / max(was, now)

@@ -1,0 +1,47 @@
+"""Memory for masked weights that is filled with zeros once, and not in every forward pass."""
+
+import ctypes
+import weakref
+
+import torch
+from torch import Tensor
+
+
+class Workspace:
+    """Lends one flat tensor on the CPU over and over; what is lent again holds what the last borrower wrote.
+
+    A weight that is rebuilt in every step is a large block of fresh memory each time: to get it and to zero it takes
+    longer than to write a tenth of its entries. A borrower who writes the same entries every time finds zeros in all
+    others. The tensor comes back by itself when nothing uses its memory any more, no view and no autograd graph. Until
+    then others are made; one is kept.
+
+    Example:
+        >>> workspace = Workspace()
+        >>> first = workspace.lend(3, torch.float32)
+        >>> first[1] = 5.0
+        >>> del first
+        >>> second, third = workspace.lend(3, torch.float32), workspace.lend(3, torch.float32)
+        >>> second.tolist(), third.tolist()  # the third came while the second was in use
+        ([0.0, 5.0, 0.0], [0.0, 0.0, 0.0])
+    """
+
+    def __init__(self) -> None:
+        self._free: list[Tensor] = []
+
+    def lend(self, size: int, dtype: torch.dtype) -> Tensor:
+        """A flat tensor whose memory is used by nobody else."""
+        memory = self._free.pop() if self._free else None
+        if memory is None or memory.dtype != dtype or memory.numel() != size:
+            memory = torch.zeros(size, dtype=dtype)
+        # The tensor holds the handle as long as it holds the memory, and no longer.
+        handle = (ctypes.c_byte * (size * memory.itemsize)).from_address(memory.data_ptr())
+        weakref.finalize(handle, self._take_back, memory).atexit = False
+        return torch.frombuffer(handle, dtype=dtype)
+
+    def _take_back(self, memory: Tensor) -> None:
+        if not self._free:
+            self._free.append(memory)
+
+    def __reduce__(self) -> tuple[type["Workspace"], tuple[()]]:
+        # Copies, of a module too, have memory of their own.
+        return Workspace, ()

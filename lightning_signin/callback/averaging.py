@@ -63,7 +63,8 @@ class Averaging:
             return
         around: dict[str, Callable[[], AbstractContextManager]] = {
             **dict.fromkeys(("on_train_start", "on_train_epoch_start", "on_train_epoch_end"), self._turn),
-            **{"on_train_batch_end": self._batch, "on_train_end": self._end},
+            "on_train_batch_end": self._batch,
+            "on_train_end": self._end,
         }
         if isinstance(self.callback, both(WeightAveraging)):  # the other one validates the model that is trained
             around |= {"on_validation_epoch_start": self._open, "on_validation_epoch_end": self._close}
@@ -116,6 +117,13 @@ class Averaging:
                 "The checkpoint's state_dict holds the averages of a WeightAveraging callback, and the Trainer has "
                 "none: it would mix them with the factors of the trained weights. Add the callback to resume."
             )
+
+    def inexact_within_epochs(self) -> list[str]:
+        """Why a checkpoint of now, if it is from within an epoch, is not resumed bit for bit."""
+        swa = isinstance(self.callback, both(StochasticWeightAveraging))
+        if not swa or self.callback.state_dict()["scheduler_state"] is None:  # type: ignore[union-attr]
+            return []
+        return ["Lightning takes up StochasticWeightAveraging's schedule only at the start of the next epoch"]
 
     def _hook(self, name: str, around: Callable[[], AbstractContextManager]) -> Callable[..., None]:
         inner = getattr(self.callback, name)

@@ -156,7 +156,10 @@ class FitHooks(Callback):
         assert self._module is not None
         with self._averaging.put_back():
             state = {**factor_state(self._module), **self._ongoing.state()}
-        return {"arguments": self.start.saved(), **state, "position": self._position.state(alone)}
+        position = self._position.state(alone)
+        if not position["epoch_complete"]:
+            position["inexact"] += self._averaging.inexact_within_epochs()
+        return {"arguments": self.start.saved(), **state, "position": position}
 
     def _finish(self, alone: bool = False) -> None:
         try:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_signin import masks
+from lightning_signin.callback.resuming import STATE_KEY
 from lightning_signin.parametrizations import STR
 from lightning_signin.updates import GMP, RigL
 from tests.small import BATCHES, Small, callback, copies, data, differing, loader, seeded, trainer
@@ -153,6 +154,18 @@ def test_what_leaves_the_mask_leaves_the_average(kind, update):
     assert differing(end, module.validated[-1]) == []
 
 
+@each_order
+def test_average_that_was_never_updated_is_the_sparse_start(first):
+    module, _ = fit(*beside(EMAWeightAveraging(update_starting_at_step=1000), first), epochs=1)
+    start, end, trained = seeded(), copies(module), len(module.losses)
+    assert trained == BATCHES
+    for name in ("conv.weight", "fc1.weight", "fc2.weight"):
+        kept = end[name] != 0
+        torch.testing.assert_close(end[name], start.get_parameter(name).detach() * kept)
+        assert torch.equal(end[name], module.validated[0][name])
+    assert sum(int((end[n] != 0).sum()) for n in ("conv.weight", "fc1.weight", "fc2.weight")) == round(0.3 * 1242)
+
+
 def test_soft_threshold_keeps_its_zeros():
     path, threshold = Path(), {"parametrization": STR(s_init=-20.0), "sparsity": None}
     sgd = {"lr": 0.2, "momentum": 0.9, "weight_decay": 0.05}
@@ -284,9 +297,8 @@ def test_checkpoint_from_within_a_validation_is_that_of_after_it(first, tmp_path
         after = torch.load(tmp_path / f"after-step={step}.ckpt", weights_only=True)
         for key in ("state_dict", "current_model_state"):
             assert differing(within[key], after[key]) == [], key
-        (ours,) = (key for key in within["callbacks"] if "SignInCallback" in key)
-        for name, factors in after["callbacks"][ours]["factors"].items():
-            saved = within["callbacks"][ours]["factors"][name]
+        for name, factors in after["callbacks"][STATE_KEY]["factors"].items():
+            saved = within["callbacks"][STATE_KEY]["factors"][name]
             assert all(torch.equal(a, b) for a, b in zip(saved, factors, strict=True))
 
 
@@ -308,6 +320,7 @@ def test_validation_that_breaks_off_leaves_the_trained_model_and_a_checkpoint(tm
     saved = torch.load(tmp_path / "broken.ckpt", weights_only=True)
     assert differing(saved["current_model_state"], path.steps[-1]) == []
     assert differing(saved["state_dict"], module.validated[-1]) == []
+    assert saved["callbacks"][STATE_KEY]["factors"].keys() == path.masks[-1].keys()
 
 
 class Returns(EMAWeightAveraging):

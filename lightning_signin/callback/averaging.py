@@ -1,7 +1,8 @@
 """Lightning's callbacks that average weights, beside this one: what is averaged is θ, not its factors.
 
 mean(m) · mean(w) is not mean(θ), and a rescale moves both factors where it leaves θ alone. So an averaging callback
-meets a plain module: in its hooks the module shows θ, and it keeps doing so while the averaged model is validated.
+meets a plain module: in its hooks the module shows θ, and it keeps doing so while the averaged model is validated (so
+`masks` and `effective_weights` find nothing then). What it writes into the module becomes the factors of that θ.
 """
 
 from collections.abc import Callable, Iterator

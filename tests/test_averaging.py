@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -356,6 +357,17 @@ def test_two_averages_are_refused():
         ValueError, match="EMAWeightAveraging and StochasticWeightAveraging would exchange each other's"
     ):
         fit(*beside(EMAWeightAveraging()), swa())
+
+
+class RestoresLate(SingleDeviceStrategy):
+    """Loads weights when the model is wrapped, as strategies that shard it do."""
+
+    restore_checkpoint_after_setup = True
+
+
+def test_strategy_that_shards_is_refused():
+    with pytest.raises(ValueError, match="EMAWeightAveraging copies the whole model, which RestoresLate shards"):
+        fit(*beside(EMAWeightAveraging()), strategy=RestoresLate("cpu"))
 
 
 def test_averaged_checkpoint_without_the_averaging_callback_is_refused(tmp_path):

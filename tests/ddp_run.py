@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from lightning_signin import masks
@@ -66,11 +67,13 @@ def main(case: str, folder: Path) -> None:
     seed_everything(1, verbose=False)
     digest, moments, checkpoint = Digest(), Moments(), folder / "mid.ckpt"
     extra = [Save(checkpoint)] if case == "whole" else []
+    extra += [EMAWeightAveraging(decay=0.8)] if case == "averaged" else []
     runner = trainer(callback(**options), digest, moments, *extra, epochs=3, devices=2, strategy="ddp")
     if case == "unseeded" or "measured" in case:  # the ranks start from other weights, so their largest ones differ
         torch.manual_seed(runner.global_rank)
     module = Sharded() if case == "sharded" else Small()
-    runner.fit(module, loader(), ckpt_path=checkpoint if case == "resumed" else None)
+    validation = loader() if case == "averaged" else None
+    runner.fit(module, loader(), validation, ckpt_path=checkpoint if case == "resumed" else None)
     # Running statistics belong to each rank until the next forward sends rank 0's.
     weights = {name: weight for name, weight in copies(module).items() if "running" not in name}
     found = {"digest": digest.digest, "weights": weights, "moments": moments.noted}

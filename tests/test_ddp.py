@@ -30,7 +30,7 @@ def run(case: str, folder: Path) -> list[dict]:
     return [torch.load(folder / f"{case}{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("case", ["whole", "unseeded", "sharded"])
+@pytest.mark.parametrize("case", ["whole", "unseeded", "sharded", "averaged"])
 def test_ranks_end_with_the_same_masks_and_weights(case, folder):
     first, second = run(case, folder)
     assert first["digest"] == second["digest"]

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_signin.callback.averaging import Averaging
 from lightning_signin.callback.companions import check_companions
 from lightning_signin.callback.exporting import export_fit
 from lightning_signin.callback.position import Position
@@ -52,6 +53,7 @@ class FitHooks(Callback):
             return
         self._finish()
         check_companions(trainer)
+        self._averaging = Averaging(trainer, pl_module, self.start.rule is not None, self._finish)
         self.options.schedule.check_run(trainer.fit_loop.max_epochs, trainer.max_steps)
         known = saved_masks(self._finished) if self._finished and self._module is pl_module else None
         self._module, self._finished = pl_module, {}
@@ -60,6 +62,7 @@ class FitHooks(Callback):
         self._undo.callback(self._position.detach)
         complete = partial(self._sparsify, trainer, pl_module, known)
         self._undo.enter_context(wrapped_hooks(trainer, pl_module, complete, self._position.attach))
+        self._undo.enter_context(self._averaging.attached())
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that the optimizers train every weight and that a checkpoint to resume was a sparse run's."""
@@ -126,6 +129,8 @@ class FitHooks(Callback):
         """Refuse to resume what was not a sparse run."""
         if self._training is not None and STATE_KEY not in checkpoint["callbacks"]:
             raise ValueError(NOT_SPARSE)
+        if self._training is not None:
+            self._averaging.check_checkpoint(checkpoint)
 
     @property
     def _ongoing(self) -> Training:
@@ -145,15 +150,21 @@ class FitHooks(Callback):
             same = trainer.strategy.broadcast(digest) == digest
             if not trainer.strategy.reduce_boolean_decision(same):
                 load_factor_state(module, trainer.strategy.broadcast(factor_state(module)))
+        self._averaging.begin()
 
     def _state(self, alone: bool = False) -> State:
         assert self._module is not None
-        state = {**factor_state(self._module), **self._ongoing.state()}
-        return {"arguments": self.start.saved(), **state, "position": self._position.state(alone)}
+        with self._averaging.put_back():
+            state = {**factor_state(self._module), **self._ongoing.state()}
+        position = self._position.state(alone)
+        if not position["epoch_complete"]:
+            position["inexact"] += self._averaging.inexact_within_epochs()
+        return {"arguments": self.start.saved(), **state, "position": position}
 
     def _finish(self, alone: bool = False) -> None:
         try:
             if self._training is not None:
+                self._averaging.leave()
                 self._finished = self._state(alone)
                 self._training.close()
         finally:  # whatever fails, the user's model is plain again

@@ -66,6 +66,7 @@ class Training:
     def __init__(self, trainer: Trainer, module: LightningModule, start: Start, options: TrainingOptions) -> None:
         self.trainer, self.module, self.start, self.options = trainer, module, start, options
         self.rescales = start.form.rescales and options.schedule.ever
+        self.max_epochs = trainer.fit_loop.max_epochs  # before StochasticWeightAveraging adds one without steps
         self.weights = sparse_weights(module)
         self.flips = SignFlips(module, moving=start.rule is not None)
         self.curvature: Curvature | None = None
@@ -112,7 +113,7 @@ class Training:
         trainer: Any = self.trainer
         if self.updates is not None:
             self.updates.before_batch()
-        now, limits = (trainer.current_epoch, trainer.global_step), (trainer.fit_loop.max_epochs, trainer.max_steps)
+        now, limits = (trainer.current_epoch, trainer.global_step), (self.max_epochs, trainer.max_steps)
         if self.rescales and self.options.schedule.due(now, self._seen, *limits):
             rescale_(self.module, optimizers=trainer.optimizers, momentum=self.options.rescale_momentum)
         self._seen = now
@@ -194,7 +195,12 @@ class Training:
             )
 
     def _total_steps(self) -> int:
-        total = self.trainer.estimated_stepping_batches
+        loop = self.trainer.fit_loop
+        in_force, loop.max_epochs = loop.max_epochs, self.max_epochs
+        try:
+            total = self.trainer.estimated_stepping_batches
+        finally:
+            loop.max_epochs = in_force
         if total == float("inf"):
             raise ValueError(
                 "The length of the run is not known, and the mask or the decay follows it. Give the Trainer "

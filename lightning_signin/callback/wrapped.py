@@ -1,6 +1,6 @@
 """The four hooks of a run that no callback has, wrapped for the time of a fit."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,13 +33,11 @@ def wrapped_hooks(
     # No functools.wraps: Lightning would take a wrapped `configure_model` for one that nobody has overridden.
     def configure_model() -> None:
         plain_model()
-        if restores_late:
-            complete(False)
+        complete(False)
 
     # Right after `configure_model`, and the first to know of a checkpoint: `trainer.ckpt_path` is set inside.
     def _restore_modules_and_callbacks(checkpoint_path: Any = None, *args: Any) -> None:
-        if not restores_late:
-            complete(checkpoint_path is not None)
+        complete(checkpoint_path is not None)
         plain_restore(checkpoint_path, *args)
 
     def configure_optimizers() -> Any:
@@ -52,8 +50,30 @@ def wrapped_hooks(
             on_training_loader(dataloader)
         return dataloader
 
-    holders: dict[Callable, Any] = {configure_model: module, configure_optimizers: module}
-    holders |= {process_dataloader: trainer.strategy, _restore_modules_and_callbacks: connector}
+    holders: dict[Callable, Any] = {configure_optimizers: module, process_dataloader: trainer.strategy}
+    holders |= {configure_model: module} if restores_late else {_restore_modules_and_callbacks: connector}
+    with replaced_on_instances(holders):
+        yield
+
+
+@contextmanager
+def replaced_on_instances(holders: Mapping[Callable, Any]) -> Iterator[None]:
+    """Put functions into the place of methods of their names, and in the end what was there.
+
+    Args:
+        holders: The instance of each function.
+
+    Example:
+        >>> from argparse import Namespace
+        >>> holder = Namespace()
+        >>> def answer():
+        ...     return 42
+        >>> with replaced_on_instances({answer: holder}):
+        ...     holder.answer()
+        42
+        >>> holder
+        Namespace()
+    """
     before = {hook: holder.__dict__.get(hook.__name__) for hook, holder in holders.items()}
     for hook, holder in holders.items():
         holder.__dict__[hook.__name__] = hook

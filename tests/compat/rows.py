@@ -126,12 +126,14 @@ def check_plain(row: Row, done: Run, watch: Watch) -> None:
     assert [p.stride() for p in done.module.parameters()] == [p.stride() for p in plain.parameters()]
     assert len(watch.saved) == 2
     for path, weights in watch.saved.items():
-        saved = torch.load(path, weights_only=True)["state_dict"]
+        checkpoint = torch.load(path, weights_only=True)
+        saved = checkpoint["state_dict"]  # averages, beside a callback that averages
         row.plain().load_state_dict(saved, strict=True)
-        assert differing(dict(saved), weights) == []
+        assert differing(dict(checkpoint.get("current_model_state", saved)), weights) == []
         assert list(saved) == list(plain.state_dict())
     assert watch.masks
-    for weights in (watch.start, *watch.saved.values(), copies(done.module)):
+    averages = [torch.load(path, weights_only=True)["state_dict"] for path in watch.saved]
+    for weights in (watch.start, *watch.saved.values(), *averages, copies(done.module)):
         for name, mask in watch.masks.items():
             assert not weights[name][~mask.to(weights[name].device)].any(), name
 

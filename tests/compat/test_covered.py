@@ -12,7 +12,7 @@ from tests.compat.test_rows import ROWS
 
 # Bases without a behaviour of their own, and those with tests of their own (`tests/test_callback.py` and beside).
 BASES = {"Callback", "Checkpoint", "ProgressBar", "LRScheduler", "Optimizer"}
-ELSEWHERE = {"ModelPruning", "StochasticWeightAveraging", "EMAWeightAveraging", "WeightAveraging"}
+ELSEWHERE = {"ModelPruning"}
 TOGETHER = {"RichModelSummary"}  # in the row of the progress bar
 
 

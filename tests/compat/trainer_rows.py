@@ -68,4 +68,10 @@ TRAINERS = [
     other("bf16-true", precision="bf16-true"),
     other("scores with data", {"mask": "snip", "sharpness_every_n_epochs": 1}),
     other("accumulation and clipping", accumulate_grad_batches=2, gradient_clip_val=0.1),
+    Row(
+        "pytorch_lightning averages",
+        OtherImport,
+        lambda folder: {"callbacks": [pytorch_lightning.callbacks.EMAWeightAveraging(decay=0.8)]},
+        lightning=pytorch_lightning,
+    ),
 ]

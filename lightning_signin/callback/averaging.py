@@ -1,0 +1,221 @@
+"""Lightning's callbacks that average weights, beside this one: what is averaged is θ, not its factors.
+
+mean(m) · mean(w) is not mean(θ), and a rescale moves both factors where it leaves θ alone. So an averaging callback
+meets a plain module: in its hooks the module shows θ, and it keeps doing so while the averaged model is validated (so
+`masks` and `effective_weights` find nothing then). What it writes into the module becomes the factors of that θ.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from lightning_signin.callback.both import both
+from lightning_signin.callback.wrapped import replaced_on_instances
+from lightning_signin.plain_view import show_plain
+from lightning_signin.weights import SparseWeight, sparse_weights
+
+Shown = list[tuple[SparseWeight, nn.Parameter]]
+
+
+class Averaging:
+    """Stands between the averaging callback of a fit, if there is one, and the sparse module.
+
+    An entry that leaves the mask leaves the average, too: the averaged model is exactly as sparse as the trained one.
+
+    Args:
+        trainer: The trainer that fits.
+        module: The module, plain still.
+        moves: Whether the mask moves.
+        merge: Merges the module; called when training ends, before the average becomes its weights.
+
+    Raises:
+        ValueError: For two averaging callbacks, and for strategies that shard the model.
+    """
+
+    def __init__(self, trainer: Trainer, module: LightningModule, moves: bool, merge: Callable[[], None]) -> None:
+        self.trainer, self.module, self.moves, self.merge = trainer, module, moves, merge
+        everyone: Any = trainer.callbacks  # type: ignore[attr-defined]
+        found = [c for c in everyone if isinstance(c, both(WeightAveraging, StochasticWeightAveraging))]
+        names = [type(callback).__name__ for callback in found]
+        if len(found) > 1:
+            raise ValueError(
+                f"{' and '.join(names)} would exchange each other's weights. Give the Trainer one of them."
+            )
+        if found and trainer.strategy.restore_checkpoint_after_setup:
+            raise ValueError(
+                f"{names[0]} copies the whole model, which {type(trainer.strategy).__name__} shards. Use it with one "
+                "device or with DDP, or leave it out."
+            )
+        self.callback = found[0] if found else None
+        self._validating = ExitStack()  # holds what makes the module plain during a validation
+        self._plain = False
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Wrap the hooks of the averaging callback for the time of a fit."""
+        if self.callback is None:
+            yield
+            return
+        around: dict[str, Callable[[], AbstractContextManager]] = {
+            **dict.fromkeys(("on_train_start", "on_train_epoch_start", "on_train_epoch_end"), self._turn),
+            "on_train_batch_end": self._batch,
+            "on_train_end": self._end,
+        }
+        if isinstance(self.callback, both(WeightAveraging)):  # the other one validates the model that is trained
+            around |= {"on_validation_epoch_start": self._open, "on_validation_epoch_end": self._close}
+        hooks = [self._saving(), *(self._hook(name, context) for name, context in around.items())]
+        with replaced_on_instances(dict.fromkeys(hooks, self.callback)):
+            yield
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Put the masked weights into the average, which was copied from the module before it was sparse.
+
+        Raises:
+            ValueError: Where the copy lacks layers of the module.
+        """
+        if self.callback is None:
+            return
+        weights, there = sparse_weights(self.module), dict(self._average().named_parameters())
+        if missing := [name for name in weights if name not in there]:
+            raise ValueError(
+                f"{type(self.callback).__name__} copied the module before it had {', '.join(missing)}, made in its "
+                "`setup`. Make the layers in `__init__` or `configure_model`."
+            )
+        for name, weight in weights.items():
+            there[name].copy_(weight.effective())
+
+    def leave(self) -> None:
+        """Put the trained model back, if a validation was broken off."""
+        if self._plain and self.callback is not None:
+            self.callback.on_validation_epoch_end(self.trainer, self.module)
+
+    @contextmanager
+    def put_back(self) -> Iterator[bool]:
+        """In the middle of a validation, put the trained model and the average into their own places for a while.
+
+        Yields:
+            Whether it is the middle of a validation.
+        """
+        validating = self._plain
+        self.leave()
+        try:
+            yield validating
+        finally:
+            if validating and self.callback is not None:
+                self.callback.on_validation_epoch_start(self.trainer, self.module)
+
+    def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raise `ValueError` for the checkpoint of an averaged run where nothing is averaged."""
+        if "current_model_state" in checkpoint and not isinstance(self.callback, both(WeightAveraging)):
+            raise ValueError(
+                "The checkpoint's state_dict holds the averages of a WeightAveraging callback, and the Trainer has "
+                "none: it would mix them with the factors of the trained weights. Add the callback to resume."
+            )
+
+    def inexact_within_epochs(self) -> list[str]:
+        """Why a checkpoint of now, if it is from within an epoch, is not resumed bit for bit."""
+        swa = isinstance(self.callback, both(StochasticWeightAveraging))
+        if not swa or self.callback.state_dict()["scheduler_state"] is None:  # type: ignore[union-attr]
+            return []
+        return ["Lightning takes up StochasticWeightAveraging's schedule only at the start of the next epoch"]
+
+    def _hook(self, name: str, around: Callable[[], AbstractContextManager]) -> Callable[..., None]:
+        inner = getattr(self.callback, name)
+
+        def hook(*args: Any, **kwargs: Any) -> None:
+            with around():
+                inner(*args, **kwargs)
+
+        hook.__name__ = name
+        return hook
+
+    def _saving(self) -> Callable[..., None]:
+        inner: Any = self.callback.on_save_checkpoint  # type: ignore[union-attr]
+
+        def on_save_checkpoint(trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+            with self.put_back() as validating:
+                if validating:
+                    checkpoint["state_dict"] = trainer.strategy.lightning_module_state_dict()
+                inner(trainer, module, checkpoint)
+                if validating:  # the two are about to be exchanged again
+                    for key in ("state_dict", "current_model_state"):
+                        checkpoint[key] = {name: value.clone() for name, value in checkpoint[key].items()}
+
+        return on_save_checkpoint
+
+    @contextmanager
+    def _shown(self) -> Iterator[Shown]:
+        """The module is plain."""
+        with torch.inference_mode(False):  # a validation step may differentiate its parameters
+            layers, behind = show_plain(self.module)
+        try:
+            yield [(weight, getattr(*weight.owners[0])) for weight in behind.values()]
+        finally:
+            for layer in layers:
+                layer.restore()
+
+    @contextmanager
+    def _turn(self) -> Iterator[Shown]:
+        """The module is plain; what is written into its weights becomes theirs."""
+        with self._shown() as shown:
+            yield shown
+            for weight, parameter in shown:
+                _take_over(weight, parameter.detach())
+
+    @contextmanager
+    def _batch(self) -> Iterator[None]:
+        """As a turn; then the average loses what the mask has lost."""
+        with self._turn() as shown:
+            yield
+        changing = [weight for weight, _ in shown if self.moves or _makes_zeros(weight)]
+        for weight in changing:
+            kept = weight.effective() != 0 if _makes_zeros(weight) else weight.storage.mask
+            average = self._average().get_parameter(weight.name).detach()
+            average.masked_fill_(~kept.to(average.device), 0)
+
+    @contextmanager
+    def _end(self) -> Iterator[None]:
+        """Training ends: the average becomes the weights, to the bit, and they are merged."""
+        with self._turn() as shown:
+            yield
+        self.merge()
+        for weight, averaged in shown:
+            theta = weight.storage.unpack(weight.storage.pack(averaged.detach()))
+            self.module.get_parameter(weight.name).data.copy_(theta)
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        """A validation starts: the module is plain until `_close`."""
+        self._validating.enter_context(self._shown())
+        self._plain = True
+        yield
+
+    @contextmanager
+    def _close(self) -> Iterator[None]:
+        yield
+        self._validating.close()
+        self._plain = False
+
+    def _average(self) -> nn.Module:
+        # `_average_model` is private in Lightning 2.6, which has no public way to an average. Both kinds have it.
+        average: Any = self.callback._average_model  # type: ignore[union-attr]
+        return average.module if isinstance(average, AveragedModel) else average
+
+
+@torch.no_grad()
+def _take_over(weight: SparseWeight, theta: Tensor) -> None:
+    if not torch.equal(weight.storage.pack(theta), weight.values()):
+        for tensor, value in zip(weight.tensors, weight.parametrization.right_inverse(theta), strict=True):
+            tensor.copy_(value)
+
+
+def _makes_zeros(weight: SparseWeight) -> bool:
+    outer = weight.parametrization.outer
+    return outer is not None and outer.makes_zeros

@@ -85,13 +85,18 @@ def run_job(job: tuple[str, int, bool]) -> dict[str, Any]:
     return row
 
 
-def run(quick: bool) -> dict[str, Any]:
-    """Flips and sharpness of every seed; what a stopped run has done is not done again."""
+def rows_of(quick: bool) -> list[dict[str, Any]]:
+    """A row for each form and seed; what a stopped run has done is not done again."""
     path, seeds = records.folder(quick) / "figure4.jsonl", QUICK_SEEDS if quick else SEEDS
     done = {(row["form"], row["seed"]) for row in read_rows(path)}
     jobs = [(form, seed, quick) for form in FORMS for seed in seeds if (form, seed) not in done]
     run_jobs(run_job, jobs, path, processes=1)
-    rows = sorted(read_rows(path), key=lambda row: row["seed"])
+    return sorted(read_rows(path), key=lambda row: row["seed"])
+
+
+def run(quick: bool) -> dict[str, Any]:
+    """Flips and sharpness of both forms along the run."""
+    rows = rows_of(quick)
     plain, signin = ([row for row in rows if row["form"] == form] for form in FORMS)
     cells = {
         name: [compared(*([row[name][tenth] for row in part] for part in (plain, signin))) for tenth in range(10)]
@@ -100,7 +105,7 @@ def run(quick: bool) -> dict[str, Any]:
     for name in ("flips_since_warmup", "sharpness_at_equal_loss"):
         cells[name] = [compared(*([row[name] for row in part] for part in (plain, signin)))]
     rates = {form: learning_rate("mnist1d", "static", form == "Sign-In") for form in FORMS}
-    settings = {"seeds": list(seeds), "learning_rates": rates}
+    settings = {"seeds": len(plain), "learning_rates": rates}
     return {"settings": settings, "claims": claims(cells), "cells": cells}
 
 

@@ -11,6 +11,7 @@ from benchmarks.paper.drawing import COLOURS, picture
 
 TASKS = {"mnist1d": "MNIST-1D", "mnist5000": "MNIST, 5,000 images"}
 Pair = tuple[float, float]  # without and with Sign-In
+UNBOUNDED = 10.0  # points: an interval wider than this, of diverged runs, does not stretch the picture
 Paper = Mapping[str, Mapping[str, Mapping[float, Pair]]]  # by data set, method and sparsity
 
 
@@ -42,8 +43,8 @@ def claims(label: str, cells: Sequence[Mapping[str, Any]], paper: Paper) -> list
     return found
 
 
-def draw(cells: Sequence[Mapping[str, Any]], path: Path, reach: tuple[float, float]) -> None:
-    """Paired differences with their intervals, a panel a problem, a colour a sparsity; cut at the reach."""
+def draw(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Paired differences with their intervals, a panel a problem, a colour a sparsity."""
     methods, sparsities = (list(dict.fromkeys(one[key] for one in cells)) for key in ("method", "sparsity"))
     step = 0.8 / len(sparsities)
     with picture(path, columns=2, size=(10.5, 1.2 + 0.42 * len(methods))) as panels:
@@ -56,7 +57,14 @@ def draw(cells: Sequence[Mapping[str, Any]], path: Path, reach: tuple[float, flo
                 look: Any = {"fmt": "os^D"[place], "color": COLOURS[place], "capsize": 2, "markersize": 4}
                 axes.errorbar(middles, y, xerr=halves, label=f"{sparsity:.0%}", **look)
             axes.set_yticks(range(len(methods)), methods if axes is panels[0] else [""] * len(methods))
-            axes.set(title=title, xlabel="Sign-In − plain (points of accuracy)", xlim=reach)
+            ends = [
+                middle + side * half
+                for one in cells
+                for middle, half in [one["difference"]]
+                for side in (-1.1, 1.1)
+                if one["problem"] == problem and half < UNBOUNDED
+            ]
+            axes.set(title=title, xlabel="Sign-In − plain (points of accuracy)", xlim=(min(ends), max(ends)))
             axes.set_ylim(len(methods) - 0.4, -0.6)
         panels[1].legend(title="sparsity", loc="center left", bbox_to_anchor=(1, 0.5))
 

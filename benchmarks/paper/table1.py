@@ -105,8 +105,9 @@ def draw(results: dict[str, Any], path: Path) -> None:
                 axes.errorbar(middles, y, xerr=halves, label=NAMES[method], **look)
             axes.set_yticks(range(len(STARTS)), list(STARTS) if axes is panels[0] else [""] * len(STARTS))
             axes.invert_yaxis()
+            axes.locator_params(axis="x", nbins=7)
             axes.set(title=TASKS[problem], xlabel="accuracy − baseline (points)")
-        panels[1].legend(loc="lower left")
+        panels[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def describe(results: dict[str, Any]) -> str:

@@ -45,7 +45,6 @@ PAPER: gains.Paper = {
         "MEST": {0.8: (74.67, 74.74), 0.9: (73.1, 73.32), 0.95: (70.84, 71.41)},
     }
 }
-REACH = (-5.0, 6.0)
 
 Accuracies = dict[Settings, list[float]]
 
@@ -110,7 +109,7 @@ def less_than_static(found: Accuracies, problem: str) -> dict[str, str | bool]:
 
 def draw(results: dict[str, Any], path: Path) -> None:
     """What Sign-In adds to each rule, at the fairer rates."""
-    gains.draw([one for one in results["cells"] if not one["method"].endswith(TUNED)], path, REACH)
+    gains.draw([one for one in results["cells"] if not one["method"].endswith(TUNED)], path)
 
 
 def describe(results: dict[str, Any]) -> str:

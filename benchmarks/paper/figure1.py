@@ -178,7 +178,7 @@ def describe(results: dict[str, Any]) -> str:
 
 Flips in percent, mean ± 95 % interval. As in the paper, AC/DC and GMP flip most of their signs up to the warm-up, and
 from scratch more signs flip after it, on each learned mask and on the random one. Of the size of the effect: with AC/DC
-a fifth of the weights still flips after the warm-up, which is not stable, and only four to five points less than on its
-mask from scratch; GMP is stable. Where it differs: from start to end GMP and RigL flip far less than half. Half of RigL's
-final weights have no sign at the start, of those that have one 28 % flip, and its mask moves up to three quarters of
-the run. At the end GMP alone is flatter than the random mask."""
+a fifth of the weights still flips after the warm-up, which is not stable, and only about four points less than on its
+mask from scratch; GMP is stable. Where it differs: from start to end GMP and RigL flip far less than half. Half of
+RigL's final weights have no sign at the start, of those that have one 28 % flip, and its mask moves up to three
+quarters of the run. At the end GMP alone is flatter than the random mask."""

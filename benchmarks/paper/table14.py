@@ -13,17 +13,16 @@ others have 32 test seeds, none of them used for tuning; differences are paired 
 Rule, before the run: the paper's order is Sign-In > m ⊙ w > plain. A difference shows if its 95 % interval is above 0.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import torch
-from scipy.stats import t as student
 
+from benchmarks.intervals import Interval, difference, interval
 from benchmarks.jobs import read_rows, run_jobs
 from benchmarks.mask_table import mnist5000
 from benchmarks.mnist1d_table import by_seed
@@ -145,15 +144,9 @@ def of_mnist1d() -> dict[tuple[str, str, float], tuple[float, Scores]]:
     return {("mnist1d", s.method, s.sparsity): (s.lr, scores) for s, scores in by_seed("test", "test").items()}
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half of its 95 % interval, by Student's t."""
-    half = student.ppf(0.975, len(values) - 1) * stdev(values) / math.sqrt(len(values))
-    return mean(values), float(half)
-
-
-def gain(rows: list[dict[str, Any]], task: str, sparsity: float, better: str, base: str) -> tuple[float, float]:
+def gain(rows: list[dict[str, Any]], task: str, sparsity: float, better: str, base: str) -> Interval:
     cells = {row["method"]: row["accuracies"] for row in rows if (row["task"], row["sparsity"]) == (task, sparsity)}
-    return interval([a - b for a, b in zip(cells[better], cells[base], strict=True)])
+    return difference(cells[better], cells[base])
 
 
 def compared(rows: list[dict[str, Any]]) -> list[dict[str, str | bool]]:

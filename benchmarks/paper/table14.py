@@ -187,14 +187,14 @@ def describe(results: dict[str, Any]) -> str:
     differences = [
         [c["claim"].removeprefix("Table 14, "), c["here"], "yes" if c["holds"] else "no"] for c in results["claims"]
     ]
+    spoiled = [row for row in rows if min(row["accuracies"]) < CHANCE]
     lost = [
-        f"{sum(a < CHANCE for a in row['accuracies'])} of the {len(row['accuracies'])} runs of "
-        f"{NAMES[row['method']]} on {TASKS[row['task']]} at {row['sparsity']:.0%} (learning rate {row['lr']}); the others have a mean of "
+        f"{sum(a < CHANCE for a in row['accuracies'])} of {len(row['accuracies'])} with {NAMES[row['method']]} on "
+        f"{TASKS[row['task']]} at {row['sparsity']:.0%} (learning rate {row['lr']}); the others have a mean of "
         f"{mean(a for a in row['accuracies'] if a >= CHANCE):.2f} %"
-        for row in rows
-        if min(row["accuracies"]) < CHANCE
+        for row in spoiled
     ]
-    diverged = f"Ended at chance: {'; '.join(lost)}." if lost else "No run ended at chance."
+    diverged = f"Runs that ended at chance: {'; '.join(lost)}." if lost else "No run ended at chance."
     means = {(row["task"], row["sparsity"], row["method"]): mean(row["accuracies"]) for row in rows}
     cells = dict.fromkeys((task, sparsity) for task, sparsity, _ in means)
     ordered = [

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lightning_signin.sharded import sharded_like
+
 
 class Compact:
     """Values are the vector of active entries, so parameters, gradients and optimizer state shrink with density.
@@ -73,7 +75,7 @@ class Dense:
 
     def pack(self, full: Tensor) -> Tensor:
         """Zero the masked entries, whatever they hold: an infinity there leaves no NaN."""
-        return full.where(self.mask, full.new_zeros(()))
+        return full.where(sharded_like(self.mask, full), full.new_zeros(()))
 
     restrict = pack  # stored values have the weight's shape
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_signin.functional import check_beta, check_beta_fits, factorize
 from lightning_signin.parametrizations.outer import Outer
+from lightning_signin.sharded import whole
 from lightning_signin.storage import Storage
 
 
@@ -76,7 +77,7 @@ class Masked(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """The full weight, from the trainable tensors."""
-        full = self.storage.unpack(self.values(*tensors))
+        full = self.storage.unpack(whole(self.values(*tensors)))
         if self.probe is None or not torch.is_grad_enabled() or not tensors[0].requires_grad:
             return full
         return full + self.probe

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lightning_signin.bits import pack_bits, unpack_bits
 from lightning_signin.model import masks
+from lightning_signin.sharded import gathered, is_sharded, sharded_like
 from lightning_signin.storage import make_storage
 from lightning_signin.weights import SparseWeight, sparse_weights
 
@@ -20,7 +21,15 @@ def mask_digest(module: nn.Module) -> str:
 
 
 def factor_state(module: nn.Module) -> State:
-    """The factors, masks and storages of all sparse weights; the factors are references, not copies."""
+    """The factors, masks and storages of all sparse weights; the factors are references, not copies.
+
+    Those of a sharded module are whole, which all ranks have to ask for together.
+    """
+    return {**mask_state(module), "factors": saved_factors(module)}
+
+
+def mask_state(module: nn.Module) -> State:
+    """What of `factor_state` every rank knows by itself: all but the factors."""
     packed = _packed_masks(module)
     weights = sparse_weights(module)
     return {
@@ -28,8 +37,13 @@ def factor_state(module: nn.Module) -> State:
         "digest": _digest(packed),
         "makes_zeros": any(w.parametrization.outer and w.parametrization.outer.makes_zeros for w in weights.values()),
         "storage": {name: weight.storage.name for name, weight in weights.items()},
-        "factors": {name: [tensor.detach() for tensor in weight.tensors] for name, weight in weights.items()},
     }
+
+
+def saved_factors(module: nn.Module) -> dict[str, list[Tensor]]:
+    """The factors of `factor_state`."""
+    weights = sparse_weights(module)
+    return {name: [gathered(tensor.detach()) for tensor in weight.tensors] for name, weight in weights.items()}
 
 
 def saved_masks(state: State) -> dict[str, Tensor]:
@@ -53,6 +67,24 @@ def load_factor_state(module: nn.Module, state: State) -> None:
     Raises:
         ValueError: If the module has other sparse weights, shapes or factors than were saved.
     """
+    weights, saved = sparse_weights(module), check_factor_state(module, state)
+    for name, weight in weights.items():
+        factors = state["factors"][name]
+        # "auto" storage chose by the masks of this run, which may have other densities than the saved ones.
+        weight.parametrization.storage = make_storage(state["storage"][name], saved[name].to(weight.factors[0].device))
+        for factor, value in zip(weight.tensors, factors, strict=True):
+            if factor.shape == value.shape:
+                factor.copy_(sharded_like(value.to(factor.device), factor))
+            else:
+                factor.data = value.to(factor, copy=True)
+
+
+def check_factor_state(module: nn.Module, state: State) -> dict[str, Tensor]:
+    """Raise what `load_factor_state` raises, and load nothing.
+
+    Returns:
+        The saved masks.
+    """
     weights, saved = sparse_weights(module), saved_masks(state)
     for name in [*weights, *saved]:
         if name not in weights or name not in saved:
@@ -60,15 +92,7 @@ def load_factor_state(module: nn.Module, state: State) -> None:
             raise ValueError(f"The checkpoint has other sparse weights than this run: {name} is {here}. {_FIX}")
     for name, weight in weights.items():
         _check_fits(name, weight, saved[name], state)
-    for name, weight in weights.items():
-        factors = state["factors"][name]
-        # "auto" storage chose by the masks of this run, which may have other densities than the saved ones.
-        weight.parametrization.storage = make_storage(state["storage"][name], saved[name].to(weight.factors[0].device))
-        for factor, value in zip(weight.tensors, factors, strict=True):
-            if factor.shape == value.shape:
-                factor.copy_(value)
-            else:
-                factor.data = value.to(factor, copy=True)
+    return saved
 
 
 _FIX = "Resume with the callback's arguments and the model of the run that wrote it."
@@ -84,6 +108,11 @@ def _check_fits(name: str, weight: SparseWeight, mask: Tensor, state: State) -> 
     if len(factors) != len(weight.tensors):
         raise ValueError(f"The checkpoint was written with another `parametrization` of {name}. {_FIX}")
     shape = tuple(make_storage(state["storage"].get(name, "auto"), mask).pack(mask).shape)
+    if is_sharded(weight.factors[0]) and tuple(weight.factors[0].shape) != shape:
+        raise ValueError(
+            f"The checkpoint's factors of {name} have shape {shape}, and those of this run, which is sharded, "
+            f"{tuple(weight.factors[0].shape)}. Give `sparsify` the arguments of the run that wrote it."
+        )
     for value in factors[: len(weight.factors)]:
         if tuple(value.shape) != shape:
             raise ValueError(

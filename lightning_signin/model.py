@@ -22,6 +22,7 @@ from lightning_signin.parametrizations.masked import Masked, SignIn
 from lightning_signin.parametrizations.own_forward import mark_own_forward
 from lightning_signin.plain_view import show_plain
 from lightning_signin.selection import select_weights
+from lightning_signin.sharded import EXPORT, is_sharded, sharded_like, whole
 from lightning_signin.state import install_plain_state, plain_order, uninstall_plain_state
 from lightning_signin.storage import make_storage
 from lightning_signin.weights import sign_in_weights, sparse_weights
@@ -140,7 +141,10 @@ def rescale_(module: nn.Module, *, optimizers: Iterable[Optimizer] = (), momentu
     for weight in sign_in_weights(module).values():
         sign_in = weight.parametrization
         assert isinstance(sign_in, SignIn)
-        renewed = SignIn.split(sign_in, weight.inner())
+        renewed = [
+            sharded_like(v, f)
+            for v, f in zip(SignIn.split(sign_in, whole(weight.inner())), weight.factors, strict=True)
+        ]
         at_rescale(momentum, optimizers, weight.factors, renewed)
         # copy_ keeps the parameters: `module.weight = …` would go through set_(), which DDP does not survive.
         weight.set_factors(renewed)
@@ -152,11 +156,16 @@ def merge_(module: nn.Module) -> nn.Module:
 
     No output bit changes; parameters have their plain order, and tied weights are one parameter again.
 
+    Raises:
+        ValueError: If ``fully_shard`` has sharded the module, with the command that merges its checkpoint.
+
     Example:
         >>> net = merge_(sparsify(nn.Linear(10, 10), sparsity=0.5))
         >>> [name for name, _ in net.named_parameters()], int((net.weight != 0).sum())
         (['weight', 'bias'], 50)
     """
+    if any(is_sharded(weight.factors[0]) for weight in sparse_weights(module).values()):
+        raise ValueError(f"The module is sharded over ranks, and cannot be merged in place. {EXPORT}")
     layers, _ = show_plain(module)
     for layer in layers:
         uninstall_plain_state(layer.owner)

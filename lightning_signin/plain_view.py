@@ -111,11 +111,16 @@ class PlainLayer:
         order, parameters = plain_order(self.owner), self.owner._parameters
         self.parametrizations = self.owner._modules.pop("parametrizations")
         self.parametrized_class = self.owner.__class__
-        self.owner.__class__ = self.parametrized_class.__bases__[0]
+        self.owner.__class__ = self._plain_class()
         parameters.update(self.shown)
         for name in order:
             if name in parameters:
                 parameters[name] = parameters.pop(name)
+
+    def _plain_class(self) -> type[nn.Module]:
+        """The base of the class on which torch has put the weights as properties; FSDP2 makes another class of that."""
+        attribute = next(iter(self.shown))
+        return next(cls for cls in self.parametrized_class.__mro__ if attribute in vars(cls)).__bases__[0]
 
     def restore(self) -> None:
         """Put the parametrizations back."""

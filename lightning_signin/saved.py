@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from lightning_signin.bits import full_signs, unpack_bits
 from lightning_signin.factor_state import saved_masks
 from lightning_signin.files import compressed, zstd
-from lightning_signin.files.paths import PathLike, opened
+from lightning_signin.files.paths import PathLike, is_url, opened
 from lightning_signin.files.safe import is_safetensors, read_safetensors
 from lightning_signin.foreign import as_mask, fit_shape, holds_only_masks, match_names, plain_weights
 from lightning_signin.functional import sign_flips
 from lightning_signin.model import masks as masks_of
+from lightning_signin.sharded import gathered
 from lightning_signin.warn import warn
 from lightning_signin.weights import sparse_weights
 
@@ -81,6 +82,11 @@ def read_weights(source: PathLike | nn.Module) -> SavedWeights:
     """
     if isinstance(source, nn.Module):
         return _with_masks(_tied(source), masks_of(source))
+    if not is_url(source) and os.path.isdir(source):
+        raise ValueError(
+            f"{source} is a folder. If it holds the shards of a run with save_distributed_checkpoint=True, make one "
+            f"file of it: python -m lightning.pytorch.utilities.consolidate_checkpoint {source}"
+        )
     with opened(source) as file:
         head = file.read(9)
         file.seek(0)
@@ -154,7 +160,7 @@ def _warn_of_lost_zeros(source: str, name: str, kept: Mapping[str, int], nonzero
 
 def _tied(module: nn.Module) -> dict[str, Tensor]:
     """The state dict of a module, with one tensor for a tied sparse weight, of which it makes a copy for each user."""
-    tensors = dict(module.state_dict())
+    tensors = {name: gathered(tensor) for name, tensor in module.state_dict().items()}
     users = {(id(owner), a): name for name, weight in sparse_weights(module).items() for owner, a in weight.owners}
     for prefix, part in module.named_modules(remove_duplicate=False):
         for attribute in getattr(part, "parametrizations", ()):

@@ -9,6 +9,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
+from lightning_signin.sharded import SHARD_AFTER, is_sharded
 from lightning_signin.warn import warn
 
 Owners = list[tuple[nn.Module, str]]
@@ -34,7 +35,7 @@ def select_weights(
 
     Raises:
         ValueError: If a pattern matches nothing, nothing is left, or a chosen weight cannot be made sparse: already
-            parametrized or pruned, not materialized, or of a recurrent layer, which keeps second references.
+            parametrized or pruned, not materialized, sharded, or of a recurrent layer, which keeps second references.
     """
     by_default, by_name = _candidates(module)
     chosen = _match(include, exclude, by_default, by_name)
@@ -120,6 +121,12 @@ def _check_can_be_sparse(owner: nn.Module, attribute: str, name: str) -> nn.Para
         )
     if isinstance(parameter, UninitializedParameter):
         raise ValueError(f"{name} has no shape yet (a lazy module). Run one batch through the model first. {leave_out}")
+    if parameter.is_meta:
+        raise ValueError(
+            f"{name} has no values yet (the meta device). Build the model without `empty_init`. {leave_out}"
+        )
+    if is_sharded(parameter):
+        raise ValueError(f"{name} is sharded over ranks already. {SHARD_AFTER}")
     if isinstance(owner, nn.RNNBase):
         raise ValueError(f"{name} belongs to a recurrent layer, which is not supported yet. {leave_out}")
     return parameter

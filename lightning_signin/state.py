@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from lightning_signin.parametrizations.masked import Masked
+from lightning_signin.sharded import sharded_like, whole
 
 
 def install_plain_state(owner: nn.Module, plain_order: list[str]) -> None:
@@ -67,8 +68,9 @@ def _plain_value(holder: ParametrizationList, keep_vars: bool) -> Tensor:
     if keep_vars:
         return holder()
     # A copy: writing into it would change nothing. As an inference tensor it says so to whoever tries.
+    factor: Any = holder.original0
     with torch.inference_mode():
-        return holder()
+        return sharded_like(holder(), factor)
 
 
 def _load_plain(
@@ -95,7 +97,8 @@ def _load_plain(
             )
         else:
             with torch.no_grad():
-                current = masked.right_inverse(theta.to(current[0].device, current[0].dtype))
+                values = masked.right_inverse(whole(theta).to(current[0].device, current[0].dtype))
+                current = [sharded_like(value, held) for value, held in zip(values, current, strict=True)]
         # Where nothing could be loaded the present values stand in, so that only the plain name is reported.
         for i, value in enumerate(current):
             state_dict[f"{prefix}parametrizations.{name}.original{i}"] = value

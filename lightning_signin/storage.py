@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from lightning_signin.sharded import sharded_like
 from lightning_signin.workspace import Workspace
 
 
@@ -127,7 +128,7 @@ class Dense:
 
     def pack(self, full: Tensor) -> Tensor:
         """Zero the masked entries, whatever they hold: an infinity there leaves no NaN."""
-        return full.where(self.mask, full.new_zeros(()))
+        return full.where(sharded_like(self.mask, full), full.new_zeros(()))
 
     restrict = pack  # stored values have the weight's shape
 

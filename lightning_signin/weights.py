@@ -9,6 +9,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from lightning_signin.parametrizations.masked import Masked, SignIn
+from lightning_signin.sharded import reshard_, sharded_like, whole
 from lightning_signin.storage import Storage
 
 
@@ -57,14 +58,15 @@ class SparseWeight:
         return self.holder()
 
     def plain(self) -> Tensor:
-        """The same in the memory layout of the plain weight, as channels_last."""
+        """The same in the memory layout of the plain weight, as channels_last; sharded where the factors are."""
         theta, stride = self.effective(), self.parametrization.stride
-        return theta if theta.stride() == stride else theta.new_empty_strided(theta.shape, stride).copy_(theta)
+        theta = theta if theta.stride() == stride else theta.new_empty_strided(theta.shape, stride).copy_(theta)
+        return sharded_like(theta, self.factors[0])
 
     @torch.no_grad()
     def values(self) -> Tensor:
         """θ as it is stored: the active entries in compact storage, the full masked weight in dense storage."""
-        return self.parametrization.values(*self.tensors)
+        return whole(self.parametrization.values(*self.tensors))
 
     def active_values(self) -> Tensor:
         """The entries of θ on the mask, as a vector."""
@@ -73,7 +75,7 @@ class SparseWeight:
 
     @torch.no_grad()
     def inner(self) -> Tensor:
-        """The v of θ = ψ(v), stored as `values`: θ itself where there is no ψ."""
+        """The v of θ = ψ(v), stored as `values`: θ itself where there is no ψ. Sharded where the factors are."""
         return self.parametrization.join(*self.factors)
 
     @property
@@ -86,7 +88,7 @@ class SparseWeight:
     def set_factors(self, values: Iterable[Tensor]) -> None:
         """Write the factors in place: optimizers and DDP hold on to them."""
         for factor, value in zip(self.factors, values, strict=True):
-            factor.copy_(value)
+            factor.copy_(sharded_like(value, factor))
 
 
 def sparsity(module: nn.Module) -> float:
@@ -103,6 +105,7 @@ def sparsity(module: nn.Module) -> float:
 
 def sparse_weights(module: nn.Module) -> dict[str, SparseWeight]:
     """The masked weights below a module by plain name, in model order."""
+    reshard_(module)
     found: dict[int, SparseWeight] = {}
     for prefix, owner in module.named_modules():
         if not is_parametrized(owner):

@@ -122,6 +122,7 @@ REPLACED = "1.weight is not a parameter of its Linear: pruning or weight normali
         (lambda: weight_norm(nn.Linear(4, 4)), "1.weight is already parametrized (_WeightNorm). Merge or remove "),
         (lambda: nn.utils.weight_norm(nn.Linear(4, 4)), REPLACED),
         (pruned, REPLACED),
+        (lambda: nn.Linear(4, 4, device="meta"), "1.weight has no values yet (the meta device). "),
         (lambda: nn.LazyLinear(4), "1.weight has no shape yet (a lazy module). Run one batch through the model first."),
     ],
 )

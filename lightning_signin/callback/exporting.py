@@ -36,18 +36,18 @@ def export_fit(trainer: Trainer, module: LightningModule, formats: Sequence[str]
 
     Args:
         trainer: The trainer at the end of its fit.
-        module: The module, merged.
+        module: The module, merged; a sharded one as it is.
         formats: Of `parse_exports`.
         state: Of the callback, which knows what was kept and flipped.
     """
     if not formats:
         return
     folder = str(trainer.log_dir or trainer.default_root_dir)  # asks all ranks
+    weights = read_weights(module)  # so does this, where they hold shards
     if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
     if not is_url(folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
-    weights = read_weights(module)
     weights.describe(state)
     _write(weights, f"{folder.rstrip('/')}/merged.ckpt", formats)
     for path in kept_checkpoints(trainer):

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_signin.callback.adopted import adopt, check_not_sharded, check_one_file, resuming_sharded, warn_of_shards
 from lightning_signin.callback.averaging import Averaging
 from lightning_signin.callback.companions import check_companions
 from lightning_signin.callback.exporting import export_fit
@@ -17,10 +18,18 @@ from lightning_signin.callback.resuming import NOT_SPARSE, STATE_KEY, check_comp
 from lightning_signin.callback.start import Start
 from lightning_signin.callback.training import Training, TrainingOptions
 from lightning_signin.callback.wrapped import wrapped_hooks
-from lightning_signin.factor_state import factor_state, load_factor_state, mask_digest, saved_masks
+from lightning_signin.factor_state import (
+    factor_state,
+    load_factor_state,
+    mask_digest,
+    mask_state,
+    saved_factors,
+    saved_masks,
+)
 from lightning_signin.model import merge_
 from lightning_signin.plain_view import exchange_parameters
-from lightning_signin.weights import SparseWeight
+from lightning_signin.sharded import has_shards
+from lightning_signin.weights import SparseWeight, sparse_weights
 
 State = dict[str, Any]
 
@@ -54,6 +63,7 @@ class FitHooks(Callback):
         self._finish()
         check_companions(trainer)
         self._averaging = Averaging(trainer, pl_module, self.start.rule is not None, self._finish)
+        check_one_file(trainer)
         self.options.schedule.check_run(trainer.fit_loop.max_epochs, trainer.max_steps)
         known = saved_masks(self._finished) if self._finished and self._module is pl_module else None
         self._module, self._finished = pl_module, {}
@@ -61,7 +71,8 @@ class FitHooks(Callback):
         self._resumed = False
         self._undo.callback(self._position.detach)
         complete = partial(self._sparsify, trainer, pl_module, known)
-        self._undo.enter_context(wrapped_hooks(trainer, pl_module, complete, self._position.attach))
+        restoring = partial(resuming_sharded, pl_module)
+        self._undo.enter_context(wrapped_hooks(trainer, pl_module, complete, restoring, self._position.attach))
         self._undo.enter_context(self._averaging.attached())
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -112,7 +123,12 @@ class FitHooks(Callback):
 
     def state_dict(self) -> State:
         """What resuming needs and a plain state dict cannot hold: tensors and plain values."""
-        return self._finished if self._training is None else self._state()
+        state = self._finished if self._training is None else self._state()
+        if state and "factors" not in state:  # of a sharded module, whose ranks save together
+            assert self._module is not None
+            with self._averaging.put_back():
+                state = {**state, "factors": saved_factors(self._module)}
+        return state
 
     def load_state_dict(self, state_dict: State) -> None:
         """Take over mask, factors, counters and position of the run that wrote the checkpoint."""
@@ -141,34 +157,44 @@ class FitHooks(Callback):
         self, trainer: Trainer, module: LightningModule, known: dict[str, Tensor] | None, resumes: bool
     ) -> None:
         parameters = dict(module.named_parameters())
-        self.start.sparsify(trainer, module, known, resumes)
-        self._training = Training(trainer, module, self.start, self.options)
-        weights = self._training.weights
-        self._replaced = {id(parameters[name]): (parameters[name], weight) for name, weight in weights.items()}
+        if sparse_weights(module):  # by `configure_model`, or by the last fit if it is sharded
+            adopt(module, self.start, self.options)
+        else:
+            self.start.sparsify(trainer, module, known, resumes)
         if trainer.world_size > 1:  # ranks that start from other weights would choose other magnitudes
             digest = mask_digest(module)
             same = trainer.strategy.broadcast(digest) == digest
             if not trainer.strategy.reduce_boolean_decision(same):
+                check_not_sharded(module)
                 load_factor_state(module, trainer.strategy.broadcast(factor_state(module)))
+        self._training = Training(trainer, module, self.start, self.options)
+        weights = self._training.weights
+        self._replaced = {id(parameters[n]): (parameters[n], w) for n, w in weights.items() if n in parameters}
         self._averaging.begin()
 
     def _state(self, alone: bool = False) -> State:
+        """All but the factors: those of a sharded module have to be asked for by all ranks together."""
         assert self._module is not None
         with self._averaging.put_back():
-            state = {**factor_state(self._module), **self._ongoing.state()}
+            state = {**mask_state(self._module), **self._ongoing.state()}
         position = self._position.state(alone)
         if not position["epoch_complete"]:
             position["inexact"] += self._averaging.inexact_within_epochs()
         return {"arguments": self.start.saved(), **state, "position": position}
 
     def _finish(self, alone: bool = False) -> None:
+        sharded = self._training is not None and self._module is not None and has_shards(self._module)
         try:
-            if self._training is not None:
+            if self._training is not None and self._module is not None:
                 self._averaging.leave()
                 self._finished = self._state(alone)
+                if not sharded:
+                    self._finished["factors"] = saved_factors(self._module)
                 self._training.close()
         finally:  # whatever fails, the user's model is plain again
-            if self._training is not None and self._module is not None:
+            if sharded:
+                warn_of_shards()
+            elif self._training is not None and self._module is not None:
                 merge_(self._module)
             self._training, self._replaced = None, {}
             self._undo.close()

@@ -8,9 +8,11 @@ from weakref import WeakKeyDictionary
 import torch.distributed
 from lightning.pytorch import Trainer
 from lightning.pytorch.loops.loop import _Loop
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_signin import generators, replay
+from lightning_signin.callback.both import both
 
 State = dict[str, Any]
 
@@ -82,6 +84,11 @@ class Position:
         self._inexact += state["inexact"]
         if state["seed"] != os.environ.get("PL_GLOBAL_SEED"):
             self._inexact.append(f"seed_everything was {state['seed']}, and is {os.environ.get('PL_GLOBAL_SEED')}")
+        if self._sums_in_another_order():
+            self._inexact.append(
+                "DDP on more than two ranks sums gradients in another order before it has rebuilt its buckets, in the "
+                "first step (strategy='ddp_find_unused_parameters_true' never does)"
+            )
         if len(state["ranks"]) == self.trainer.world_size:
             self._to_replay = list(state["ranks"][rank]["loaders"])
         else:
@@ -112,6 +119,13 @@ class Position:
             _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]
             loop.reset_restart_stage()
             loop.epoch_loop.reset_restart_stage()
+
+    def _sums_in_another_order(self) -> bool:
+        """Whether the first gradients are summed otherwise than in the run that did not stop; for two, order is one."""
+        strategy: Any = self.trainer.strategy
+        if self.trainer.world_size < 3 or not isinstance(strategy, both(DDPStrategy)):
+            return False
+        return not strategy._ddp_kwargs.get("find_unused_parameters")
 
     def _current(self) -> list[replay.Recorder]:
         """The recorders of the loaders that Lightning trains with now, in its order."""

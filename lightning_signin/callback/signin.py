@@ -19,7 +19,8 @@ class SignInCallback(FitHooks):
     r"""Trains any LightningModule as a sparse network with Sign-In (arXiv:2504.12801, Algorithm 1).
 
     At the start of ``fit`` the selected weights are masked and each becomes a product m ⊙ w; every p epochs m² − w² is
-    reset to β; at the end m ⊙ w is merged. ``state_dict`` is plain at every moment.
+    reset to β; at the end m ⊙ w is merged. ``state_dict`` is plain at every moment. A module that ``configure_model``
+    has made sparse is taken over with its masks and factors, sharded by FSDP2 or not.
 
     Args:
         sparsity: Exact fraction of zeros over the selected weights, in [0, 1). None is 0.9, or of ``distribution``.

@@ -1,7 +1,7 @@
 """The four hooks of a run that no callback has, wrapped for the time of a fit."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -14,6 +14,7 @@ def wrapped_hooks(
     trainer: Trainer,
     module: LightningModule,
     complete: Callable[[bool], None],
+    restoring: Callable[[Any], AbstractContextManager[None]],
     on_training_loader: Callable[[object], None],
 ) -> Iterator[None]:
     """Wrap hooks on the instances, and put back what was there.
@@ -23,6 +24,7 @@ def wrapped_hooks(
         module: Its ``configure_optimizers`` gets the plain view.
         complete: Called after ``configure_model``, with whether a checkpoint is loaded next: only then do the layers
             exist that a module builds in its own ``setup`` or ``configure_model``, and optimizers do not exist yet.
+        restoring: Entered with the path of a checkpoint while it is loaded.
         on_training_loader: Called with every training loader.
     """
     plain_model, plain_optimizers = module.configure_model, module.configure_optimizers
@@ -37,8 +39,10 @@ def wrapped_hooks(
 
     # Right after `configure_model`, and the first to know of a checkpoint: `trainer.ckpt_path` is set inside.
     def _restore_modules_and_callbacks(checkpoint_path: Any = None, *args: Any) -> None:
-        complete(checkpoint_path is not None)
-        plain_restore(checkpoint_path, *args)
+        if not restores_late:
+            complete(checkpoint_path is not None)
+        with nullcontext() if checkpoint_path is None else restoring(checkpoint_path):
+            plain_restore(checkpoint_path, *args)
 
     def configure_optimizers() -> Any:
         with plain_view(module):
@@ -50,8 +54,13 @@ def wrapped_hooks(
             on_training_loader(dataloader)
         return dataloader
 
-    holders: dict[Callable, Any] = {configure_optimizers: module, process_dataloader: trainer.strategy}
-    holders |= {configure_model: module} if restores_late else {_restore_modules_and_callbacks: connector}
+    holders: dict[Callable, Any] = {
+        _restore_modules_and_callbacks: connector,
+        configure_optimizers: module,
+        process_dataloader: trainer.strategy,
+    }
+    if restores_late:
+        holders[configure_model] = module
     with replaced_on_instances(holders):
         yield
 

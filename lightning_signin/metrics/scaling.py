@@ -6,6 +6,7 @@ from typing import NamedTuple
 from torch import nn
 
 from lightning_signin.functional import scaling
+from lightning_signin.sharded import whole
 from lightning_signin.weights import sign_in_weights
 
 
@@ -31,7 +32,7 @@ def scaling_by_weight(module: nn.Module) -> dict[str, Scaling]:
         m, w = weight.factors
         active = weight.storage.active
         # In dense storage both factors are zero on masked entries, so they add nothing to the sums.
-        values = scaling(m.detach(), w.detach()).double()
+        values = whole(scaling(m.detach(), w.detach())).double()
         mean = values.sum().item() / active
         variance = (values.square().sum().item() - active * mean**2) / active
         found[name] = Scaling(mean, math.sqrt(max(variance, 0.0)), active)

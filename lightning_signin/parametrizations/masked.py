@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_signin.functional import check_beta, check_beta_fits, factorize
 from lightning_signin.parametrizations.outer import Outer
+from lightning_signin.sharded import whole
 from lightning_signin.storage import Storage
 
 
@@ -78,7 +79,8 @@ class Masked(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """The full weight, from the trainable tensors."""
-        full = self.storage.unpack(self.values(*tensors), lend=self.read_only and torch.is_grad_enabled())
+        values, lend = whole(self.values(*tensors)), self.read_only and torch.is_grad_enabled()
+        full = self.storage.unpack(values, lend=lend)
         if self.probe is None or not torch.is_grad_enabled() or not tensors[0].requires_grad:
             return full
         return full + self.probe

@@ -1,0 +1,149 @@
+"""A module that its user has made sparse in ``configure_model``, and then perhaps sharded with FSDP2."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from lightning_signin.callback.both import both
+from lightning_signin.callback.resuming import NOT_SPARSE, STATE_KEY, check_complete
+from lightning_signin.callback.start import Start
+from lightning_signin.callback.training import TrainingOptions
+from lightning_signin.factor_state import check_factor_state
+from lightning_signin.masks.distributions import budget
+from lightning_signin.sharded import EXPORT, has_shards, is_sharded
+from lightning_signin.weights import SparseWeight, sparse_weights
+
+_ONE_FILE = "Pass ModelParallelStrategy(save_distributed_checkpoint=False): rank 0 writes one file."
+_OF_SPARSIFY = {"mask": "random", "flip_signs": 0.0, "beta": 1.0, "storage": "auto"}  # and None for the others
+_COMPARED = ("sparsity", "parametrization")
+
+
+def check_one_file(trainer: Trainer) -> None:
+    """Raise `ValueError` before a fit whose checkpoints would be folders of shards, which hold no whole weight."""
+    strategy: Any = trainer.strategy
+    if isinstance(strategy, both(ModelParallelStrategy)) and strategy._save_distributed_checkpoint:
+        raise ValueError(
+            "save_distributed_checkpoint=True writes folders in which every rank keeps its shards of the factors: they "
+            f"are neither plain nor resumable here. {_ONE_FILE} `lightning-signin export CHECKPOINT --to ckpt` merges "
+            "that file."
+        )
+
+
+def adopt(module: LightningModule, start: Start, options: TrainingOptions) -> None:
+    """Check that the masks and factors that are there are those that the callback's arguments ask for.
+
+    Args:
+        module: A module after `sparsify`, complete.
+        start: The arguments that decide masks and first factors. The module has them already: they have to be left
+            out, but for ``sparsity`` and ``parametrization``, which are compared.
+        options: The other arguments.
+
+    Raises:
+        ValueError: If they ask for other ones, or for what no sharded module can do.
+    """
+    weights = sparse_weights(module)
+    for weight in weights.values():  # parameters were perhaps moved by `fully_shard`, which knows of no index
+        weight.storage.follow(lambda probe, device=weight.factors[0].device: probe.to(device))  # type: ignore[misc]
+    for field in fields(start):
+        value = getattr(start, field.name)
+        if field.name not in (*_COMPARED, "update") and value != _OF_SPARSIFY.get(field.name):
+            raise ValueError(
+                f"`{field.name}`={value!r} of SignInCallback has no part: `configure_model` has called `sparsify` "
+                "already. Pass it there, and leave it out here."
+            )
+    _check_sparsity(start, weights)
+    _check_parametrization(start, weights)
+    if start.rule is not None:
+        raise ValueError(
+            f"`update`: {type(start.rule).__name__} does not move masks that `configure_model` has made. Leave out "
+            "`sparsify` there, and with it `fully_shard`: masks move on one device and under DDP."
+        )
+    if not any(is_sharded(weight.factors[0]) for weight in weights.values()):
+        return
+    if options.sharpness_every_n_epochs is not None:
+        raise ValueError(
+            "`sharpness_every_n_epochs` measures on a copy of the module, and FSDP2 lets no sharded module be copied. "
+            "Leave it out; `lightning_signin.metrics.sharpness` measures the plain model with a checkpoint's weights."
+        )
+
+
+def check_not_sharded(module: LightningModule) -> None:
+    """Raise `ValueError` where ranks with other masks hold shards of one weight: none can take the other's."""
+    if has_shards(module):
+        raise ValueError(
+            "The ranks have chosen other masks in `configure_model`: they started from other weights, or scored on "
+            "other data. Call `seed_everything` before the model is built, and score on the same batches."
+        )
+
+
+@contextmanager
+def resuming_sharded(module: LightningModule, path: Any) -> Iterator[None]:
+    """While Lightning loads a checkpoint into a sharded sparse module; for others nothing happens.
+
+    It looks for the factors among the plain names and would not find them, so it is told not to be strict. What it
+    would have checked is checked here: that the plain names are those of the module.
+
+    Raises:
+        ValueError: If the checkpoint is a folder of shards, was no sparse run's, or has other names or shapes, at which
+            loading would stop halfway.
+    """
+    if not sparse_weights(module) or not has_shards(module):
+        yield
+        return
+    if os.path.isdir(path):
+        raise ValueError(f"{path} is a folder of shards, which no sparse run can resume. {_ONE_FILE}")
+    saved = torch.load(Path(path), mmap=True, map_location="cpu")
+    if STATE_KEY not in saved.get("callbacks", {}):
+        raise ValueError(NOT_SPARSE)
+    check_complete(saved["callbacks"][STATE_KEY])
+    check_factor_state(module, saved["callbacks"][STATE_KEY])
+    here = module.state_dict()
+    if module.strict_loading and (other := set(here).symmetric_difference(saved["state_dict"])):
+        name = min(other)
+        raise ValueError(
+            f"{name} is only in the {'model' if name in here else 'checkpoint'}. Resume with the "
+            "model of the run that wrote it, or set `strict_loading = False` on it."
+        )
+    strict, module.strict_loading = module._strict_loading, False
+    try:
+        yield
+    finally:
+        module._strict_loading = strict
+
+
+def warn_of_shards() -> None:
+    """Say at the end of a fit that the module is left as it is: an error here would be one of a run that succeeded."""
+    rank_zero_warn(
+        f"The module is sharded over ranks: it was not merged and stays sparse. It runs as it is. {EXPORT} With "
+        "SignInCallback(export='safetensors') a fit writes it at its end."
+    )
+
+
+def _check_sparsity(start: Start, weights: dict[str, SparseWeight]) -> None:
+    kept, size = (
+        sum(w.storage.active for w in weights.values()),
+        sum(w.storage.shape.numel() for w in weights.values()),
+    )
+    if start.sparsity is not None and kept != budget(start.sparsity, size):
+        raise ValueError(
+            f"`configure_model` has called `sparsify`, which kept {kept} of {size} weights, and `sparsity`="
+            f"{start.sparsity} of SignInCallback asks for {budget(start.sparsity, size)}. Leave it out here."
+        )
+
+
+def _check_parametrization(start: Start, weights: dict[str, SparseWeight]) -> None:
+    for name, weight in weights.items():
+        there, asked = weight.parametrization, start.form.build(weight.storage, 1.0)
+        if type(there) is not type(asked) or there.outer != asked.outer:
+            raise ValueError(
+                f"`parametrization`={start.parametrization!r} of SignInCallback is not that of {name}, to which "
+                "`configure_model` has given another. Pass the same one to `sparsify` and to SignInCallback."
+            )

@@ -1,0 +1,79 @@
+"""Tensors that FSDP2 (`torch.distributed.fsdp.fully_shard`) has sharded over ranks: the one place that knows of them.
+
+Each rank then holds a part of every factor, in rows of the plain weight's stored form; masks stay whole on all ranks.
+While a layer runs, and until its backward, FSDP2 puts whole plain tensors in the place of the parameters.
+
+Classes are recognized without importing theirs, which takes more than a second.
+"""
+
+import sys
+
+from torch import Tensor, nn
+
+# `sparsify` chooses among whole weights, and its factors are parameters that `fully_shard` has to find.
+SHARD_AFTER = (
+    "Call `sparsify` before `fully_shard`, in `configure_model`:\n"
+    "    sparsify(self.net, sparsity=0.9)\n"
+    "    for block in self.net: fully_shard(block, mesh=self.device_mesh['data_parallel'])\n"
+    "    fully_shard(self.net, mesh=self.device_mesh['data_parallel'])\n"
+    "SignInCallback goes on with the masks and factors that it finds."
+)
+EXPORT = (
+    "Save a checkpoint on all ranks, `trainer.save_checkpoint('sparse.ckpt')`, and merge the file: `lightning-signin "
+    "export sparse.ckpt --to ckpt` (or safetensors, compressed)."
+)
+
+
+def is_sharded(tensor: object) -> bool:
+    """Whether this is a DTensor.
+
+    Example:
+        >>> import torch
+        >>> is_sharded(torch.zeros(2))
+        False
+    """
+    return hasattr(tensor, "full_tensor")  # not by isinstance: that would need the import
+
+
+def has_shards(module: nn.Module) -> bool:
+    """Whether a parameter of the module is sharded now."""
+    reshard_(module)
+    return any(is_sharded(parameter) for parameter in module.parameters())
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole tensor, which all ranks have to ask for together; others as they are."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """A sharded tensor whole and in the memory of the CPU, which all ranks have to ask for together; others as is."""
+    return whole(tensor).cpu() if is_sharded(tensor) else tensor
+
+
+def sharded_like(value: Tensor, other: Tensor) -> Tensor:
+    """This rank's part of a whole tensor, if ``other`` is sharded: on its mesh and along the same dimension.
+
+    Args:
+        value: The same on all ranks; nothing is sent.
+        other: A tensor, sharded or not, of any shape.
+    """
+    if not is_sharded(other) or is_sharded(value):
+        return value
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh, placements = other.device_mesh, other.placements  # type: ignore[attr-defined]
+    replicated = DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return replicated.redistribute(placements=placements)
+
+
+def reshard_(module: nn.Module) -> None:
+    """Let FSDP2 put the sharded parameters back in their place, here and below.
+
+    After an evaluation the root's stay whole until the next backward, and what is written into them is lost. Nothing
+    that a backward needs is: it gathers again.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    for part in module.modules() if fsdp is not None else ():
+        if isinstance(part, fsdp.FSDPModule):  # type: ignore[union-attr]
+            part.reshard()

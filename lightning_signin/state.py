@@ -93,9 +93,11 @@ def _load_plain(
                 f"size mismatch for {prefix + name}: copying a param with shape {tuple(theta.shape)} from checkpoint, "
                 f"the shape in current model is {tuple(shape)}."
             )
+        elif reason := masked.refusal(prefix + name, cast := theta.to(current[0].device, current[0].dtype)):
+            error_msgs.append(reason)
         else:
             with torch.no_grad():
-                current = masked.right_inverse(theta.to(current[0].device, current[0].dtype))
+                current = masked.right_inverse(cast)
         # Where nothing could be loaded the present values stand in, so that only the plain name is reported.
         for i, value in enumerate(current):
             state_dict[f"{prefix}parametrizations.{name}.original{i}"] = value

@@ -163,7 +163,7 @@ class MaskUpdates:
         """Go on from a saved state; masks and factors are loaded before."""
         for lane, saved in zip(self.lanes, state["lanes"], strict=True):
             lane.steps, lane.updated = saved
-        self.targets, self.mask_change = dict(state["targets"]), state["mask_change"]
+        self.targets, self.mask_change = dict(state["targets"]), float(state["mask_change"])
         self._arm()
 
     def _lanes(self, optimizers: Iterable[Optimizer]) -> list[_Lane]:

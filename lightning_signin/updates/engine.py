@@ -182,7 +182,8 @@ class MaskUpdates:
         room = sum(self.choice.structures[n].capacity(shape) for n, shape in self.choice.shapes.items())
         kept = sum(self.targets.values()) if self.rule.start_sparsity is None else self.choice.target
         self.rule.check(kept / size, self.total, room / size)
-        check_movable(lane.optimizer for lane in self.lanes)
+        for lane in self.lanes:
+            check_movable([lane.optimizer], max(f.ndim for weight in lane.weights.values() for f in weight.factors))
         for name, weight in self.weights.items():
             if self.rule.grows and weight.parametrization.grown is None:
                 raise ValueError(

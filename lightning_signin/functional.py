@@ -41,8 +41,6 @@ def factorize(theta: Tensor, beta: float) -> tuple[Tensor, Tensor]:
         True
     """
     check_beta(beta)
-    if not theta.is_floating_point():
-        raise TypeError(f"`theta` must be floating-point, got {theta.dtype}. Convert it first, e.g. `theta.float()`.")
     if not theta.isfinite().all():
         raise ValueError("`theta` must be finite, got inf or NaN: an infinity has no factors. Mend the weights first.")
     return factors_of(theta, beta)
@@ -53,6 +51,8 @@ def factors_of(theta: Tensor, beta: float) -> tuple[Tensor, Tensor]:
 
     An infinite θ gives m = ∞ and w = NaN.
     """
+    if not theta.is_floating_point():
+        raise TypeError(f"`theta` must be floating-point, got {theta.dtype}. Convert it first, e.g. `theta.float()`.")
     theta = theta.float() if theta.dtype in _HALF else theta
     check_beta_fits(beta / 2, theta.dtype)
     alpha = theta.new_tensor(beta / 2)

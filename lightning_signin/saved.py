@@ -199,7 +199,18 @@ def _read_torch(file: BinaryIO, source: str) -> SavedWeights:
             if isinstance(state, dict) and {"masks", "digest", "sign_flips"} <= state.keys():
                 with told_if_altered(f"The state of SignInCallback in {source}"):
                     result.describe(state)
+        _tie(result)
     return result
+
+
+def _tie(saved: SavedWeights) -> None:
+    """Make one tensor of a tied sparse weight, of which a checkpoint from within a run has a copy for each user."""
+    for name in saved.masks.keys() & saved.tensors.keys():
+        own = saved.tensors[name]
+        for other, tensor in saved.tensors.items():
+            alike = other not in saved.masks and tensor.shape == own.shape and tensor.dtype == own.dtype
+            if alike and torch.equal(tensor, own):
+                saved.tensors[other] = own
 
 
 def _split(tensors: dict[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

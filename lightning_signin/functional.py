@@ -30,7 +30,7 @@ def factorize(theta: Tensor, beta: float) -> tuple[Tensor, Tensor]:
         others: half-precision weights are computed in float32, and no float16 holds m = √β for every β.
 
     Raises:
-        ValueError: If ``beta`` is not a positive, finite number.
+        ValueError: If ``beta`` is not a positive, finite number, or ``theta`` has an entry that is infinite or NaN.
         TypeError: If ``theta`` is not floating-point.
 
     Example:
@@ -41,6 +41,16 @@ def factorize(theta: Tensor, beta: float) -> tuple[Tensor, Tensor]:
         True
     """
     check_beta(beta)
+    if not theta.isfinite().all():
+        raise ValueError("`theta` must be finite, got inf or NaN: an infinity has no factors. Mend the weights first.")
+    return factors_of(theta, beta)
+
+
+def factors_of(theta: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """`factorize` for callers that know their weights: without a look at the values, for which accelerators wait.
+
+    An infinite θ gives m = ∞ and w = NaN.
+    """
     if not theta.is_floating_point():
         raise TypeError(f"`theta` must be floating-point, got {theta.dtype}. Convert it first, e.g. `theta.float()`.")
     theta = theta.float() if theta.dtype in _HALF else theta

@@ -71,7 +71,8 @@ def sparsify(
 
     Raises:
         ValueError: For values out of range, unknown names, patterns that match nothing, masks that do not fit or that
-            cut the network, or a module that is sparse already.
+            cut the network, weights that are not finite where they are kept, or a module that is sparse already. Then
+            nothing is changed.
 
     Example:
         >>> net = sparsify(nn.Sequential(nn.Linear(20, 50), nn.ReLU(), nn.Linear(50, 10)), sparsity=0.8)
@@ -105,9 +106,14 @@ def sparsify(
     betas = by_pattern("beta", beta, list(selected))
     for value in betas.values():
         check_beta(value)
+    built: dict[str, Masked] = {}
+    for name, weight in weights.items():
+        assert weight is not None
+        built[name] = chosen.build(make_storage(storage, mask[name].to(weight.device)), betas[name])  # type: ignore[union-attr]
+        if (reason := built[name].refusal(name, weight)) is not None:
+            raise ValueError(reason)
     for name, owners in selected.items():
-        kept = make_storage(storage, mask[name].to(weights[name].device))  # type: ignore[union-attr]
-        _parametrize(owners, chosen.build(kept, betas[name]))
+        _parametrize(owners, built[name])
     return module
 
 
@@ -123,7 +129,7 @@ def rescale_(module: nn.Module, *, optimizers: Iterable[Optimizer] = (), momentu
             at the new factors; "clear" sets it to zero.
 
     Returns:
-        The same module.
+        The same module. A weight that is not finite any more has no other factors: its own stay as they are.
 
     Raises:
         ValueError: If ``momentum`` is unknown, or "carry" or "clear" meets optimizer state that it has no rule for.
@@ -145,6 +151,8 @@ def rescale_(module: nn.Module, *, optimizers: Iterable[Optimizer] = (), momentu
             sharded_like(v, f)
             for v, f in zip(SignIn.split(sign_in, whole(weight.inner())), weight.factors, strict=True)
         ]
+        lost = renewed[1].isnan()  # of ∞ too, whose factors are (∞, NaN); an error would make accelerators wait
+        renewed = [own.where(lost, new) for own, new in zip(weight.factors, renewed, strict=True)]
         at_rescale(momentum, optimizers, weight.factors, renewed)
         # copy_ keeps the parameters: `module.weight = …` would go through set_(), which DDP does not survive.
         weight.set_factors(renewed)

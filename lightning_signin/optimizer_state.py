@@ -13,13 +13,17 @@ from torch.optim import Optimizer
 _KNOWN = ("Adagrad",)
 
 
-def check_movable(optimizers: Iterable[Optimizer]) -> None:
+def check_movable(optimizers: Iterable[Optimizer], ndim: int = 1) -> None:
     """Raise `ValueError` unless zero is what every optimizer itself starts an entry's state with.
 
     The optimizer is asked: it takes a step on a parameter of ones without gradient, and its state is looked at. What
     has no place under a moving mask: state that is copied from the parameter or starts elsewhere (averages of
     parameters, Rprop's step sizes), of another shape (Adafactor's rows and columns), or shared by all parameters
     (L-BFGS); and optimizers that wrap others.
+
+    Args:
+        optimizers: Those that train sparse weights.
+        ndim: The most dimensions of the factors; Adafactor has rows and columns from two on.
     """
     for optimizer in optimizers:
         name = type(optimizer).__name__
@@ -28,19 +32,19 @@ def check_movable(optimizers: Iterable[Optimizer]) -> None:
         if inner := [value for value in vars(optimizer).values() if isinstance(value, Optimizer)]:
             raise ValueError(_refusal(name, f"it wraps {type(inner[0]).__name__}, whose state is out of reach"))
         for group in optimizer.param_groups:
-            for key, value in fresh_state(optimizer, group).items():
-                if reason := _why_not(key, value):
+            for key, value in fresh_state(optimizer, group, ndim).items():
+                if reason := _why_not(key, value, (3,) * ndim):
                     raise ValueError(_refusal(name, reason))
 
 
-def fresh_state(optimizer: Optimizer, group: dict[str, Any]) -> dict[str, Any]:
-    """The state that an optimizer makes for a parameter of three ones in a group, whose gradient is zero.
+def fresh_state(optimizer: Optimizer, group: dict[str, Any], ndim: int = 1) -> dict[str, Any]:
+    """The state that an optimizer makes for a parameter of 3, 3 × 3, … ones in a group, whose gradient is zero.
 
     Raises:
         ValueError: If its step cannot be taken on it.
     """
     device = group["params"][0].device if group["params"] else torch.device("cpu")
-    parameter = nn.Parameter(torch.ones(3, device=device))
+    parameter = nn.Parameter(torch.ones((3,) * ndim, device=device))
     parameter.grad = torch.zeros_like(parameter)
     twin = object.__new__(type(optimizer))
     # Its own state and groups, without the user's hooks; weight decay would be a gradient.
@@ -56,15 +60,19 @@ def fresh_state(optimizer: Optimizer, group: dict[str, Any]) -> dict[str, Any]:
     return dict(twin.state[parameter])
 
 
-def _why_not(key: str, value: Any) -> str | None:
+def _why_not(key: str, value: Any, shape: tuple[int, ...]) -> str | None:
     if isinstance(value, dict | list | tuple):
         return f"its state {key!r} is a {type(value).__name__}"
     if not isinstance(value, Tensor) or (value.numel() == 1 and value.ndim == 0):
         return None
-    if value.shape != (3,):
+    if value.shape != shape:
         return f"its state {key!r} has another shape than the parameter"
     # Adamax adds its eps of 1e-8 to what it starts with.
-    return None if value.abs().max() < 1e-6 else f"its state {key!r} starts from {value[0].item():.4g} and not from 0"
+    return (
+        None
+        if value.abs().max() < 1e-6
+        else f"its state {key!r} starts from {value.flatten()[0].item():.4g} and not from 0"
+    )
 
 
 def _refusal(name: str, reason: str) -> str:

@@ -6,6 +6,7 @@ seen are skipped; the process-wide generators are left as they are.
 """
 
 from collections.abc import Callable, Iterator
+from operator import index
 from typing import Any
 from weakref import ref
 
@@ -13,8 +14,11 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_signin import generators
+from lightning_signin.altered import told_if_altered
 
 State = dict[str, Any]
+
+_POSITION = "The checkpoint's position in the data"
 
 
 def attach(loader: object, beside: "Callable[[], list[Recorder]]" = list) -> "Recorder | None":
@@ -85,7 +89,7 @@ class Recorder:
         self._set_own(state["own"])
         self._resumed = True
         if not epoch_complete and state["at_start"] is not None:
-            self.at_start, self.at_first, self._skip = state["at_start"], state["at_first"], state["seen"]
+            self.at_start, self.at_first, self._skip = state["at_start"], state["at_first"], index(state["seen"])
 
     def begin_pending(self) -> None:
         """Make the iterator that was put off until the first batch."""
@@ -120,11 +124,13 @@ class Recorder:
         assert self.at_start is not None
         assert self._skip is not None
         now = generators.capture()
-        generators.restore(self.at_start["global"])
-        self._set_own(self.at_start["own"])
+        with told_if_altered(_POSITION, ValueError):
+            generators.restore(self.at_start["global"])
+            self._set_own(self.at_start["own"])
         iterator = make_iterator(self.loader)
         if self.at_first is not None:
-            generators.restore(self.at_first)
+            with told_if_altered(_POSITION, ValueError):
+                generators.restore(self.at_first)
         for _ in range(self._skip):
             next(iterator)
         self._resumed, self.seen, self._skip = False, self._skip, None

@@ -10,9 +10,11 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
+from lightning_signin.altered import told_if_altered
 from lightning_signin.bits import full_signs, unpack_bits
 from lightning_signin.factor_state import saved_masks
 from lightning_signin.files import compressed, zstd
+from lightning_signin.files.archive import check_archive
 from lightning_signin.files.paths import PathLike, is_url, opened
 from lightning_signin.files.safe import is_safetensors, read_safetensors
 from lightning_signin.foreign import as_mask, fit_shape, holds_only_masks, match_names, plain_weights
@@ -175,13 +177,15 @@ def _read_safetensors(data: bytes, source: str) -> SavedWeights:
     if compressed.KEY in metadata:
         tensors = compressed.decode(tensors, metadata, source)
     saved = _with_masks(*_split(tensors, source))
-    layers = json.loads(metadata.get(LAYERS_KEY, "{}"))
-    saved.kept |= {name: layer["kept"] for name, layer in layers.items()}
-    saved.flips |= {name: layer["flips"] for name, layer in layers.items() if layer["flips"] is not None}
+    with told_if_altered(f"{LAYERS_KEY} in the metadata of {source}", ValueError):
+        layers = json.loads(metadata.get(LAYERS_KEY, "{}"))
+        saved.kept |= {name: layer["kept"] for name, layer in layers.items()}
+        saved.flips |= {name: layer["flips"] for name, layer in layers.items() if layer["flips"] is not None}
     return saved
 
 
 def _read_torch(file: BinaryIO, source: str) -> SavedWeights:
+    check_archive(file, source)
     try:
         saved = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever bytes that are no pickle happen to raise
@@ -199,8 +203,20 @@ def _read_torch(file: BinaryIO, source: str) -> SavedWeights:
         result.rest = {key: value for key, value in saved.items() if key not in _OF_TRAINING}
         for state in saved.get("callbacks", {}).values():
             if isinstance(state, dict) and {"masks", "digest", "sign_flips"} <= state.keys():
-                result.describe(state)
+                with told_if_altered(f"The state of SignInCallback in {source}"):
+                    result.describe(state)
+        _tie(result)
     return result
+
+
+def _tie(saved: SavedWeights) -> None:
+    """Make one tensor of a tied sparse weight, of which a checkpoint from within a run has a copy for each user."""
+    for name in saved.masks.keys() & saved.tensors.keys():
+        own = saved.tensors[name]
+        for other, tensor in saved.tensors.items():
+            alike = other not in saved.masks and tensor.shape == own.shape and tensor.dtype == own.dtype
+            if alike and torch.equal(tensor, own):
+                saved.tensors[other] = own
 
 
 def _split(tensors: dict[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

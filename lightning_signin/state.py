@@ -95,9 +95,11 @@ def _load_plain(
                 f"size mismatch for {prefix + name}: copying a param with shape {tuple(theta.shape)} from checkpoint, "
                 f"the shape in current model is {tuple(shape)}."
             )
+        elif reason := masked.refusal(prefix + name, cast := whole(theta).to(current[0].device, current[0].dtype)):
+            error_msgs.append(reason)
         else:
             with torch.no_grad():
-                values = masked.right_inverse(whole(theta).to(current[0].device, current[0].dtype))
+                values = masked.right_inverse(cast)
                 current = [sharded_like(value, held) for value, held in zip(values, current, strict=True)]
         # Where nothing could be loaded the present values stand in, so that only the plain name is reported.
         for i, value in enumerate(current):

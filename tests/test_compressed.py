@@ -10,11 +10,15 @@ from safetensors.torch import load, save, save_file
 from torch import Tensor, nn
 
 from lightning_signin import sparsify
-from lightning_signin.export import load_compressed, save_compressed
+from lightning_signin.export import export, load_compressed, save_compressed
 from lightning_signin.files.compressed import DIGEST, KEY, _digest, pack
 from lightning_signin.files.safe import read_safetensors
 from lightning_signin.files.zstd import compress
 from lightning_signin.saved import read_weights
+from tests.compat.network_rows import Tied
+from tests.compat.rows import Row, Watch, run, sparse
+from tests.compat.task import Task
+from tests.small import differing
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
 OTHERS = [torch.complex64, torch.complex128, torch.int64, torch.int16, torch.uint8, torch.uint16, torch.bool]
@@ -227,3 +231,13 @@ def test_uniform_weights_that_no_reader_would_trust_are_not_written(monkeypatch)
     monkeypatch.setattr("lightning_signin.files.zstd._ALWAYS", 1000)
     with pytest.raises(ValueError, match=r"almost all equal: .* Write them with zstd=False"):
         compress(bytes(10**7))
+
+
+def test_tied_sparse_weight_of_a_checkpoint_from_within_a_run_is_stored_once(tmp_path):
+    watch, row = Watch(tmp_path), Row("tied", lambda: Task(Tied))
+    run(row, tmp_path, sparse(row), watch)
+    export(tmp_path / "midFalse.ckpt", tmp_path / "net", "compressed")
+    state = load_compressed(tmp_path / "net")
+    assert state["net.again.weight"] is state["net.first.weight"]
+    assert differing(dict(state), torch.load(tmp_path / "midFalse.ckpt", weights_only=True)["state_dict"]) == []
+    assert (tmp_path / "net").read_bytes().count(b"net.again.weight.bitmask") == 0

@@ -1,8 +1,7 @@
 """Generators that objects hold, wherever they keep them."""
 
-import functools
 import random
-import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ import torch
 from torch.utils.data import ConcatDataset, DataLoader, RandomSampler, Subset, TensorDataset
 
 from lightning_signin import generators
+from tests.counting import lines_run
 
 IN_THIS_FILE = np.random.default_rng(0)
 
@@ -63,7 +63,7 @@ def with_default(x, generator=random.Random(2)):  # noqa: B008 — what is teste
 
 def nested(transform, times: int):
     for _ in range(times):
-        transform = Noise(functools.partial(transform, 0.0))
+        transform = Noise(partial(transform, 0.0))
     return transform
 
 
@@ -81,14 +81,12 @@ HOLDERS = {
     "numpy Generator": lambda: transformed(Noise(np.random.default_rng(0).normal)),
     "numpy RandomState": lambda: transformed(Noise(np.random.RandomState(0).normal)),
     "random.Random": lambda: transformed(Noise(random.Random(0).random)),
-    "torch.Generator": lambda: transformed(Noise(functools.partial(torch.randn, 1, generator=torch.Generator()))),
+    "torch.Generator": lambda: transformed(Noise(partial(torch.randn, 1, generator=torch.Generator()))),
     "slots": lambda: transformed(Slots()),
     "closure": lambda: transformed(closure()),
     "default": lambda: transformed(with_default),
     "variable of a file": lambda: DataLoader(FromFile(None), 4),
-    "collate_fn": lambda: DataLoader(
-        Transformed(torch.sqrt), 4, collate_fn=functools.partial(noisy, np.random.default_rng(0))
-    ),
+    "collate_fn": lambda: DataLoader(Transformed(torch.sqrt), 4, collate_fn=partial(noisy, np.random.default_rng(0))),
     "deep": lambda: DataLoader(Subset(ConcatDataset([Transformed(nested(closure(), 5))]), range(12)), 4),
 }
 
@@ -135,12 +133,20 @@ def test_cycles_empty_cells_and_the_operating_systems_generator_are_no_trouble()
 
 def test_large_holders_are_not_searched_sample_by_sample():
     class Samples:
-        def __init__(self):
-            self.samples = [{"path": str(i), "label": i} for i in range(200_000)]
+        def __init__(self, count):
+            self.samples = [{"path": str(i), "label": i} for i in range(count)]
 
-    start = time.process_time()
-    generators.Held().remember(Samples())
-    assert time.process_time() - start < 2
+    _, few = lines_run(partial(generators.Held().remember, Samples(200)))
+    _, many = lines_run(partial(generators.Held().remember, Samples(20_000)))
+    assert few == many
+
+
+def test_search_of_many_small_holders_ends():
+    class Nested:
+        def __init__(self, depth):
+            self.parts = [Nested(depth - 1) for _ in range(50)] if depth else []
+
+    lines_run(partial(generators.Held().remember, Nested(3)), at_most=2_500_000)  # of 127,551 holders
 
 
 def test_untouched_restores_all_three():

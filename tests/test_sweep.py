@@ -156,9 +156,20 @@ def test_folder_with_other_things_or_a_damaged_journal_is_refused(tmp_path):
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(ValueError, match=r"`--folder` must be a new or empty folder.*mine holds other things"):
         SweepFolder(tmp_path / "mine", {})
-    (tmp_path / "sweep.journal").write_text("{not json\n{}\n")
-    with pytest.raises(ValueError, match=r"sweep.journal is damaged: .*Choose another `--folder`"):
-        SweepFolder(tmp_path, {})
+    SweepFolder(tmp_path / "altered", {}).queue([PLAIN])
+    whole = (tmp_path / "altered" / "sweep.journal").read_bytes()
+    for damaged in (b"{not json\n{}\n", whole.replace(b'"method"', b'"methud"'), whole.replace(b":", b";", 1)):
+        (tmp_path / "altered" / "sweep.journal").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"sweep.journal is damaged \(.*Choose another `--folder`"):
+            SweepFolder(tmp_path / "altered", {})
+
+
+def test_half_a_line_of_a_killed_process_is_left_out(tmp_path):
+    SweepFolder(tmp_path, {}).queue([PLAIN])
+    with (tmp_path / "sweep.journal").open("ab") as journal:
+        journal.write(b'{"op_code": 4, "wor')
+    SweepFolder(tmp_path, {}).queue([PLAIN, SIGN_IN])
+    assert [result.cell for result in SweepFolder(tmp_path, {}).results()] == [PLAIN, SIGN_IN]
 
 
 @pytest.mark.parametrize("name", [*SCORES, *UPDATES, *PARAMETRIZATIONS])

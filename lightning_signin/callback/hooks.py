@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_signin.altered import told_if_altered
 from lightning_signin.callback.adopted import adopt, check_not_sharded, check_one_file, resuming_sharded, warn_of_shards
 from lightning_signin.callback.averaging import Averaging
 from lightning_signin.callback.companions import check_companions
@@ -134,11 +135,13 @@ class FitHooks(Callback):
         """Take over mask, factors, counters and position of the run that wrote the checkpoint."""
         if self._training is None or self._module is None:
             return
-        check_complete(state_dict)
-        check_same_run(state_dict["arguments"], self.start.saved(), any_seed=self.start.seed is None)
-        load_factor_state(self._module, state_dict)
-        self._training.load(state_dict)
-        self._position.load(state_dict["position"])
+        with told_if_altered("The checkpoint's state of SignInCallback"):
+            check_complete(state_dict)
+            check_same_run(state_dict["arguments"], self.start.saved(), any_seed=self.start.seed is None)
+            load_factor_state(self._module, state_dict)
+        with told_if_altered("The checkpoint's state of SignInCallback", ValueError):
+            self._training.load(state_dict)
+            self._position.load(state_dict["position"])
         self._resumed = True
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: State) -> None:

@@ -12,6 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_signin import generators, replay
+from lightning_signin.altered import told_if_altered
 from lightning_signin.callback.both import both
 
 State = dict[str, Any]
@@ -43,7 +44,8 @@ class Position:
         if recorder.inexact:
             self._inexact.append(recorder.inexact)
         if self._to_replay and self._to_restore is not None:
-            recorder.resume(self._to_replay.pop(0), self._to_restore["epoch_complete"])
+            with told_if_altered("The checkpoint's position in the data", ValueError):
+                recorder.resume(self._to_replay.pop(0), self._to_restore["epoch_complete"])
         self._recorders[loader] = recorder
 
     def detach(self) -> None:
@@ -98,10 +100,11 @@ class Position:
         """On resuming, put the generators back, and say where the run will not equal the uninterrupted one."""
         if self._to_restore is None:
             return
-        if self._to_restore["epoch_complete"]:
-            self._leave_finished_epoch()
-        if len(self._to_restore["ranks"]) == self.trainer.world_size:
-            generators.restore(self._to_restore["ranks"][self.trainer.global_rank]["generators"])
+        with told_if_altered("The checkpoint's position in the data", ValueError):
+            if self._to_restore["epoch_complete"]:
+                self._leave_finished_epoch()
+            if len(self._to_restore["ranks"]) == self.trainer.world_size:
+                generators.restore(self._to_restore["ranks"][self.trainer.global_rank]["generators"])
         if self._inexact:
             rank_zero_warn(f"This resume is not bit for bit: {'; '.join(dict.fromkeys(self._inexact))}.")
         else:  # Lightning does not know of the replay, and is about to warn of unreliable results

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from lightning_signin.altered import WHO
+
 # Lightning prints this key where a checkpoint is resumed without the callback, which no code of ours can see.
 STATE_KEY = (
     "lightning_signin.SignInCallback (this is a sparse run in progress: add the callback to resume it; to go on dense, "
@@ -15,6 +17,7 @@ NOT_SPARSE = (
 
 _PARTS: tuple[str, ...] = ("arguments", "masks", "digest", "storage", "factors")  # the callback's state in a checkpoint
 _PARTS += ("sign_flips", "seen", "updates", "decay", "losses", "position")
+_INCOMPLETE = f"The checkpoint's state of SignInCallback has {{}}: {WHO}"
 
 
 def check_same_run(saved: dict[str, Any], here: dict[str, Any], any_seed: bool) -> None:
@@ -26,6 +29,8 @@ def check_same_run(saved: dict[str, Any], here: dict[str, Any], any_seed: bool) 
         any_seed: The callback has no seed of its own: it takes the checkpoint's mask, whatever seed made it.
     """
     for name, value in here.items():
+        if name not in saved:
+            raise ValueError(_INCOMPLETE.format(f"'arguments' without {name!r}"))
         if saved[name] != value and not (name == "seed" and any_seed):
             raise ValueError(
                 f"The checkpoint was trained with {name}={saved[name]!r}, and this callback has {name}={value!r}: "
@@ -38,7 +43,4 @@ def check_complete(state: dict[str, Any]) -> None:
     """Raise `ValueError` where the callback's state in a checkpoint has lost a part."""
     for key in _PARTS:
         if key not in state:
-            raise ValueError(
-                f"The checkpoint's state of SignInCallback has no {key!r}: the file was altered, or another version "
-                "wrote it. Use another one, or start anew from its state_dict."
-            )
+            raise ValueError(_INCOMPLETE.format(f"no {key!r}"))

@@ -1,6 +1,7 @@
 """What happens to the sparse weights during a fit: masks move, factors are rescaled and decay, numbers are logged."""
 
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_signin.altered import told_if_altered
 from lightning_signin.callback.curvature import Curvature
 from lightning_signin.callback.start import Start
 from lightning_signin.masks.build import check_choice
@@ -106,7 +108,8 @@ class Training:
                 average=lambda tensor: self.trainer.strategy.reduce(tensor, reduce_op="mean"),  # type: ignore[arg-type, return-value]
             )
             if self._to_load is not None:
-                self.updates.load_state(self._to_load)
+                with told_if_altered("The checkpoint's state of the mask updates", ValueError):
+                    self.updates.load_state(self._to_load)
 
     def before_batch(self) -> None:
         """Move masks and rescale, if it is due."""
@@ -178,8 +181,9 @@ class Training:
 
     def load(self, state: State) -> None:
         """Go on from a saved state."""
-        self.flips.load(state["sign_flips"])
-        self._seen, self._begun = tuple(state["seen"]), True
+        self.flips.load(state["sign_flips"], self.module)
+        epoch, step = state["seen"]
+        self._seen, self._begun = (index(epoch), index(step)), True
         self._to_load, self._losses = state["updates"], state["losses"].clone()
         if self.decay is not None:
             self.decay.load(state["decay"])

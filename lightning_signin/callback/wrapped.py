@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
+from lightning_signin.files.archive import checked_while_read
 from lightning_signin.plain_view import plain_view
 
 
@@ -39,10 +40,12 @@ def wrapped_hooks(
 
     # Right after `configure_model`, and the first to know of a checkpoint: `trainer.ckpt_path` is set inside.
     def _restore_modules_and_callbacks(checkpoint_path: Any = None, *args: Any) -> None:
-        if not restores_late:
-            complete(checkpoint_path is not None)
-        with nullcontext() if checkpoint_path is None else restoring(checkpoint_path):
-            plain_restore(checkpoint_path, *args)
+        by_torch = "TorchCheckpointIO" in {kind.__name__ for kind in type(trainer.strategy.checkpoint_io).__mro__}
+        with nullcontext() if checkpoint_path is None else checked_while_read(checkpoint_path, by_torch):
+            if not restores_late:
+                complete(checkpoint_path is not None)
+            with nullcontext() if checkpoint_path is None else restoring(checkpoint_path):
+                plain_restore(checkpoint_path, *args)
 
     def configure_optimizers() -> Any:
         with plain_view(module):

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.cli import LightningCLI
 from torch import Tensor, nn
 
+from lightning_signin.altered import told_if_altered
 from lightning_signin.callback import SignInCallback
 from lightning_signin.cli.configured import configured
 from lightning_signin.files.paths import opened
@@ -62,6 +63,7 @@ def _state_tensors(file: str | os.PathLike) -> int:
             return 1
         content.seek(0)
         saved = torch.load(content, map_location="cpu", weights_only=True)
-    states = saved.get("optimizer_states") or [{"state": {}}]
-    first = next(iter(states[0]["state"].values()), None)
-    return 1 if first is None else sum(isinstance(value, Tensor) and value.ndim > 0 for value in first.values())
+    with told_if_altered(f"The state of the optimizer in {file}"):
+        states = saved.get("optimizer_states") or [{"state": {}}]
+        first = next(iter(states[0]["state"].values()), None)
+        return 1 if first is None else sum(isinstance(value, Tensor) and value.ndim > 0 for value in first.values())

@@ -2,11 +2,14 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+
+from lightning_signin.files.archive import check_archive
 
 State = dict[str, Any]
 
@@ -58,6 +61,8 @@ class Folder:
             ValueError: If it is damaged.
         """
         try:
+            with open(path, "rb") as file:
+                check_archive(file, str(path))
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except FileNotFoundError:
             raise
@@ -70,14 +75,16 @@ class Folder:
     def write(self, content: State, path: Path) -> None:
         """Write a file, which replaces an older one only when it is whole; to be called on rank zero."""
         self.path.mkdir(parents=True, exist_ok=True)
-        torch.save(content, _part(path))
-        os.replace(_part(path), path)
+        with _part(path) as part:
+            torch.save(content, part)
+            os.replace(part, path)
 
     def save_checkpoint(self, trainer: Trainer, path: Path) -> None:
         """As ``trainer.save_checkpoint``, but whole or not at all; to be called on all ranks."""
-        trainer.save_checkpoint(_part(path), weights_only=False)
-        if trainer.is_global_zero:
-            os.replace(_part(path), path)
+        with _part(path) as part:
+            trainer.save_checkpoint(part, weights_only=False)
+            if trainer.is_global_zero:
+                os.replace(part, path)
         trainer.strategy.barrier()
 
     def _files(self, level: int) -> Iterator[Path]:
@@ -88,6 +95,12 @@ class Folder:
                 yield self.rewind
 
 
-def _part(path: Path) -> Path:
-    # Always the same name: what a killed run left is written over.
-    return path.with_name(f"{path.name}.part")
+@contextmanager
+def _part(path: Path) -> Iterator[Path]:
+    """The name of a file that is being written, and is deleted where that fails."""
+    part = path.with_name(f"{path.name}.part")  # always the same: what a killed run left is written over
+    try:
+        yield part
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

@@ -90,9 +90,12 @@ class SignFlips(Metric):
         """The references, as tensors and plain values."""
         return {"references": self.references, "to_warmup": self._to_warmup}
 
-    def load(self, state: State) -> None:
-        """Go on from saved references."""
+    def load(self, state: State, module: nn.Module) -> None:
+        """Go on from saved references of a module, which are tried at once, not at the end of an epoch."""
         self.references, self._to_warmup = dict(state["references"]), state["to_warmup"]
+        now = _moment(module, self.moving)
+        for reference in self.references:
+            self._since(reference, now)
 
     def _mark(self, reference: str, now: "dict[str, _Weight]") -> None:
         if reference == "warmup":

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lightning_signin.functional import check_beta, check_beta_fits, factorize
+from lightning_signin.functional import check_beta, check_beta_fits, factors_of
 from lightning_signin.parametrizations.outer import Outer
 from lightning_signin.sharded import whole
 from lightning_signin.storage import Storage
@@ -60,6 +60,15 @@ class Masked(nn.Module):
         if self.outer is None:
             return self.split(values)
         return (*self.split(self.outer.inverse(values)), *self.outer.start(values))
+
+    def refusal(self, name: str, theta: Tensor) -> str | None:
+        """Why a full weight cannot be taken: it is not finite where the mask keeps it. None if it can."""
+        if self.storage.pack(theta).isfinite().all():
+            return None
+        return (
+            f"{name} has infinities or NaN among its kept values, in {theta.dtype}. Take finite ones, of an earlier "
+            f"checkpoint or a new initialization, or leave it dense with exclude=['{name}']."
+        )
 
     def split(self, inner: Tensor) -> tuple[Tensor, ...]:
         """The factors of packed values of v."""
@@ -133,8 +142,8 @@ class SignIn(Masked):
     def split(self, inner: Tensor) -> tuple[Tensor, ...]:
         """The factors of packed values of v, in their dtype: zero where dense storage is masked."""
         check_beta_fits(math.sqrt(self.beta), inner.dtype)  # m = √β at θ = 0
-        m, w = (factor.to(inner.dtype) for factor in factorize(inner, self.beta))
-        # factorize(0) is (√β, 0): a masked m must be put back to zero, or w would start to move.
+        m, w = (factor.to(inner.dtype) for factor in factors_of(inner, self.beta))
+        # The factors of 0 are (√β, 0): a masked m must be put back to zero, or w would start to move.
         return self.storage.restrict(m), w
 
     def join(self, m: Tensor, w: Tensor) -> Tensor:  # type: ignore[override]

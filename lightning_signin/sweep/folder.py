@@ -5,6 +5,7 @@ that is being done holds the lock of its folder; a lock is free as soon as its p
 then the run is queued again.
 """
 
+import json
 import math
 import os
 import shutil
@@ -136,11 +137,27 @@ class SweepFolder:
 def _opened(journal: Path) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
+        _check_lines(journal)
         # Its default lock is a symbolic link, which some file systems have not.
         storage = JournalStorage(JournalFileBackend(str(journal), JournalFileOpenLock(str(journal))))
-        return optuna.create_study(storage=storage, study_name="sweep", direction="maximize", load_if_exists=True)
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{journal} is damaged: {error}. Choose another `--folder`, or restore the file.") from error
+        study = optuna.create_study(storage=storage, study_name="sweep", direction="maximize", load_if_exists=True)
+        for trial in study.get_trials(deepcopy=False):
+            _cell(trial)
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{journal} is damaged ({reason}). Choose another `--folder`, or restore the file.") from error
+    return study
+
+
+def _check_lines(journal: Path) -> None:
+    """Raise `ValueError` for a line that is no JSON: Optuna may find it only after others were written behind it."""
+    if not journal.exists():
+        return
+    whole, newline, half = journal.read_bytes().rpartition(b"\n")
+    for line in whole.splitlines():
+        json.loads(line)
+    if half:  # of a process that was killed in a write: the next would be written behind it, into the same line
+        os.truncate(journal, len(whole + newline))
 
 
 def _is_empty(path: Path) -> bool:

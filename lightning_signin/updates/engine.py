@@ -163,7 +163,7 @@ class MaskUpdates:
         """Go on from a saved state; masks and factors are loaded before."""
         for lane, saved in zip(self.lanes, state["lanes"], strict=True):
             lane.steps, lane.updated = saved
-        self.targets, self.mask_change = dict(state["targets"]), state["mask_change"]
+        self.targets, self.mask_change = dict(state["targets"]), float(state["mask_change"])
         self._arm()
 
     def _lanes(self, optimizers: Iterable[Optimizer]) -> list[_Lane]:
@@ -182,7 +182,8 @@ class MaskUpdates:
         room = sum(self.choice.structures[n].capacity(shape) for n, shape in self.choice.shapes.items())
         kept = sum(self.targets.values()) if self.rule.start_sparsity is None else self.choice.target
         self.rule.check(kept / size, self.total, room / size)
-        check_movable(lane.optimizer for lane in self.lanes)
+        for lane in self.lanes:
+            check_movable([lane.optimizer], max(f.ndim for weight in lane.weights.values() for f in weight.factors))
         for name, weight in self.weights.items():
             if self.rule.grows and weight.parametrization.grown is None:
                 raise ValueError(

@@ -15,6 +15,8 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn import functional as F
 
 from lightning_signin import masks, merge_, plain_view, rescale_, sparsify
+from tests.compat.optimizer_rows import KEEP, task
+from tests.compat.rows import Row, Watch, check_equal, check_plain, check_trained, dense, run, sparse
 from tests.compat.task import Net, sgd, train_loader
 from tests.small import copies, differing
 
@@ -103,6 +105,15 @@ def process_group(tmp_path):
 @pytest.mark.parametrize("inner", [torch.optim.SGD, torch.optim.Adagrad, torch.optim.AdamW])
 def test_sharded_optimizer_trains_the_factors(process_group, inner):
     check(lambda net: bare(net, lambda net: ZeroRedundancyOptimizer(net.parameters(), inner, lr=0.01)))
+
+
+def test_sharded_optimizer_in_a_trainer_is_like_any_other(process_group, tmp_path):
+    row = Row("sharded", task(ZeroRedundancyOptimizer, optimizer_class=torch.optim.Adagrad, lr=0.01), sign_in=KEEP)
+    check_equal(run(row, tmp_path / "with", dense(row)), run(row, tmp_path / "without"))
+    watch = Watch(tmp_path)
+    done = run(row, tmp_path, sparse(row), watch)
+    check_plain(row, done, watch)
+    check_trained(done, watch)
 
 
 NOT_INSTALLED = ("bnb", "fused")  # names of optimizers that need bitsandbytes or apex

@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import ModelPruning
 from torch import nn
 
 from lightning_signin import SignInCallback
+from tests.compat.module_rows import Manual
 from tests.compat.network_rows import NETS, images, normed
 from tests.compat.optimizer_rows import REFUSED, task
 from tests.compat.rows import Row, run, sparse
@@ -32,6 +33,20 @@ def pruned() -> nn.Module:
 
 def of(name: str, net: Callable[[], nn.Module], **options: Any) -> Row:
     return Row(name, lambda: Task(net), sign_in=options)
+
+
+class BackwardAlone(Manual):
+    """Manual optimization past Lightning's own call."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.loss(batch).backward()
+        self.optimizers().step()
+
+
+def compiled() -> nn.Module:
+    net = Net()
+    net.hidden = torch.compile(net.hidden, backend="aot_eager")
+    return net
 
 
 def optimized(name: str, **options: Any) -> Row:
@@ -61,6 +76,12 @@ OF_THE_RUN = [
         TypeError,
         "must be floating-point, got",
     ),
+    (
+        Row("backward alone", BackwardAlone, sign_in={"mask": "snip"}),
+        ValueError,
+        r"called no `self\.manual_backward\(loss\)` on a first batch",
+    ),
+    *((of(f"compiled {mask}", compiled, mask=mask), RuntimeError, "double backward") for mask in ("grasp", "prospr")),
     *((optimized(name, rescale_momentum="keep"), (ValueError, RuntimeError), text) for name, text in REFUSED.items()),
     (optimized("Adafactor", storage="compact", rescale_momentum="keep"), ValueError, "Pass storage='dense', or use an"),
     (optimized("Adamax"), ValueError, r"A rescale has no rule for Adamax\. Use momentum='keep'"),
@@ -85,6 +106,11 @@ def test_companion_of_pytorch_lightning_is_refused_as_that_of_lightning():
     trainer = partial(pytorch_lightning.Trainer, logger=False, enable_checkpointing=False, accelerator="cpu")
     with pytest.raises(ValueError, match="ModelPruning replaces the weights that SignInCallback replaces"):
         trainer(callbacks=[SignInCallback(), ModelPruning("l1_unstructured")]).fit(OtherImport(), [])
+
+
+def test_callback_of_pytorch_lightning_is_given_in_a_list():
+    with pytest.raises(TypeError, match="'SignInCallback' object is not iterable"):
+        pytorch_lightning.Trainer(callbacks=SignInCallback(), logger=False)
 
 
 def test_exports_of_pytorch_lightning_include_its_checkpoints(tmp_path):

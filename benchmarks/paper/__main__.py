@@ -29,6 +29,13 @@ EXPERIMENTS = (
     "figure5",
     "figure6",
     "table14",
+    "table8",
+    "figure8",
+    "table9",
+    "figure7",
+    "table16",
+    "resnet20",
+    "vit",
 )
 
 

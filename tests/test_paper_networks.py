@@ -1,13 +1,25 @@
 """What the paper's tables of trained networks are made of: masks, signs and starts as asked, rows to claims."""
 
-from itertools import pairwise
+import json
+from dataclasses import asdict
+from itertools import pairwise, product
 
 import pytest
 import torch
 
-from benchmarks.paper import figure7, figure8, learned_masks, table8, table9, table16, trainer_runs
+from benchmarks.paper import (
+    figure7,
+    figure8,
+    learned_masks,
+    records,
+    table8,
+    table9,
+    table16,
+    trainer_results,
+    trainer_runs,
+)
 from benchmarks.paper.learned_masks import CORRECT_SIGNS, LEARNED, MASKS, Run, fresh, score, with_signs
-from benchmarks.stacked_training import Problem, Settings
+from benchmarks.stacked_training import Problem
 from lightning_signin import effective_weights, masks
 
 WIDTHS = (20, 30, 30, 10)
@@ -72,11 +84,17 @@ def test_masks_of_both_methods_and_their_start_are_the_same(tiny):
 
 def test_table16_tunes_each_mask_apart(tmp_path):
     path = tmp_path / "table16.jsonl"
-    table16.run_stage("tune", [5], [table16.made(("digits", "random", 0.98, "plain"), lr) for lr in (0.0, 0.2)], path)
-    assert table16.tuned(path) == {("digits", "random", 0.98, "plain"): 0.2}
-    assert table16.made(("digits", "snip", 0.98, "signin"), 0.1)[1] == Settings(
-        "signin", 0.98, 0.1, rescale_every=5, rescale_until=0.75, momentum="carry", mask="snip"
-    )
+    scores = {("random", 0.1): [90.0, 92.0], ("random", 0.2): [94.0, 91.0], ("snip", 0.1): [95.0, 95.0]}
+    for (mask, lr), found in scores.items():
+        task, settings = table16.made(("digits", mask, 0.98, "signin"), lr)
+        assert (settings.rescale_every, settings.rescale_until, settings.momentum) == (5, 0.75, "carry")
+        add(path, {"stage": "tune", "task": task, "settings": asdict(settings), "seeds": [5, 6], "accuracies": found})
+    assert table16.tuned(path) == {("digits", "random", 0.98, "signin"): 0.2, ("digits", "snip", 0.98, "signin"): 0.1}
+
+
+def add(path, row):
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 class Flat(torch.nn.Module):
@@ -90,16 +108,32 @@ class Flat(torch.nn.Module):
         return self.layers(x)
 
 
-def test_study_is_tuned_on_other_seeds_and_not_run_twice(tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer_runs.records, "folder", lambda quick: tmp_path)
-    study = trainer_runs.Study(
-        "small", Flat, 7, 1, 64, {}, {"frobenius_decay": 1e-4}, (0.5,), ("plain", "signin"), (0.0, 0.2), [9], [0, 1]
-    )
-    results = trainer_runs.run_study(study, quick=True)
-    assert [(row["method"], row["lr"], len(row["accuracies"])) for row in results["rows"]] == [
-        ("plain", 0.2, 2),
-        ("signin", 0.2, 2),
+STUDY = trainer_runs.Study(
+    "small", Flat, 7, 2, 50, {}, {"frobenius_decay": 1e-4}, (0.5,), ("plain", "signin"), (0.1, 0.2), [9], [0, 1]
+)
+
+
+def test_a_study_takes_each_method_at_its_own_rate_from_stored_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "folder", lambda quick: tmp_path)
+    best = {"plain": 0.1, "signin": 0.2}
+    for method, lr, seed in product(STUDY.methods, STUDY.rates, (9, 0, 1)):
+        stage = "tune" if seed == 9 else "test"
+        accuracy = 90.0 + (lr == best[method]) + (method == "signin" and seed)
+        row = {"stage": stage, "method": method, "sparsity": 0.5, "lr": lr, "seed": seed, "accuracy": accuracy}
+        add(tmp_path / "small.jsonl", row)
+    rows = trainer_runs.run_study(STUDY, quick=True)["rows"]
+    assert [(row["method"], row["lr"], row["accuracies"]) for row in rows] == [
+        ("plain", 0.1, [91.0, 91.0]),
+        ("signin", 0.2, [91.0, 92.0]),
     ]
-    before = (tmp_path / "small.jsonl").read_text()
-    assert trainer_runs.run_study(study, quick=True) == results
-    assert (tmp_path / "small.jsonl").read_text() == before
+    [claim] = trainer_results.compared("small", rows, {0.5: (70.0, 71.0)})
+    assert (claim["paper"], claim["holds"]) == ("+1.00, > 0", False)  # +0.5 ± 6.4
+
+
+def test_methods_of_a_study_share_start_mask_and_batches():
+    source = torch.Generator().manual_seed(0)
+    training = torch.randn(100, 1, 7, 7, generator=source), torch.randint(10, (100,), generator=source)
+    plain, signin = (trainer_runs.train(STUDY, (method, 0.5), 1e-6, 3, training) for method in STUDY.methods)
+    for name, weight in plain.state_dict().items():
+        assert torch.allclose(weight, signin.state_dict()[name], atol=1e-4)
+    assert int((plain.layers[1].weight == 0).sum()) == int((signin.layers[1].weight == 0).sum()) > 0

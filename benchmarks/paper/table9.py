@@ -44,8 +44,11 @@ def run(quick: bool) -> dict[str, Any]:
         claims.append(claim(what, f"{paper}, not < 0", f"{middle:+.2f} ± {half:.2f}", middle + half >= 0))
         for worse, better in DEGRADES:
             middle, half = paired(task[worse], task[better])
-            what, paper = f"Table 9, {TASKS[name]}: {worse} − {better} correct signs", PAPER[worse] - PAPER[better]
-            claims.append(claim(what, f"{paper:+.2f}, < 0", f"{middle:+.2f} ± {half:.2f}", middle + half < 0))
+            what, paper = (
+                f"Table 9, {TASKS[name]}: {worse} − {better} correct signs",
+                f"{PAPER[worse] - PAPER[better]:+.2f}",
+            )
+            claims.append(claim(what, f"{paper}, < 0", f"{middle:+.2f} ± {half:.2f}", middle + half < 0))
     settings = {"seeds": len(SEEDS), "rates": {task: rates_of(task) for task in cells}}
     return {"settings": settings, "claims": claims, "cells": cells}
 

@@ -61,7 +61,7 @@ def run(quick: bool) -> dict[str, Any]:
 def draw(results: dict[str, Any], path: Path) -> None:
     """A row of pictures a task, a column a stage."""
     tasks = results["flips"]
-    with picture(path, len(tasks), 3, (10, 0.6 + 2.7 * len(tasks))) as axes:
+    with picture(path, len(tasks), 3, (12, 0.6 + 2.7 * len(tasks))) as axes:
         for place, (task, stage) in enumerate((task, stage) for task in tasks for stage in STAGES):
             for position, name in enumerate(RUNS):
                 middles, halves = zip(*map(interval, tasks[task][name][stage]), strict=True)
@@ -70,7 +70,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
             axes[place].set_xticks(range(len(ORDINALS)), ORDINALS)
             axes[place].set_title(f"{TASKS[task]}\n{STAGES[stage]}", fontsize=10)
             axes[place].set(xlabel="layer", ylabel="flipped (%)" if place % 3 == 0 else "")
-        axes[0].legend(fontsize=8)
+        axes[2].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def describe(results: dict[str, Any]) -> str:

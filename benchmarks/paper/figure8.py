@@ -48,14 +48,14 @@ def run(quick: bool) -> dict[str, Any]:
 def draw(results: dict[str, Any], path: Path) -> None:
     """Bars by layer, one colour a mask."""
     tasks = results["sparsities"]
-    with picture(path, 1, len(tasks), (1 + 4.5 * len(tasks), 3.8)) as axes:
+    with picture(path, 1, len(tasks), (2 + 4.5 * len(tasks), 3.8)) as axes:
         for place, (task, masks) in enumerate(tasks.items()):
             for position, mask in enumerate(MASKS):
                 x = [layer + 0.14 * (position - 2.5) for layer in range(len(ORDINALS))]
                 axes[place].bar(x, [mean(v) for v in masks[mask]], 0.14, color=COLOURS[position], label=mask)
             axes[place].set_xticks(range(len(ORDINALS)), ORDINALS)
-            axes[place].set(xlabel="layer", ylabel="sparsity (%)", title=TASKS[task], ylim=(0, 100))
-        axes[-1].legend(fontsize=8, loc="lower left")
+            axes[place].set(xlabel="layer", ylabel="sparsity (%), none: dense", title=TASKS[task], ylim=(0, 100))
+        axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def describe(results: dict[str, Any]) -> str:

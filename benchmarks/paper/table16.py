@@ -95,7 +95,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     """What Sign-In adds on every mask, a colour a mask."""
     rows = results["rows"]
     cells = list(dict.fromkeys((row["task"], row["sparsity"]) for row in rows))
-    with picture(path, size=(7, 3.6)) as [axes]:
+    with picture(path, size=(8, 3.6)) as [axes]:
         axes.axhline(0, color="#888888", linewidth=0.8)
         for place, (mask, name) in enumerate(MASKS.items()):
             middles, halves = zip(*(gain(rows, task, mask, sparsity) for task, sparsity in cells), strict=True)
@@ -103,7 +103,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
             axes.errorbar(x, middles, halves, fmt="osD"[place], color=COLOURS[place], capsize=3, label=name)
         axes.set_xticks(range(len(cells)), [f"{TASKS[task]}\n{sparsity:.0%}" for task, sparsity in cells])
         axes.set_ylabel("Sign-In − plain (points)")
-        axes.legend()
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def describe(results: dict[str, Any]) -> str:

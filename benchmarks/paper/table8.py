@@ -91,7 +91,7 @@ def compared(task: str, cells: Cells) -> list[dict[str, str | bool]]:
 
 def draw(results: dict[str, Any], path: Path) -> None:
     """What Sign-In adds on every mask."""
-    with picture(path, size=(7.5, 3.6)) as [axes]:
+    with picture(path, size=(9, 3.6)) as [axes]:
         axes.axhline(0, color="#888888", linewidth=0.8)
         for place, (task, cells) in enumerate(results["cells"].items()):
             middles, halves = zip(*(gain(cells, mask) for mask in MASKS), strict=True)
@@ -99,7 +99,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
             axes.errorbar(x, middles, halves, fmt="os"[place], color=COLOURS[place], capsize=3, label=TASKS[task])
         axes.set_xticks(range(len(MASKS)), MASKS)
         axes.set(xlabel="mask", ylabel="Sign-In − plain (points)")
-        axes.legend()
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def describe(results: dict[str, Any]) -> str:

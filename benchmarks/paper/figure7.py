@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.paper.counts import claim, table
 from benchmarks.paper.drawing import COLOURS, picture
-from benchmarks.paper.learned_masks import REINITIALIZED, SEEDS, TASKS, rates_of, rows
+from benchmarks.paper.learned_masks import REINITIALIZED, TASKS, coverage, measured, rates_of, rows
 from benchmarks.paper.table8 import paired
 from benchmarks.paper.table14 import interval
 
@@ -54,7 +54,7 @@ def run(quick: bool) -> dict[str, Any]:
                 claims.append(
                     claim(f"Figure 7, {TASKS[task]}, {ordinal} layer: {what}", "> 0", shown, middle - half > 0)
                 )
-    settings = {"seeds": len(SEEDS), "rates": {task: rates_of(task) for task in flips}}
+    settings = {"seeds": measured(found), "rates": {task: rates_of(task) for task in flips}}
     return {"settings": settings, "claims": claims, "flips": flips}
 
 
@@ -81,4 +81,5 @@ def describe(results: dict[str, Any]) -> str:
             for stage, shown in STAGES.items():
                 cells = [f"{middle:.1f} ± {half:.1f}" for middle, half in map(interval, shares[name][stage])]
                 body.append([TASKS[task], name, shown, *cells])
-    return "Flips, % of a layer's kept weights:\n\n" + table(["task", "run", "stage", *ORDINALS], body)
+    shown = table(["task", "run", "stage", *ORDINALS], body)
+    return f"Flips, % of a layer's kept weights:\n\n{shown}\n\n{coverage(results['settings']['seeds'])}"

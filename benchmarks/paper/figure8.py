@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.paper.counts import claim, table
 from benchmarks.paper.drawing import COLOURS, picture
 from benchmarks.paper.figure7 import ORDINALS
-from benchmarks.paper.learned_masks import MASKS, SEEDS, TASKS, rows
+from benchmarks.paper.learned_masks import MASKS, TASKS, coverage, measured, rows
 
 TITLE = "Figure 8: layers of the masks"
 STARVED, BALANCED = ("SNIP", "SynFlow"), "RigL"
@@ -42,7 +42,7 @@ def run(quick: bool) -> dict[str, Any]:
             paper = f"first layer > {FIRST} % or a later one > {LATER} %" if mask in STARVED else "neither"
             here = ", ".join(f"{value:.1f}" for value in layers)
             claims.append(claim(f"Figure 8, {TASKS[task]}: {mask}", paper, f"{here} %", starved == (mask in STARVED)))
-    return {"settings": {"seeds": len(SEEDS)}, "claims": claims, "sparsities": sparsities}
+    return {"settings": {"seeds": measured(found)}, "claims": claims, "sparsities": sparsities}
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
@@ -66,4 +66,5 @@ def describe(results: dict[str, Any]) -> str:
         for mask, layers in masks.items()
     ]
     head = ["task", "mask", *(f"{ordinal} layer" for ordinal in ORDINALS)]
-    return "Sparsity, %, mean ± standard deviation over the seeds:\n\n" + table(head, body)
+    shown = f"{table(head, body)}\n\n{coverage(results['settings']['seeds'])}"
+    return f"Sparsity, %, mean ± standard deviation over the seeds:\n\n{shown}"

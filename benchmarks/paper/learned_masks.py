@@ -125,6 +125,16 @@ def run_job(job: tuple[str, int, int | None]) -> dict[str, Any]:
     return {"task": task, "seed": seed} | measure(shorter, test, rates_of(task), seed)
 
 
+def measured(found: list[dict[str, Any]]) -> dict[str, int]:
+    """How many seeds there are of every task."""
+    return {task: sum(row["task"] == task for row in found) for task in TASKS}
+
+
+def coverage(seeds: dict[str, int]) -> str:
+    """What is measured of what the settings say, for the page."""
+    return "Seeds: " + "; ".join(f"{TASKS[task]}, {number} of {len(SEEDS)}" for task, number in seeds.items()) + "."
+
+
 def rows(quick: bool) -> list[dict[str, Any]]:
     """The stored rows by task and seed; what is missing is run."""
     path: Path = records.folder(quick) / "learned_masks.jsonl"

@@ -49,4 +49,4 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 def describe(results: dict[str, Any]) -> str:
     """Accuracies, and the paired differences."""
-    return trainer_results.describe(results, PAPER, "paper, CIFAR-10")
+    return trainer_results.describe(results, PAPER, "paper, CIFAR-10", STUDY.sparsities)

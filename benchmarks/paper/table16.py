@@ -119,4 +119,6 @@ def describe(results: dict[str, Any]) -> str:
     edges = results["settings"]["edges"]
     at_edge = f"At the edge of the grid: {'; '.join(edges)}." if edges else "No optimum is at an edge of the grid."
     head = ["task", "mask", "sparsity", "method", "learning rate", "test accuracy, %", "difference, paired"]
-    return f"{table(head, body)}\n\n{at_edge}"
+    absent = [TASKS[task] for task in RATES if all(row["task"] != task for row in rows)]
+    not_measured = f" Not measured: {', '.join(absent)}." if absent else ""
+    return f"{table(head, body)}\n\n{at_edge}{not_measured}"

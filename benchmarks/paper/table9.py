@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.paper.counts import claim, table
 from benchmarks.paper.drawing import COLOURS, picture
-from benchmarks.paper.learned_masks import CORRECT_SIGNS, SEEDS, TASKS, rates_of, rows
+from benchmarks.paper.learned_masks import CORRECT_SIGNS, TASKS, coverage, measured, rates_of, rows
 from benchmarks.paper.table8 import paired
 from benchmarks.paper.table14 import interval
 
@@ -41,7 +41,7 @@ def run(quick: bool) -> dict[str, Any]:
         for share in SHARES:
             task[share].append(row["signs"][share])
     claims = [c for name, task in cells.items() for c in compared(TASKS[name], task)]
-    settings = {"seeds": len(SEEDS), "rates": {task: rates_of(task) for task in cells}}
+    settings = {"seeds": measured(found), "rates": {task: rates_of(task) for task in cells}}
     return {"settings": settings, "claims": claims, "cells": cells}
 
 
@@ -83,4 +83,4 @@ def describe(results: dict[str, Any]) -> str:
             line.append("" if name == "100%" else f"{middle:+.2f} ± {half:.2f}")
         body.append([*line, f"{PAPER[name]:.2f}"])
     tasks = [column for task in results["cells"] for column in (f"{TASKS[task]}, %", "to 100 %, paired")]
-    return table(["start", *tasks, "paper"], body)
+    return f"{table(['start', *tasks, 'paper'], body)}\n\n{coverage(results['settings']['seeds'])}"

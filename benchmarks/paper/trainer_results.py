@@ -1,6 +1,6 @@
 """Claims, picture and tables of the runs of `trainer_runs`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,8 @@ def draw(rows: Rows, path: Path) -> None:
         axes[0].set_ylabel("test accuracy (%)\ngrey: seeds; squares: mean, 95 %")
 
 
-def describe(results: dict[str, Any], paper: Paper, column: str) -> str:
-    """Accuracies with their learning rates, and the paired differences."""
+def describe(results: dict[str, Any], paper: Paper, column: str, sparsities: Sequence[float]) -> str:
+    """Accuracies with their learning rates, the paired differences, and which of the sparsities are not measured."""
     rows, body = results["rows"], []
     for row in rows:
         middle, half = interval(row["accuracies"])
@@ -63,4 +63,6 @@ def describe(results: dict[str, Any], paper: Paper, column: str) -> str:
     edges = results["settings"]["edges"]
     at_edge = f"At the edge of the grid: {'; '.join(edges)}." if edges else "No optimum is at an edge of the grid."
     head = ["sparsity", "method", "learning rate", "test accuracy, %", "to plain, paired", column, "seeds"]
-    return f"{table(head, body)}\n\n{at_edge}"
+    absent = [f"{sparsity:.0%}" for sparsity in sparsities if all(row["sparsity"] != sparsity for row in rows)]
+    not_measured = f" Not measured: {', '.join(absent)}." if absent else ""
+    return f"{table(head, body)}\n\n{at_edge}{not_measured}"

@@ -60,4 +60,4 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 def describe(results: dict[str, Any]) -> str:
     """Accuracies, and the paired differences."""
-    return trainer_results.describe(results, PAPER, "paper, DeiT-small")
+    return trainer_results.describe(results, PAPER, "paper, DeiT-small", STUDY.sparsities)

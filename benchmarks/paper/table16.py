@@ -7,7 +7,8 @@ regime" with Sign-In above plain for each mask, is what is tried here.
 Tasks: MNIST-1D (MLP 40-300-300-10, 60 epochs) and scikit-learn's digits (MLP 64-300-100-10, 60 epochs), in place of
 CIFAR. SGD with momentum 0.9, batch 100, triangular schedule, Frobenius decay 1e-4, Sign-In with p = 5, T₂ = 0.75,
 carry. Each method has its own learning rate for each task, mask and sparsity, the best of a grid in steps of 1.5× on
-held-out training samples (4 seeds). 12 test seeds, none of them used for tuning; differences are paired by seed.
+held-out training samples (4 seeds; 0.759 on digits was added after the test, when one optimum was at the edge). 12 test
+seeds, none of them used for tuning; differences are paired by seed. "Lowest" is the worst seed: 10 % is chance.
 
 Rule, before the run: Sign-In − plain agrees if its 95 % Student interval is above 0.
 """
@@ -27,7 +28,7 @@ from benchmarks.stacked_training import Settings
 TITLE = "Table 16: masks at initialization at 98 and 99 %"
 MASKS = {"random": "random", "snip": "SNIP", "synflow": "SynFlow"}
 SPARSITIES, COMPARED = (0.98, 0.99), ("plain", "signin")
-RATES = {"mnist1d": (0.1, 0.15, 0.225, 0.338, 0.506), "digits": (0.1, 0.15, 0.225, 0.338, 0.506)}
+RATES = {"mnist1d": (0.1, 0.15, 0.225, 0.338, 0.506), "digits": (0.1, 0.15, 0.225, 0.338, 0.506, 0.759)}
 TUNING_SEEDS, TEST_SEEDS = range(1000, 1004), range(12)
 QUICK_TASK, QUICK_RATES, QUICK_SEEDS = "digits", (0.15,), 2
 
@@ -115,10 +116,11 @@ def describe(results: dict[str, Any]) -> str:
         difference = ""
         if row["method"] == "signin":
             difference = "{:+.2f} ± {:.2f}".format(*gain(rows, row["task"], row["mask"], row["sparsity"]))
-        body.append([*shown, str(row["lr"]), f"{middle:.2f} ± {half:.2f}", difference])
+        lowest = f"{min(row['accuracies']):.1f}"
+        body.append([*shown, str(row["lr"]), f"{middle:.2f} ± {half:.2f}", lowest, difference])
     edges = results["settings"]["edges"]
     at_edge = f"At the edge of the grid: {'; '.join(edges)}." if edges else "No optimum is at an edge of the grid."
-    head = ["task", "mask", "sparsity", "method", "learning rate", "test accuracy, %", "difference, paired"]
+    head = ["task", "mask", "sparsity", "method", "learning rate", "test accuracy, %", "lowest", "difference, paired"]
     absent = [TASKS[task] for task in RATES if all(row["task"] != task for row in rows)]
     not_measured = f" Not measured: {', '.join(absent)}." if absent else ""
     return f"{table(head, body)}\n\n{at_edge}{not_measured}"

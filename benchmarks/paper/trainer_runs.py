@@ -126,7 +126,7 @@ def run_study(study: Study, quick: bool) -> dict[str, Any]:
     tuning = product(cells, study.rates, study.tuning_seeds)
     run_missing(path, [("tune", study, cell, lr, seed) for cell, lr, seed in tuning])
     best = {cell: tuned(read_rows(path), cell) for cell in cells}
-    run_missing(path, [("test", study, cell, best[cell], seed) for cell, seed in product(cells, study.test_seeds)])
+    run_missing(path, [("test", study, cell, best[cell], seed) for seed, cell in product(study.test_seeds, cells)])
     tested = {(r["method"], r["sparsity"], r["lr"], r["seed"]): r for r in read_rows(path) if r["stage"] == "test"}
     rows = [
         {

@@ -103,7 +103,9 @@ def draw(results: dict[str, Any], path: Path) -> None:
             x = [position + 0.2 * (place - 1) for position in range(len(cells))]
             axes.errorbar(x, middles, halves, fmt="osD"[place], color=COLOURS[place], capsize=3, label=name)
         axes.set_xticks(range(len(cells)), [f"{TASKS[task]}\n{sparsity:.0%}" for task, sparsity in cells])
-        axes.set_ylabel("Sign-In − plain (points)")
+        axes.set_yscale("symlog", linthresh=2)  # runs that end at chance pull a mean far down
+        axes.set_yticks(ticks := [-50, -20, -10, -5, -2, -1, 0, 1, 2, 5], [str(tick) for tick in ticks])
+        axes.set(ylabel="Sign-In − plain (points),\nlinear up to ±2", xlim=(-0.5, len(cells) - 0.5))
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 

@@ -95,7 +95,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
         axes.axhline(0, color="#888888", linewidth=0.8)
         for place, (task, cells) in enumerate(results["cells"].items()):
             middles, halves = zip(*(gain(cells, mask) for mask in MASKS), strict=True)
-            x = [position + 0.2 * (place - 0.5) for position in range(len(MASKS))]
+            x = [position + 0.2 * (place - (len(results["cells"]) - 1) / 2) for position in range(len(MASKS))]
             axes.errorbar(x, middles, halves, fmt="os"[place], color=COLOURS[place], capsize=3, label=TASKS[task])
         axes.set_xticks(range(len(MASKS)), MASKS)
         axes.set(xlabel="mask", ylabel="Sign-In − plain (points)")

@@ -123,9 +123,9 @@ def run_study(study: Study, quick: bool) -> dict[str, Any]:
     """Tune every cell on held-out data, test it with its own rate; returns rates, edges of the grid and accuracies."""
     path: Path = records.folder(quick) / f"{study.name}.jsonl"
     cells = list(product(study.methods, study.sparsities))
-    tuning = product(cells, study.rates, study.tuning_seeds)
+    tuning = product(cells, study.rates, study.tuning_seeds) if len(study.rates) > 1 else ()  # nothing to choose
     run_missing(path, [("tune", study, cell, lr, seed) for cell, lr, seed in tuning])
-    best = {cell: tuned(read_rows(path), cell) for cell in cells}
+    best = {cell: tuned(read_rows(path), cell) if len(study.rates) > 1 else study.rates[0] for cell in cells}
     run_missing(path, [("test", study, cell, best[cell], seed) for seed, cell in product(study.test_seeds, cells)])
     tested = {(r["method"], r["sparsity"], r["lr"], r["seed"]): r for r in read_rows(path) if r["stage"] == "test"}
     rows = [

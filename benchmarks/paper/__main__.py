@@ -31,10 +31,17 @@ EXPERIMENTS = (
     "table14",
     "table1",
     "table7",
+    "table8",
+    "table9",
+    "vit",
     "table11",
     "table15",
+    "table16",
+    "resnet20",
     "figure1",
     "figure4",
+    "figure7",
+    "figure8",
 )
 
 

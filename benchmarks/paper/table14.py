@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import mask_table
 from benchmarks.intervals import Interval, difference, interval
 from benchmarks.jobs import read_rows, run_jobs
 from benchmarks.mask_table import mnist5000
@@ -30,7 +31,7 @@ from benchmarks.paper import records
 from benchmarks.paper.counts import claim, table
 from benchmarks.paper.drawing import COLOURS, picture
 from benchmarks.stacked_training import Problem, Settings, accuracies, train
-from lightning_signin.recipes.datasets import Split, digits
+from lightning_signin.recipes.datasets import Split, digits, mnist1d
 
 TITLE = "Tables 3 and 14: Sign-In and m ⊙ w against plain training on random masks"
 METHODS: dict[str, dict] = {
@@ -56,6 +57,8 @@ Scores = dict[int, float]
 
 def splits(task: str) -> tuple[Split, Split]:
     """Training and test data, inputs flat."""
+    if task == "mnist1d":
+        return mnist1d()
     if task == "mnist5000":
         return mnist5000()
     (x, y), (more_x, more_y), (test_x, test_y) = digits()
@@ -69,7 +72,7 @@ def run_job(job: tuple[str, str, Settings, list[int]]) -> dict[str, Any]:
     if stage == "tune":
         held_out = len(y) // 5
         (x, y), test = (x[held_out:], y[held_out:]), (x[:held_out], y[:held_out])
-    net = train(settings, seeds, Problem(*PROBLEMS[task], x, y))
+    net = train(settings, seeds, Problem(*(mask_table.PROBLEMS | PROBLEMS)[task], x, y))
     row = {"stage": stage, "task": task, "settings": asdict(settings), "seeds": seeds}
     return row | {"accuracies": accuracies(net, *test)}
 

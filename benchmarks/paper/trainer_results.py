@@ -1,0 +1,68 @@
+"""Claims, picture and tables of the runs of `trainer_runs`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.paper.counts import claim, table
+from benchmarks.paper.drawing import COLOURS, picture
+from benchmarks.paper.table8 import paired
+from benchmarks.paper.table14 import NAMES, interval
+
+Rows = list[dict[str, Any]]
+Paper = Mapping[float, tuple[float, float]]  # accuracies, plain and with Sign-In, by sparsity
+
+
+def gain(rows: Rows, sparsity: float, better: str = "signin", base: str = "plain") -> tuple[float, float]:
+    """The paired difference of two methods and half of its 95 % interval."""
+    cells = {row["method"]: row["accuracies"] for row in rows if row["sparsity"] == sparsity}
+    return paired(cells[better], cells[base])
+
+
+def compared(what: str, rows: Rows, paper: Paper) -> list[dict[str, str | bool]]:
+    """Sign-In − plain at every sparsity."""
+    found = []
+    for sparsity in dict.fromkeys(row["sparsity"] for row in rows):
+        middle, half = gain(rows, sparsity)
+        expected = "> 0"
+        if sparsity in paper:
+            plain, signin = paper[sparsity]
+            expected = f"{signin - plain:+.2f}, > 0"
+        shown = f"{middle:+.2f} ± {half:.2f}"
+        found.append(claim(f"{what}, {sparsity:.0%}: Sign-In − plain", expected, shown, middle - half > 0))
+    return found
+
+
+def draw(rows: Rows, path: Path) -> None:
+    """The accuracy of every seed, lines between the methods of a seed, means as bars."""
+    sparsities, methods = (list(dict.fromkeys(row[key] for row in rows)) for key in ("sparsity", "method"))
+    with picture(path, 1, len(sparsities), (1.5 + 2.8 * len(sparsities), 3.6)) as axes:
+        for place, sparsity in enumerate(sparsities):
+            cells = [row["accuracies"] for row in rows if row["sparsity"] == sparsity]
+            for seed in zip(*cells, strict=True):
+                axes[place].plot(range(len(methods)), seed, "-o", color="#bbbbbb", markersize=3, linewidth=0.8)
+            for x, (scores, colour) in enumerate(zip(cells, COLOURS, strict=False)):
+                middle, half = interval(scores)
+                axes[place].errorbar(x, middle, half, fmt="s", color=colour, capsize=4, zorder=3)
+            axes[place].set_xticks(range(len(methods)), [NAMES[method] for method in methods])
+            axes[place].set(title=f"{sparsity:.0%} sparse", xlim=(-0.5, len(methods) - 0.5))
+        axes[0].set_ylabel("test accuracy (%)\ngrey: seeds; squares: mean, 95 %")
+
+
+def describe(results: dict[str, Any], paper: Paper, column: str, sparsities: Sequence[float]) -> str:
+    """Accuracies with their learning rates, the paired differences, and which of the sparsities are not measured."""
+    rows, body = results["rows"], []
+    for row in rows:
+        middle, half = interval(row["accuracies"])
+        sparsity, method = row["sparsity"], row["method"]
+        difference = "{:+.2f} ± {:.2f}".format(*gain(rows, sparsity, method)) if method != "plain" else ""
+        stands = {"plain": 0, "signin": 1}.get(method)
+        theirs = f"{paper[sparsity][stands]:.2f}" if sparsity in paper and stands is not None else ""
+        shown = [f"{sparsity:.0%}", NAMES[method], str(row["lr"]), f"{middle:.2f} ± {half:.2f}", difference, theirs]
+        body.append([*shown, str(len(row["accuracies"]))])
+    edges = results["settings"]["edges"]
+    at_edge = f"At the edge of the grid: {'; '.join(edges)}." if edges else "No optimum is at an edge of the grid."
+    head = ["sparsity", "method", "learning rate", "test accuracy, %", "to plain, paired", column, "seeds"]
+    absent = [f"{sparsity:.0%}" for sparsity in sparsities if all(row["sparsity"] != sparsity for row in rows)]
+    not_measured = f" Not measured: {', '.join(absent)}." if absent else ""
+    return f"{table(head, body)}\n\n{at_edge}{not_measured}"

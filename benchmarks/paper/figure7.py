@@ -13,11 +13,11 @@ interval. "AC/DC finds its signs up to the warm-up" agrees in a layer if its fli
 from pathlib import Path
 from typing import Any
 
+from benchmarks.intervals import interval
 from benchmarks.paper.counts import claim, table
 from benchmarks.paper.drawing import COLOURS, picture
 from benchmarks.paper.learned_masks import REINITIALIZED, TASKS, coverage, measured, rates_of, rows
 from benchmarks.paper.table8 import paired
-from benchmarks.paper.table14 import interval
 
 TITLE = "Figure 7: flips by layer"
 STAGES = {"start_to_warmup": "start → warm-up", "warmup": "warm-up → end", "start": "start → end"}

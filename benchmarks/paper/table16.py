@@ -18,11 +18,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from benchmarks.intervals import interval
 from benchmarks.paper import records
 from benchmarks.paper.counts import claim, table
 from benchmarks.paper.drawing import COLOURS, picture
 from benchmarks.paper.table8 import paired
-from benchmarks.paper.table14 import METHODS, NAMES, TASKS, collect, interval, run_stage
+from benchmarks.paper.table14 import METHODS, NAMES, TASKS, collect, run_stage
 from benchmarks.stacked_training import Settings
 
 TITLE = "Table 16: masks at initialization at 98 and 99 %"

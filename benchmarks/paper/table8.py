@@ -20,10 +20,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from benchmarks.intervals import interval
 from benchmarks.paper.counts import claim, table
 from benchmarks.paper.drawing import COLOURS, picture
 from benchmarks.paper.learned_masks import MASKS, TASKS, coverage, measured, rates_of, rows
-from benchmarks.paper.table14 import interval
 
 TITLE = "Table 8: masks from elsewhere with a fresh start"
 PAPER = {

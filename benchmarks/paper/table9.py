@@ -12,11 +12,11 @@ the interval; "beyond 10 % wrong, rapidly", if 80 % is so below 90 %. Of 95 % no
 from pathlib import Path
 from typing import Any
 
+from benchmarks.intervals import interval
 from benchmarks.paper.counts import claim, table
 from benchmarks.paper.drawing import COLOURS, picture
 from benchmarks.paper.learned_masks import CORRECT_SIGNS, TASKS, coverage, measured, rates_of, rows
 from benchmarks.paper.table8 import paired
-from benchmarks.paper.table14 import interval
 
 TITLE = "Table 9: wrong signs on an AC/DC mask"
 SHARES = [f"{share:.0%}" for share in CORRECT_SIGNS]

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.intervals import interval
 from benchmarks.paper.counts import claim, table
 from benchmarks.paper.drawing import COLOURS, picture
 from benchmarks.paper.table8 import paired
-from benchmarks.paper.table14 import NAMES, interval
+from benchmarks.paper.table14 import NAMES
 
 Rows = list[dict[str, Any]]
 Paper = Mapping[float, tuple[float, float]]  # accuracies, plain and with Sign-In, by sparsity

@@ -53,18 +53,20 @@ class Compact:
         """The values themselves: none is masked."""
         return values
 
-    def unpack(self, values: Tensor, lend: bool = False) -> Tensor:
+    def unpack(self, values: Tensor, times: Tensor | None = None, lend: bool = False) -> Tensor:
         """Put values into their places of a zero tensor of the weight's shape.
 
         Args:
             values: The active entries.
+            times: What to multiply them by.
             lend: The tensor will only be read: its memory may be lent, and used again when it is gone.
         """
         if torch.compiler.is_compiling():  # it plans its memory itself
             full = torch.zeros(self.size, dtype=values.dtype, device=values.device)
-            return full.index_copy(0, self.index.long(), values).view(self.shape)
+            product = values if times is None else values * times
+            return full.index_copy(0, self.index.long(), product).view(self.shape)
         lend = lend and type(values) in (Tensor, nn.Parameter) and values.device.type == "cpu"
-        return cast(Tensor, _Scatter.apply(values, self, lend)).view(self.shape)
+        return cast(Tensor, _Scatter.apply(values, times, self, lend)).view(self.shape)
 
     def blank(self, like: Tensor, lend: bool) -> Tensor:
         """A flat tensor with zeros wherever `index` does not point."""
@@ -84,29 +86,40 @@ class Compact:
 
 
 class _Scatter(torch.autograd.Function):
-    """The scatter of `Compact.unpack`: autograd's own would keep an index of 64 bits from forward to backward."""
+    """The scatter of `Compact.unpack`, with fewer and smaller tensors between forward and backward than autograd's."""
 
     @staticmethod
-    def forward(values: Tensor, storage: Compact, lend: bool) -> Tensor:
+    def forward(values: Tensor, times: Tensor | None, storage: Compact, lend: bool) -> Tensor:
         """The flat weight."""
-        return storage.blank(values, lend).index_copy_(0, storage.index.long(), values)
+        product = values if times is None else values * times
+        return storage.blank(values, lend).index_copy_(0, storage.index.long(), product)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Compact, bool], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor | None, Compact, bool], output: Tensor) -> None:
         """Keep the index, which `Compact.move_to` would change."""
-        ctx.save_for_backward(inputs[1].index)
-        ctx.save_for_forward(inputs[1].index)
-        ctx.size = inputs[1].size
+        values, times, storage, _ = inputs
+        factors = (None, None) if times is None else (values, times)
+        ctx.save_for_backward(storage.index, *factors)
+        ctx.save_for_forward(storage.index, *factors)
+        ctx.size = storage.size
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """The gather."""
-        return gradient.index_select(0, ctx.saved_tensors[0]), None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        """The gather, times the other factor."""
+        index, values, times = ctx.saved_tensors
+        own = gradient.index_select(0, index)
+        if times is None:
+            return own, None, None, None
+        of_values = own * times
+        # The gather is a new tensor, which may become the second gradient unless this is differentiated again.
+        return of_values, own * values if torch.is_grad_enabled() else own.mul_(values), None, None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        """The scatter again: it is linear."""
-        return tangent.new_zeros(ctx.size).index_copy_(0, ctx.saved_tensors[0].long(), tangent)
+    def jvp(ctx: Any, of_values: Tensor, of_times: Tensor | None, *_: None) -> Tensor:
+        """The scatter again: it is linear in each factor."""
+        index, values, times = ctx.saved_tensors
+        tangent = of_values if times is None else of_values * times + values * of_times
+        return tangent.new_zeros(ctx.size).index_copy_(0, index.long(), tangent)
 
 
 class Dense:
@@ -132,9 +145,9 @@ class Dense:
 
     restrict = pack  # stored values have the weight's shape
 
-    def unpack(self, values: Tensor, lend: bool = False) -> Tensor:
-        """The values themselves: their masked entries are zeros already."""
-        return values
+    def unpack(self, values: Tensor, times: Tensor | None = None, lend: bool = False) -> Tensor:
+        """The values themselves, or their product: their masked entries are zeros already."""
+        return values if times is None else values * times
 
     def follow(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Move the mask to where ``fn`` moves the parameters."""

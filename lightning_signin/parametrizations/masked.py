@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_signin.functional import check_beta, check_beta_fits, factors_of
 from lightning_signin.parametrizations.outer import Outer
-from lightning_signin.sharded import whole
+from lightning_signin.sharded import is_sharded, whole
 from lightning_signin.storage import Storage
 
 
@@ -86,10 +86,13 @@ class Masked(nn.Module):
         count = len(self.factors)
         return self.outer(self.join(*tensors[:count]), *tensors[count:])
 
+    def full(self, *tensors: Tensor, lend: bool) -> Tensor:
+        """The full weight, from the trainable tensors; see `Compact.unpack`."""
+        return self.storage.unpack(whole(self.values(*tensors)), lend=lend)
+
     def forward(self, *tensors: Tensor) -> Tensor:
-        """The full weight, from the trainable tensors."""
-        values, lend = whole(self.values(*tensors)), self.read_only and torch.is_grad_enabled()
-        full = self.storage.unpack(values, lend=lend)
+        """The full weight, from the trainable tensors, and a probe where there is one."""
+        full = self.full(*tensors, lend=self.read_only and torch.is_grad_enabled())
         if self.probe is None or not torch.is_grad_enabled() or not tensors[0].requires_grad:
             return full
         return full + self.probe
@@ -149,6 +152,13 @@ class SignIn(Masked):
     def join(self, m: Tensor, w: Tensor) -> Tensor:  # type: ignore[override]
         """The stored form of v = m ⊙ w."""
         return m * w
+
+    def full(self, *tensors: Tensor, lend: bool) -> Tensor:
+        """The full weight, from the trainable tensors: product and scatter in one."""
+        if self.outer is not None or is_sharded(tensors[0]):
+            return super().full(*tensors, lend=lend)
+        m, w = tensors
+        return self.storage.unpack(m, w, lend=lend)
 
     def extra_repr(self) -> str:
         """Shape, active entries, storage and β, for `print(module)`."""

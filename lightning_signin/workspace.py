@@ -32,7 +32,7 @@ class Workspace:
         """A flat tensor whose memory is used by nobody else."""
         memory = self._free.pop() if self._free else None
         if memory is None or memory.dtype != dtype or memory.numel() != size:
-            memory = torch.zeros(size, dtype=dtype)
+            memory = torch.zeros(size, dtype=dtype, device="cpu")  # whatever the default device is
         # The tensor holds the handle as long as it holds the memory, and no longer.
         handle = (ctypes.c_byte * (size * memory.itemsize)).from_address(memory.data_ptr())
         weakref.finalize(handle, self._take_back, memory).atexit = False

@@ -113,13 +113,13 @@ def check_choice(argument: str, value: object, allowed: object) -> None:
 def _check_scores(scores: object, weights: Mapping[str, Tensor], name: str) -> None:
     if not isinstance(scores, Mapping):
         raise ValueError(f"`mask`={name!r} must return a dict of weight name → score, got {type(scores).__name__}.")
-    for weight in [*weights, *scores]:
+    for weight in [*weights, *(other for other in scores if other not in weights)]:
         score = scores.get(weight)
         if weight not in weights or not isinstance(score, Tensor) or score.shape != weights[weight].shape:
             raise ValueError(
                 f"`mask`={name!r} must give one tensor of the weight's shape for each weight; see {weight!r}."
             )
-        if scores[weight].isnan().any():
+        if score.isnan().any():
             raise ValueError(f"`mask`={name!r} gave NaN scores for {weight!r}. Check that its weights are finite.")
 
 

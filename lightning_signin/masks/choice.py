@@ -81,22 +81,25 @@ class Choice:
         Returns:
             Bool masks of the weights' shapes.
         """
-        scores = {n: score.transpose(0, 1) if n in self.transposed else score for n, score in scores.items()}
         structures = self.structures if density is None else dict.fromkeys(scores, _FREE)
         masks = {}
-        counts = self._counts(scores, density, structures, most or {})
-        for name, score in scores.items():
-            mask = structures[name].pick(score, counts[name])
+
+        def turned(name: str) -> Tensor:  # one at a time: scores may be made when they are asked for
+            return scores[name].transpose(0, 1) if name in self.transposed else scores[name]
+
+        counts = self._counts(turned, density, structures, most or {})
+        for name in scores:
+            mask = structures[name].pick(turned(name), counts[name])
             masks[name] = (mask.transpose(0, 1) if name in self.transposed else mask).contiguous()
         return masks
 
     def counts(self) -> dict[str, int]:
         """The number of weights that each layer keeps, unless the distribution is global."""
-        return self._counts({}, None, self.structures, {})
+        return self._counts(None, None, self.structures, {})
 
     def _counts(
         self,
-        scores: Mapping[str, Tensor],
+        scores: Callable[[str], Tensor] | None,
         density: Callable[[float], float] | None,
         structures: Mapping[str, Structure],
         most: Mapping[str, int],
@@ -112,7 +115,8 @@ class Choice:
             total = budget(sparsity, size) if density is None else round(size * density(sparsity))
             total = min(total, sum(capacities))
             if spread == "global":
-                values = [structures[name].values(scores[name]) for name in names]
+                assert scores is not None
+                values = [structures[name].values(scores(name)) for name in names]
                 found, empty = global_counts(values, units, capacities, total)
                 if empty and density is None:
                     some = ", ".join(names[layer] for layer in empty)

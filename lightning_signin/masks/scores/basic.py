@@ -1,9 +1,11 @@
 """Scores of the weights alone."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from lightning_signin.masks.task import Scores, Task
 
@@ -18,12 +20,29 @@ class Random:
 
     distribution: ClassVar[str] = "balanced"
 
-    def __call__(self, task: Task) -> Scores:
+    def __call__(self, task: Task) -> Mapping[str, Tensor]:
         """The scores."""
-        return {
-            name: torch.rand(weight.shape, generator=task.generator, dtype=torch.float64, device="cpu")
-            for name, weight in task.weights.items()
-        }
+        return _Drawn({name: weight.shape for name, weight in task.weights.items()}, task.generator)
+
+
+class _Drawn(Mapping[str, Tensor]):
+    """Scores that are drawn again, and equal, when one is asked for: all together take twice the weights' memory."""
+
+    def __init__(self, shapes: Mapping[str, torch.Size], generator: torch.Generator) -> None:
+        self._shapes, self._states = shapes, {}
+        for name, shape in shapes.items():
+            self._states[name] = generator.get_state()
+            torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")  # to where the next one starts
+
+    def __getitem__(self, name: str) -> Tensor:
+        generator = torch.Generator().set_state(self._states[name])
+        return torch.rand(self._shapes[name], generator=generator, dtype=torch.float64, device="cpu")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """From the argument ``mask`` to a score: a name, an import path, or anything that can be called."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
 
 from lightning_signin.masks.scores.basic import Magnitude, Random
 from lightning_signin.masks.scores.grasp import GraSP
@@ -9,10 +11,10 @@ from lightning_signin.masks.scores.phew import PHEW
 from lightning_signin.masks.scores.prospr import ProsPr
 from lightning_signin.masks.scores.snip import FORCE, SNIP, IterativeSNIP
 from lightning_signin.masks.scores.synflow import SynFlow
-from lightning_signin.masks.task import Scores, Task
+from lightning_signin.masks.task import Task
 from lightning_signin.naming import named
 
-Score = Callable[[Task], Scores]
+Score = Callable[[Task], Mapping[str, Tensor]]
 
 SCORES: dict[str, Callable[[], Score]] = {
     "random": Random,

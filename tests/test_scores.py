@@ -218,3 +218,17 @@ def test_random_and_magnitude_look_at_weights_alone(residual):
 def test_scores_refuse_arguments_out_of_range(build, text):
     with pytest.raises(ValueError, match=text):
         build()
+
+
+def test_random_scores_are_equal_however_often_and_in_whatever_order_they_are_asked_for(residual):
+    asked: list = []
+
+    def twice(task):
+        scores = Random()(task)
+        asked.append(dict(scores))
+        asked.append({name: scores[name] for name in reversed(list(scores))})
+        return scores
+
+    sparsify(residual, mask=twice)
+    assert len(asked[0]) > 2
+    assert all(torch.equal(asked[0][name], asked[1][name]) for name in asked[0])

@@ -74,15 +74,19 @@ class Compact:
             return self._workspace.lend(self.size, like.dtype)
         return torch.zeros(self.size, dtype=like.dtype, device=like.device)
 
+    def release(self) -> None:
+        """Give up the memory that is lent in turn."""
+        self._workspace = Workspace()
+
     def move_to(self, other: "Compact") -> None:
         """Take over the places of another storage with as many: in place, so that a compiled step goes on."""
         self.index.copy_(other.index)
-        self._workspace = Workspace()
+        self.release()
 
     def follow(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Move the index to where ``fn`` moves the parameters."""
         self.index = _follow(self.index, fn)
-        self._workspace = Workspace()
+        self.release()
 
 
 class _Scatter(torch.autograd.Function):

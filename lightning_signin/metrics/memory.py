@@ -64,7 +64,8 @@ class ByteCount:
 def memory(module: nn.Module, optimizer: Optimizer | int = 1) -> ByteCount:
     """Bytes of parameters, gradients, optimizer state and index of a module, beside those of dense training.
 
-    Activations, buffers, and the dense gradients that some update rules take for a step are not among them.
+    Activations, buffers, and the dense gradients that some update rules take for a step are not among them; nor is the
+    memory that θ is made in, which on the CPU is kept from step to step (`lightning_signin.workspace`).
 
     Args:
         module: A module after `sparsify`, or a plain one. Parameters without gradient have neither gradient nor state.

@@ -92,7 +92,8 @@ class Masked(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """The full weight, from the trainable tensors, and a probe where there is one."""
-        full = self.full(*tensors, lend=self.read_only and torch.is_grad_enabled())
+        lend = self.read_only and self.probe is None and torch.is_grad_enabled()
+        full = self.full(*tensors, lend=lend)
         if self.probe is None or not torch.is_grad_enabled() or not tensors[0].requires_grad:
             return full
         return full + self.probe

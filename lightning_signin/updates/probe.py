@@ -5,6 +5,7 @@ from weakref import ref
 import torch
 from torch import Tensor
 
+from lightning_signin.storage import Compact
 from lightning_signin.weights import SparseWeight
 
 
@@ -21,6 +22,8 @@ def probe_of(weight: SparseWeight) -> Tensor:
         Zeros of the weight's shape, which require a gradient.
     """
     factors = weight.factors
+    if isinstance(weight.storage, Compact):
+        weight.storage.release()  # θ with the probe added is a tensor of its own
     probe = torch.zeros(weight.storage.shape, dtype=factors[0].dtype, device=factors[0].device, requires_grad=True)
     itself = ref(probe)  # a hook that holds its tensor would keep it alive
 

@@ -1,6 +1,5 @@
 """Two gloo ranks: identical masks, weights, signs and sharpness, exact resuming, sharded optimizers."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +11,8 @@ from torch.utils.data import DistributedSampler
 
 from lightning_signin import sparsify
 from lightning_signin.metrics import SignFlips, sharpness
+from tests.ranks import run_ranks
 from tests.small import Small, data, differing
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +21,7 @@ def folder(tmp_path_factory):
 
 
 def run(case: str, folder: Path) -> list[dict]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PL_", "LOCAL_RANK"))}
-    command = [sys.executable, "-m", "tests.ddp_run", case, str(folder)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_ranks("tests.ddp_run", case, folder)
     return [torch.load(folder / f"{case}{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 

@@ -1,10 +1,5 @@
 """FSDP2 on two gloo ranks: as under DDP, plain files, exact resuming, and what is refused before training."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -12,18 +7,14 @@ from lightning_signin.cli import main
 from lightning_signin.files.safe import read_safetensors
 from lightning_signin.saved import read_weights
 from tests.fsdp_run import VARIANTS, Blocks, seeded
+from tests.ranks import run_ranks
 from tests.small import callback, copies, differing, loader, trainer
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("fsdp")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PL_", "LOCAL_RANK"))}
-    command = [sys.executable, "-m", "tests.fsdp_run", str(path)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_ranks("tests.fsdp_run", path, timeout=600)
     return path
 
 

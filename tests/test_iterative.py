@@ -2,11 +2,8 @@
 
 import gc
 import logging
-import os
 import random
 import re
-import subprocess
-import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -23,6 +20,7 @@ from lightning_signin.cli.main import main
 from lightning_signin.cli.prune import arguments_for_pruning
 from lightning_signin.iterative.folder import Folder
 from lightning_signin.iterative.levels import Levels
+from tests.ranks import run_ranks
 from tests.small import BATCH, Small, copies, data, differing, loader, seeded, trainer
 
 EPOCHS, BATCHES, SIZE = 2, 5, 18 + 48 * 24 + 24 * 3
@@ -453,11 +451,7 @@ def test_weights_that_are_not_finite_are_not_pruned(tmp_path):
 
 
 def test_two_ranks_resume_to_what_they_end_with_uninterrupted(tmp_path):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PL_", "LOCAL_RANK"))}
-    command = [sys.executable, "-m", "tests.iterative_ddp_run", str(tmp_path)]
-    options = {"cwd": Path(__file__).parent.parent, "env": environment, "capture_output": True, "text": True}
-    done = subprocess.run(command, timeout=240, check=False, **options)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_ranks("tests.iterative_ddp_run", tmp_path)
     first, *others = [
         torch.load(tmp_path / f"{run}{rank}.pt", weights_only=True) for run in ("whole", "again") for rank in (0, 1)
     ]

@@ -1,10 +1,5 @@
 """Two gloo ranks score as one process that has the batches of both."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -12,6 +7,7 @@ from torch.utils.data import DistributedSampler
 
 from lightning_signin import masks, sparsify
 from lightning_signin.masks import SNIP, TrainingData
+from tests.ranks import run_ranks
 from tests.scoring_ddp_run import CASES
 from tests.small import data, differing, seeded
 
@@ -19,17 +15,7 @@ from tests.small import data, differing, seeded
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scoring")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PL_", "LOCAL_RANK"))}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.scoring_ddp_run", str(folder)],
-        cwd=Path(__file__).parent.parent,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_ranks("tests.scoring_ddp_run", folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 

@@ -168,3 +168,8 @@ def test_moving_a_module_drops_the_lent_memory(net):
     weights = [weight.effective() for weight in sparse_weights(net).values()]
     assert all(weight.dtype == torch.float64 for weight in weights)
     net(x.double()).sum().backward()
+
+
+def test_layers_take_their_input_by_name(net):
+    x = torch.randn(2, 3, 6, 6)
+    assert torch.equal(net[0](input=x), net[0](x))

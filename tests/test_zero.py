@@ -1,26 +1,17 @@
 """ZeroRedundancyOptimizer on four gloo ranks: as the same optimizer unsharded, on every rank, and resumed."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
+from tests.ranks import run_ranks
 from tests.small import Small, differing
 from tests.zero_run import RANKS
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("zero")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PL_", "LOCAL_RANK"))}
-    command = [sys.executable, "-m", "tests.zero_run", str(path)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_ranks("tests.zero_run", path, timeout=600)
     return path
 
 

@@ -13,11 +13,10 @@ interval. "AC/DC finds its signs up to the warm-up" agrees in a layer if its fli
 from pathlib import Path
 from typing import Any
 
-from benchmarks.intervals import interval
+from benchmarks.intervals import difference, interval
 from benchmarks.paper.counts import claim, table
 from benchmarks.paper.drawing import COLOURS, picture
 from benchmarks.paper.learned_masks import REINITIALIZED, TASKS, coverage, measured, rates_of, rows
-from benchmarks.paper.table8 import paired
 
 TITLE = "Figure 7: flips by layer"
 STAGES = {"start_to_warmup": "start → warm-up", "warmup": "warm-up → end", "start": "start → end"}
@@ -44,8 +43,8 @@ def run(quick: bool) -> dict[str, Any]:
     claims = []
     for task, shares in flips.items():
         for layer, ordinal in list(enumerate(ORDINALS))[1:]:
-            after = paired(shares["AC/DC + Sign-In"]["warmup"][layer], shares["AC/DC"]["warmup"][layer])
-            before = paired(shares["AC/DC"]["start_to_warmup"][layer], shares["AC/DC"]["warmup"][layer])
+            after = difference(shares["AC/DC + Sign-In"]["warmup"][layer], shares["AC/DC"]["warmup"][layer])
+            before = difference(shares["AC/DC"]["start_to_warmup"][layer], shares["AC/DC"]["warmup"][layer])
             for what, (middle, half) in (
                 ("warm-up → end, AC/DC + Sign-In − AC/DC", after),
                 ("AC/DC, before − after the warm-up", before),

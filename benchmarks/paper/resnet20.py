@@ -11,11 +11,10 @@ none used for tuning; differences are paired by seed (same start, mask and batch
 Rule, before the run: Sign-In − plain agrees if its 95 % Student interval is above 0.
 """
 
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 from benchmarks.paper import trainer_results
-from benchmarks.paper.trainer_runs import Study, run_study, shortened
+from benchmarks.paper.trainer_runs import Study
 from lightning_signin.recipes.models import ResNet20
 
 TITLE = "Table 3 with a ResNet-20 on small images"
@@ -34,19 +33,6 @@ STUDY = Study(
     tuning_seeds=range(1000, 1001),
     test_seeds=range(8),
 )
-
-
-def run(quick: bool) -> dict[str, Any]:
-    """Accuracies of every seed by method and sparsity."""
-    results = run_study(shortened(STUDY) if quick else STUDY, quick)
-    return results | {"claims": trainer_results.compared("Table 3, ResNet-20", results["rows"], PAPER)}
-
-
-def draw(results: dict[str, Any], path: Path) -> None:
-    """Accuracies of the seeds."""
-    trainer_results.draw(results["rows"], path)
-
-
-def describe(results: dict[str, Any]) -> str:
-    """Accuracies, and the paired differences."""
-    return trainer_results.describe(results, PAPER, "paper, CIFAR-10", STUDY.sparsities)
+run = partial(trainer_results.run, STUDY, "Table 3, ResNet-20", PAPER)
+draw = trainer_results.draw
+describe = partial(trainer_results.describe, STUDY, PAPER, "paper, CIFAR-10")

@@ -18,11 +18,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks.intervals import interval
+from benchmarks.intervals import difference, interval
 from benchmarks.paper import records
 from benchmarks.paper.counts import claim, table
 from benchmarks.paper.drawing import COLOURS, picture
-from benchmarks.paper.table8 import paired
 from benchmarks.paper.table14 import METHODS, NAMES, TASKS, collect, run_stage
 from benchmarks.stacked_training import Settings
 
@@ -80,7 +79,7 @@ def tuned(path: Path) -> dict[Cell, float]:
 def gain(rows: list[dict[str, Any]], task: str, mask: str, sparsity: float) -> tuple[float, float]:
     key = (task, mask, sparsity)
     cells = {r["method"]: r["accuracies"] for r in rows if (r["task"], r["mask"], r["sparsity"]) == key}
-    return paired(cells["signin"], cells["plain"])
+    return difference(cells["signin"], cells["plain"])
 
 
 def compared(rows: list[dict[str, Any]]) -> list[dict[str, str | bool]]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks.intervals import interval
+from benchmarks.intervals import difference, interval
 from benchmarks.paper.counts import claim, table
 from benchmarks.paper.drawing import COLOURS, picture
 from benchmarks.paper.learned_masks import MASKS, TASKS, coverage, measured, rates_of, rows
@@ -58,13 +58,8 @@ def run(quick: bool) -> dict[str, Any]:
     return {"settings": settings, "claims": claims, "cells": cells, "learned": learned}
 
 
-def paired(better: list[float], base: list[float]) -> tuple[float, float]:
-    """Mean of the differences and half of its 95 % interval."""
-    return interval([a - b for a, b in zip(better, base, strict=True)])
-
-
 def gain(cells: Cells, mask: str) -> tuple[float, float]:
-    return paired(cells[mask]["signin"], cells[mask]["plain"])
+    return difference(cells[mask]["signin"], cells[mask]["plain"])
 
 
 def compared(task: str, cells: Cells) -> list[dict[str, str | bool]]:
@@ -79,7 +74,7 @@ def compared(task: str, cells: Cells) -> list[dict[str, str | bool]]:
             claim(f"Table 8, {task}: {mask}, Sign-In − plain", paper, f"{middle:+.2f} ± {half:.2f}", shows == expected)
         )
     for mask in BELOW_RANDOM:
-        middle, half = paired(cells[mask]["plain"], cells["random"]["plain"])
+        middle, half = difference(cells[mask]["plain"], cells["random"]["plain"])
         paper = f"{PAPER[mask][0] - PAPER['random'][0]:+.2f}, < 0"
         found.append(
             claim(f"Table 8, {task}: {mask} − random, plain", paper, f"{middle:+.2f} ± {half:.2f}", middle + half < 0)
@@ -108,7 +103,7 @@ def describe(results: dict[str, Any]) -> str:
     for task, cells in results["cells"].items():
         for mask in MASKS:
             shown = [interval(cells[mask][method]) for method in ("plain", "signin")]
-            differences = [gain(cells, mask), paired(cells[mask]["plain"], cells["random"]["plain"])]
+            differences = [gain(cells, mask), difference(cells[mask]["plain"], cells["random"]["plain"])]
             middles = [f"{middle:.2f} ± {half:.2f}" for middle, half in shown]
             signed = [f"{middle:+.2f} ± {half:.2f}" for middle, half in differences]
             paper = " → ".join(f"{value:.2f}" for value in PAPER[mask]) if mask in PAPER else ""

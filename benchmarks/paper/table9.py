@@ -12,11 +12,10 @@ the interval; "beyond 10 % wrong, rapidly", if 80 % is so below 90 %. Of 95 % no
 from pathlib import Path
 from typing import Any
 
-from benchmarks.intervals import interval
+from benchmarks.intervals import difference, interval
 from benchmarks.paper.counts import claim, table
 from benchmarks.paper.drawing import COLOURS, picture
 from benchmarks.paper.learned_masks import CORRECT_SIGNS, TASKS, coverage, measured, rates_of, rows
-from benchmarks.paper.table8 import paired
 
 TITLE = "Table 9: wrong signs on an AC/DC mask"
 SHARES = [f"{share:.0%}" for share in CORRECT_SIGNS]
@@ -49,7 +48,7 @@ def compared(task: str, cells: dict[str, list[float]]) -> list[dict[str, str | b
     """Paired differences by the rule of this table."""
     found = []
     for first, second, rule in COMPARED:
-        middle, half = paired(cells[first], cells[second])
+        middle, half = difference(cells[first], cells[second])
         below = middle + half < 0
         paper = f"{PAPER[first] - PAPER[second]:+.2f}, {rule}"
         what = f"Table 9, {task}: correct signs {first} − {second}"
@@ -63,7 +62,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     with picture(path, size=(8, 3.8)) as [axes]:
         axes.axhline(0, color="#888888", linewidth=0.8)
         for place, (task, cells) in enumerate(results["cells"].items()):
-            middles, halves = zip(*(paired(cells[share], cells["100%"]) for share in SHARES), strict=True)
+            middles, halves = zip(*(difference(cells[share], cells["100%"]) for share in SHARES), strict=True)
             shifted = [share + 0.5 * place for share in x]
             axes.errorbar(shifted, middles, halves, fmt="-o", color=COLOURS[place], capsize=3, label=TASKS[task])
         axes.plot(x, [PAPER[share] - PAPER["100%"] for share in SHARES], "--", color="#666666", label="paper, ImageNet")
@@ -79,7 +78,7 @@ def describe(results: dict[str, Any]) -> str:
         for cells in results["cells"].values():
             middle, half = interval(cells[name])
             line.append(f"{middle:.2f} ± {half:.2f}")
-            middle, half = paired(cells[name], cells["100%"])
+            middle, half = difference(cells[name], cells["100%"])
             line.append("" if name == "100%" else f"{middle:+.2f} ± {half:.2f}")
         body.append([*line, f"{PAPER[name]:.2f}"])
     tasks = [column for task in results["cells"] for column in (f"{TASKS[task]}, %", "to 100 %, paired")]

@@ -1,14 +1,14 @@
-"""Claims, picture and tables of the runs of `trainer_runs`."""
+"""The scripts of a study of `trainer_runs`: its runs with the paper's claims, picture and tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.intervals import interval
+from benchmarks.intervals import difference, interval
 from benchmarks.paper.counts import claim, table
 from benchmarks.paper.drawing import COLOURS, picture
-from benchmarks.paper.table8 import paired
 from benchmarks.paper.table14 import NAMES
+from benchmarks.paper.trainer_runs import Study, run_study, shortened
 
 Rows = list[dict[str, Any]]
 Paper = Mapping[float, tuple[float, float]]  # accuracies, plain and with Sign-In, by sparsity
@@ -17,7 +17,7 @@ Paper = Mapping[float, tuple[float, float]]  # accuracies, plain and with Sign-I
 def gain(rows: Rows, sparsity: float, better: str = "signin", base: str = "plain") -> tuple[float, float]:
     """The paired difference of two methods and half of its 95 % interval."""
     cells = {row["method"]: row["accuracies"] for row in rows if row["sparsity"] == sparsity}
-    return paired(cells[better], cells[base])
+    return difference(cells[better], cells[base])
 
 
 def compared(what: str, rows: Rows, paper: Paper) -> list[dict[str, str | bool]]:
@@ -34,8 +34,15 @@ def compared(what: str, rows: Rows, paper: Paper) -> list[dict[str, str | bool]]
     return found
 
 
-def draw(rows: Rows, path: Path) -> None:
+def run(study: Study, what: str, paper: Paper, quick: bool) -> dict[str, Any]:
+    """Accuracies of every seed by method and sparsity, and what the paper claims of them."""
+    results = run_study(shortened(study) if quick else study, quick)
+    return results | {"claims": compared(what, results["rows"], paper)}
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
     """The accuracy of every seed, lines between the methods of a seed, means as bars."""
+    rows: Rows = results["rows"]
     sparsities, methods = (list(dict.fromkeys(row[key] for row in rows)) for key in ("sparsity", "method"))
     with picture(path, 1, len(sparsities), (1.5 + 2.8 * len(sparsities), 3.6)) as axes:
         for place, sparsity in enumerate(sparsities):
@@ -50,20 +57,20 @@ def draw(rows: Rows, path: Path) -> None:
         axes[0].set_ylabel("test accuracy (%)\ngrey: seeds; squares: mean, 95 %")
 
 
-def describe(results: dict[str, Any], paper: Paper, column: str, sparsities: Sequence[float]) -> str:
+def describe(study: Study, paper: Paper, column: str, results: dict[str, Any]) -> str:
     """Accuracies with their learning rates, the paired differences, and which of the sparsities are not measured."""
     rows, body = results["rows"], []
     for row in rows:
         middle, half = interval(row["accuracies"])
         sparsity, method = row["sparsity"], row["method"]
-        difference = "{:+.2f} ± {:.2f}".format(*gain(rows, sparsity, method)) if method != "plain" else ""
+        ahead = "{:+.2f} ± {:.2f}".format(*gain(rows, sparsity, method)) if method != "plain" else ""
         stands = {"plain": 0, "signin": 1}.get(method)
         theirs = f"{paper[sparsity][stands]:.2f}" if sparsity in paper and stands is not None else ""
-        shown = [f"{sparsity:.0%}", NAMES[method], str(row["lr"]), f"{middle:.2f} ± {half:.2f}", difference, theirs]
+        shown = [f"{sparsity:.0%}", NAMES[method], str(row["lr"]), f"{middle:.2f} ± {half:.2f}", ahead, theirs]
         body.append([*shown, str(len(row["accuracies"]))])
     edges = results["settings"]["edges"]
     at_edge = f"At the edge of the grid: {'; '.join(edges)}." if edges else "No optimum is at an edge of the grid."
     head = ["sparsity", "method", "learning rate", "test accuracy, %", "to plain, paired", column, "seeds"]
-    absent = [f"{sparsity:.0%}" for sparsity in sparsities if all(row["sparsity"] != sparsity for row in rows)]
+    absent = [f"{sparsity:.0%}" for sparsity in study.sparsities if all(row["sparsity"] != sparsity for row in rows)]
     not_measured = f" Not measured: {', '.join(absent)}." if absent else ""
     return f"{table(head, body)}\n\n{at_edge}{not_measured}"

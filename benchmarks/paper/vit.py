@@ -13,13 +13,12 @@ tuning; differences are paired by seed (same start, mask and batches).
 Rule, before the run: Sign-In − plain agrees if its 95 % Student interval is above 0; the paper has no number at 90 %.
 """
 
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 from torch import nn
 
 from benchmarks.paper import trainer_results
-from benchmarks.paper.trainer_runs import Study, run_study, shortened
+from benchmarks.paper.trainer_runs import Study
 
 TITLE = "Table 10: a small vision transformer"
 PAPER = {0.5: (69.31, 70.62)}  # DeiT-small, ImageNet: plain, Sign-In
@@ -46,19 +45,6 @@ STUDY = Study(
     tuning_seeds=range(1000, 1001),
     test_seeds=range(6),
 )
-
-
-def run(quick: bool) -> dict[str, Any]:
-    """Accuracies of every seed by method and sparsity."""
-    results = run_study(shortened(STUDY) if quick else STUDY, quick)
-    return results | {"claims": trainer_results.compared("Table 10, small ViT", results["rows"], PAPER)}
-
-
-def draw(results: dict[str, Any], path: Path) -> None:
-    """Accuracies of the seeds."""
-    trainer_results.draw(results["rows"], path)
-
-
-def describe(results: dict[str, Any]) -> str:
-    """Accuracies, and the paired differences."""
-    return trainer_results.describe(results, PAPER, "paper, DeiT-small", STUDY.sparsities)
+run = partial(trainer_results.run, STUDY, "Table 10, small ViT", PAPER)
+draw = trainer_results.draw
+describe = partial(trainer_results.describe, STUDY, PAPER, "paper, DeiT-small")

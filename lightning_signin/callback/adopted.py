@@ -100,7 +100,7 @@ def resuming_sharded(module: LightningModule, path: Any) -> Iterator[None]:
         return
     if os.path.isdir(path):
         raise ValueError(f"{path} is a folder of shards, which no sparse run can resume. {_ONE_FILE}")
-    saved = torch.load(Path(path), mmap=True, map_location="cpu")
+    saved = torch.load(Path(path), map_location="cpu", weights_only=True, mmap=True)
     if STATE_KEY not in saved.get("callbacks", {}):
         raise ValueError(NOT_SPARSE)
     check_complete(saved["callbacks"][STATE_KEY])

@@ -124,12 +124,12 @@ class FitHooks(Callback):
 
     def state_dict(self) -> State:
         """What resuming needs and a plain state dict cannot hold: tensors and plain values."""
-        state = self._finished if self._training is None else self._state()
-        if state and "factors" not in state:  # of a sharded module, whose ranks save together
+        if self._training is not None:
+            return self._state()
+        if self._finished and "factors" not in self._finished:  # of a sharded module, whose ranks save together
             assert self._module is not None
-            with self._averaging.put_back():
-                state = {**state, "factors": saved_factors(self._module)}
-        return state
+            return {**self._finished, "factors": saved_factors(self._module)}
+        return self._finished
 
     def load_state_dict(self, state_dict: State) -> None:
         """Take over mask, factors, counters and position of the run that wrote the checkpoint."""
@@ -175,11 +175,12 @@ class FitHooks(Callback):
         self._replaced = {id(parameters[n]): (parameters[n], w) for n, w in weights.items() if n in parameters}
         self._averaging.begin()
 
-    def _state(self, alone: bool = False) -> State:
-        """All but the factors: those of a sharded module have to be asked for by all ranks together."""
+    def _state(self, alone: bool = False, factors: bool = True) -> State:
+        """With the factors or not: those of a sharded module have to be asked for by all ranks together."""
         assert self._module is not None
         with self._averaging.put_back():
-            state = {**mask_state(self._module), **self._ongoing.state()}
+            own = factor_state(self._module) if factors else mask_state(self._module)
+            state = {**own, **self._ongoing.state()}
         position = self._position.state(alone)
         if not position["epoch_complete"]:
             position["inexact"] += self._averaging.inexact_within_epochs()
@@ -190,9 +191,7 @@ class FitHooks(Callback):
         try:
             if self._training is not None and self._module is not None:
                 self._averaging.leave()
-                self._finished = self._state(alone)
-                if not sharded:
-                    self._finished["factors"] = saved_factors(self._module)
+                self._finished = self._state(alone, factors=not sharded)
                 self._training.close()
         finally:  # whatever fails, the user's model is plain again
             if sharded:

@@ -23,14 +23,14 @@ def mark_own_forward(owner: nn.Module) -> None:
     if plain not in READERS:
         return
 
-    def forward(self: nn.Module, *args: Any) -> Any:
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
-            return plain.forward(self, *args)
+            return plain.forward(self, *args, **kwargs)
         weights = [holder[0] for holder in self.parametrizations.values() if isinstance(holder[0], Masked)]  # type: ignore[union-attr, operator]
         for weight in weights:
             weight.read_only = True
         try:
-            return plain.forward(self, *args)
+            return plain.forward(self, *args, **kwargs)
         finally:
             for weight in weights:
                 weight.read_only = False

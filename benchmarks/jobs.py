@@ -6,35 +6,53 @@ import sys
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
+
+Grid = Callable[[], Iterable[tuple[Hashable, Sequence[int]]]]
 
 
 @dataclass(frozen=True)
 class Stages:
-    """A benchmark in stages, each a grid of settings and the seeds they are run with; a file of rows for each stage.
+    """A benchmark in stages, each a grid of settings with the seeds they are run with; a file of rows for each stage.
+
+    A row has the settings, its "seeds", and a list by seed for each score.
 
     Attributes:
         folder: Where the files stand.
-        grids: The grid and the seeds of each stage.
+        grids: Of each stage, what is run: settings and seeds.
         run_job: Runs a job (stage, settings, seeds) and returns its row.
         settings_of: The settings of a row, as the grid has them.
+        chunk: Seeds of a job.
     """
 
     folder: Path
-    grids: Mapping[str, tuple[Callable[[], Iterable[Hashable]], Sequence[int]]]
+    grids: Mapping[str, Grid]
     run_job: Callable[[tuple], dict]
     settings_of: Callable[[dict], Hashable]
+    chunk: int = 8
 
-    def read(self, stage: str) -> list[dict]:
-        """The rows of a stage."""
-        return read_rows(self.folder / f"{stage}.jsonl")
+    def read(self, stage: str, score: str = "accuracies") -> dict[Any, list[Any]]:
+        """What the seeds have, by settings, seeds ascending."""
+        return {settings: list(scores.values()) for settings, scores in self.by_seed(stage, score).items()}
+
+    def by_seed(self, stage: str, score: str = "accuracies") -> dict[Any, dict[int, Any]]:
+        """What every seed has, by settings, seeds ascending."""
+        found: dict[Hashable, dict[int, Any]] = {}
+        for row in read_rows(self.folder / f"{stage}.jsonl"):
+            found.setdefault(self.settings_of(row), {}).update(zip(row["seeds"], row[score], strict=True))
+        return {settings: dict(sorted(scores.items())) for settings, scores in found.items()}
 
     def run(self, stage: str, processes: int | None = None) -> None:
-        """Run what has no row yet."""
-        grid, seeds = self.grids[stage]
-        done = {self.settings_of(row) for row in self.read(stage)}
-        jobs = [(stage, settings, list(seeds)) for settings in grid() if settings not in done]
+        """Run the seeds that have no row yet, the first ones of all settings first."""
+        done = self.by_seed(stage, "seeds")
+        chunks: dict[int, list[tuple]] = {}
+        for settings, seeds in self.grids[stage]():
+            missing = [seed for seed in seeds if seed not in done.get(settings, {})]
+            for place in range(0, len(missing), self.chunk):
+                chunks.setdefault(place, []).append((stage, settings, missing[place : place + self.chunk]))
+        jobs = [job for place in sorted(chunks) for job in chunks[place]]
         run_jobs(self.run_job, jobs, self.folder / f"{stage}.jsonl", processes)
 
     def command(self, name: str) -> None:

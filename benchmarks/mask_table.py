@@ -13,7 +13,7 @@ scores at 90 %.
 Raw results stand in ``benchmarks/results/masks``; what is there is not run again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -22,12 +22,14 @@ import torch
 
 from benchmarks.jobs import Stages
 from benchmarks.stacked_training import Problem, Settings, accuracies, train
+from benchmarks.tuning import best_rates
 from lightning_signin.masks import SCORES
 from lightning_signin.recipes.datasets import Split, mnist1d
 
 RESULTS = Path(__file__).parent / "results" / "masks"
 SPARSITIES = (0.8, 0.9, 0.95, 0.98)
-TEST_SEEDS, TUNING_SEEDS = range(6), range(1000, 1002)
+PAPER_SCORES = ("random", "snip", "synflow", "npb")
+TUNING_SEEDS, TEST_SEEDS, FEWER_TEST_SEEDS = range(1000, 1002), range(30), range(6)  # fewer of the other scores
 METHODS: dict[str, dict] = {"plain": {}, "signin": {"rescale_every": 5, "rescale_until": 0.75, "momentum": "carry"}}
 RATES = {"mnist1d": (0.15, 0.225, 0.3, 0.36, 0.432, 0.518), "mnist5000": (0.1, 0.15, 0.225, 0.338, 0.506)}
 TUNING_SCORES = {"mnist1d": ("random", "snip", "synflow"), "mnist5000": tuple(SCORES)}
@@ -48,27 +50,28 @@ def mnist5000() -> tuple[Split, Split]:
     return (train_x, train_y), (test_x, test_y)
 
 
-def tune_grid() -> Iterator[tuple[str, Settings]]:
+Job = tuple[tuple[str, Settings], Sequence[int]]  # problem and settings, seeds
+
+
+def tune_grid() -> Iterator[Job]:
     for problem in PROBLEMS:
         grid = product(METHODS, TUNING_SPARSITIES[problem], RATES[problem], TUNING_SCORES[problem])
-        yield from ((problem, Settings(m, s, lr, **METHODS[m], mask=mask)) for m, s, lr, mask in grid)
+        for method, sparsity, lr, mask in grid:
+            yield (problem, Settings(method, sparsity, lr, **METHODS[method], mask=mask)), TUNING_SEEDS
 
 
-def test_grid() -> Iterator[tuple[str, Settings]]:
+def test_grid() -> Iterator[Job]:
     for problem, mask, sparsity, method in product(PROBLEMS, SCORES, SPARSITIES, METHODS):
         lr = learning_rates(problem, sparsity)[method]
-        yield problem, Settings(method, sparsity, lr, **METHODS[method], mask=mask)
+        seeds = TEST_SEEDS if mask in PAPER_SCORES else FEWER_TEST_SEEDS
+        yield (problem, Settings(method, sparsity, lr, **METHODS[method], mask=mask)), seeds
 
 
 def learning_rates(problem: str, sparsity: float) -> dict[str, float]:
     """Of each method, the best where it was tuned: at this sparsity, or at the only one."""
     at = sparsity if sparsity in TUNING_SPARSITIES[problem] else TUNING_SPARSITIES[problem][0]
-    found: dict[tuple[str, float], list[float]] = {}
-    for row in STAGES.read("tune"):
-        settings = row["settings"]
-        if row["problem"] == problem and settings["sparsity"] == at:
-            found.setdefault((settings["method"], settings["lr"]), []).extend(row["accuracies"])
-    return {m: max((lr for method, lr in found if method == m), key=lambda lr: sum(found[m, lr])) for m in METHODS}
+    best = best_rates(STAGES.read("tune"), lambda job: ((job[0], job[1].sparsity, job[1].method), job[1].lr))
+    return {method: best[problem, at, method] for method in METHODS}
 
 
 def run_job(job: tuple[str, tuple[str, Settings], list[int]]) -> dict:
@@ -84,9 +87,10 @@ def run_job(job: tuple[str, tuple[str, Settings], list[int]]) -> dict:
 
 STAGES = Stages(
     RESULTS,
-    {"tune": (tune_grid, TUNING_SEEDS), "test": (test_grid, TEST_SEEDS)},
+    {"tune": tune_grid, "test": test_grid},
     run_job,
     settings_of=lambda row: (row["problem"], Settings(**row["settings"])),
+    chunk=24,
 )
 
 if __name__ == "__main__":

@@ -14,16 +14,16 @@ first two and committed before ``test`` runs. Training data is the benchmark's o
 """
 
 import json
-import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 
 import torch
 
-from benchmarks.jobs import read_rows, run_jobs
+from benchmarks.intervals import difference, interval, shown, signed
+from benchmarks.jobs import Grid, Stages
 from benchmarks.stacked_training import Problem, Settings, accuracies, train
 from lightning_signin.recipes.datasets import mnist1d
 
@@ -32,7 +32,6 @@ RATES = [round(0.3 * 1.2**k, 3) for k in range(-3, 9)]  # steps of 1.2×
 TUNED = {"plain": RATES[4:11], "mw": RATES[3:10], "signin": RATES[2:9]}  # around each method's own optimum
 SPARSITIES = (0.9, 0.95)
 WIDTHS, EPOCHS = (40, 300, 300, 10), 60
-CHUNK = 8  # networks trained side by side
 SELECTION_SEEDS, TUNING_SEEDS, TEST_SEEDS = range(1000, 1024), range(1000, 1016), range(96)
 
 
@@ -75,14 +74,6 @@ def test_grid() -> Iterator[Settings]:
         yield Settings(method, sparsity, settings["lr"][f"{method} {sparsity}"], **schedule)
 
 
-STAGES = {
-    "select": (select_grid, SELECTION_SEEDS),
-    "tune": (tune_grid, TUNING_SEEDS),
-    "beta": (beta_grid, TUNING_SEEDS),
-    "test": (test_grid, TEST_SEEDS),
-}
-
-
 def run_job(job: tuple[str, Settings, list[int]]) -> dict:
     torch.set_num_threads(1)
     stage, settings, seeds = job
@@ -96,54 +87,43 @@ def run_job(job: tuple[str, Settings, list[int]]) -> dict:
     return {"settings": asdict(settings), "seeds": seeds, **scores}
 
 
-def run_stage(stage: str) -> None:
-    grid, all_seeds = STAGES[stage]
-    done = {(Settings(**row["settings"]), *row["seeds"]) for row in read(stage)}
-    chunks = [list(all_seeds[i : i + CHUNK]) for i in range(0, len(all_seeds), CHUNK)]
-    jobs = [(stage, settings, seeds) for seeds, settings in product(chunks, dict.fromkeys(grid()))]
-    jobs = [job for job in jobs if (job[1], *job[2]) not in done]
-    run_jobs(run_job, jobs, RESULTS / f"{stage}.jsonl", processes=None)
+def with_seeds(grid: Callable[[], Iterable[Settings]], seeds: Sequence[int]) -> Grid:
+    """A grid of settings, each once, all with the same seeds."""
+    return lambda: ((settings, seeds) for settings in dict.fromkeys(grid()))
 
 
-def read(stage: str) -> list[dict]:
-    return read_rows(RESULTS / f"{stage}.jsonl")
-
-
-def by_seed(stage: str, score: str) -> dict[Settings, dict[int, float]]:
-    """The accuracy of every seed, by settings."""
-    table: dict[Settings, dict[int, float]] = {}
-    for row in read(stage):
-        table.setdefault(Settings(**row["settings"]), {}).update(zip(row["seeds"], row[score], strict=True))
-    return table
-
-
-def mean_interval(values: list[float]) -> str:
-    """Mean and half of its 95 % interval (normal; the samples are 24 or more)."""
-    if len(values) < 2:
-        return f"{values[0]:.2f}"
-    return f"{statistics.mean(values):.2f} ± {1.96 * statistics.stdev(values) / len(values) ** 0.5:.2f}"
+STAGES = Stages(
+    RESULTS,
+    {
+        "select": with_seeds(select_grid, SELECTION_SEEDS),
+        "tune": with_seeds(tune_grid, TUNING_SEEDS),
+        "beta": with_seeds(beta_grid, TUNING_SEEDS),
+        "test": with_seeds(test_grid, TEST_SEEDS),
+    },
+    run_job,
+    settings_of=lambda row: Settings(**row["settings"]),
+)
 
 
 def report_grid(stage: str) -> None:
-    for settings, scores in sorted(by_seed(stage, "validation").items(), key=lambda item: str(item[0])):
+    for settings, scores in sorted(STAGES.by_seed(stage, "validation").items(), key=lambda item: str(item[0])):
         s = settings
         schedule = f"p={s.rescale_every} T2={s.rescale_until} {s.momentum} β={s.beta}" if s.method == "signin" else ""
-        row = (s.method, s.sparsity, s.lr, schedule, len(scores), mean_interval([*scores.values()]))
+        row = (s.method, s.sparsity, s.lr, schedule, len(scores), shown(interval([*scores.values()])))
         print(f"| {' | '.join(map(str, row))} |")
 
 
 def report_test() -> None:
     for score in ("test", "fresh"):
-        table = {(s.method, s.sparsity): (s, scores) for s, scores in by_seed("test", score).items()}
+        table = {(s.method, s.sparsity): (s, scores) for s, scores in STAGES.by_seed("test", score).items()}
         print(f"\n{score} accuracy, %, mean ± 95 % interval\n")
         for sparsity in SPARSITIES:
             for method in TUNED:
                 settings, scores = table[method, sparsity]
-                print(f"| {sparsity} | {method} | lr {settings.lr} | {mean_interval([*scores.values()])} |")
+                print(f"| {sparsity} | {method} | lr {settings.lr} | {shown(interval([*scores.values()]))} |")
             for better, base in (("mw", "plain"), ("signin", "plain"), ("signin", "mw")):
-                a, b = table[better, sparsity][1], table[base, sparsity][1]
-                paired = mean_interval([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())])
-                print(f"| {sparsity} | {better} − {base}, paired | | {paired} |")
+                a, b = ([*table[method, sparsity][1].values()] for method in (better, base))
+                print(f"| {sparsity} | {better} − {base}, paired | | {signed(difference(a, b))} |")
 
 
 if __name__ == "__main__":
@@ -153,9 +133,6 @@ if __name__ == "__main__":
         for name in ("select", "tune", "beta"):
             print(f"\n{name}: validation accuracy, %\n")
             report_grid(name)
-        if read("test"):
-            report_test()
-    elif stage in STAGES:
-        run_stage(stage)
+        report_test()
     else:
-        sys.exit(f"usage: python -m benchmarks.mnist1d_table {'|'.join([*STAGES, 'report'])}")
+        STAGES.command("mnist1d_table")

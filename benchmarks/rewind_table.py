@@ -25,7 +25,8 @@ from benchmarks.jobs import Stages
 from benchmarks.mask_table import PROBLEMS
 from benchmarks.moving_masks import accuracy, fit, mlp
 from benchmarks.stacked_training import Problem
-from benchmarks.update_table import SPARSITIES, Settings, best_rate, data_of, settings_of
+from benchmarks.tuning import best_rates
+from benchmarks.update_table import SPARSITIES, Job, Settings, cell_and_rate, data_of, settings_of
 from lightning_signin import sparsify
 from lightning_signin.masks import build_masks
 
@@ -36,19 +37,19 @@ TEST_SEEDS, TUNING_SEEDS = range(6), range(1000, 1002)
 PRUNE_RATE, REWIND_EPOCH = 0.2, 3
 
 
-def tune_grid() -> Iterator[Settings]:
+def tune_grid() -> Iterator[Job]:
     for problem, method, sign_in in product(PROBLEMS, METHODS, (False, True)):
-        yield from (Settings(problem, method, sign_in, 0.9, lr) for lr in RATES[problem])
+        yield from ((Settings(problem, method, sign_in, 0.9, lr), TUNING_SEEDS) for lr in RATES[problem])
 
 
-def test_grid() -> Iterator[Settings]:
+def test_grid() -> Iterator[Job]:
     for problem, method, sign_in in product(PROBLEMS, METHODS, (False, True)):
-        yield Settings(problem, method, sign_in, max(SPARSITIES), learning_rate(problem, method, sign_in))
+        yield Settings(problem, method, sign_in, max(SPARSITIES), learning_rate(problem, method, sign_in)), TEST_SEEDS
 
 
 def learning_rate(problem: str, method: str, sign_in: bool) -> float:
-    tuned = ((settings_of(row), sum(chain[-1] for chain in row["accuracies"])) for row in STAGES.read("tune"))
-    return best_rate(tuned, problem, method, sign_in)
+    last = {settings: [chain[-1] for chain in chains] for settings, chains in STAGES.read("tune").items()}
+    return best_rates(last, cell_and_rate)[problem, method, sign_in]
 
 
 def run_job(job: tuple[str, Settings, list[int]]) -> dict:
@@ -102,7 +103,7 @@ def pruned(net: nn.Module, masks: dict[str, Tensor], sparsity: float) -> dict[st
     return build_masks(weights, sparsity=sparsity, mask=lambda task: task.weights, distribution="global")
 
 
-STAGES = Stages(RESULTS, {"tune": (tune_grid, TUNING_SEEDS), "test": (test_grid, TEST_SEEDS)}, run_job, settings_of)
+STAGES = Stages(RESULTS, {"tune": tune_grid, "test": test_grid}, run_job, settings_of)
 
 if __name__ == "__main__":
     STAGES.command("rewind_table")

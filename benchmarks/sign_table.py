@@ -12,7 +12,7 @@ of "static".
 Raw results stand in ``benchmarks/results/signs``.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -37,13 +37,19 @@ STARTS = {
 }
 
 
-def grid() -> Iterator[tuple[str, str, int]]:
-    yield from product(PROBLEMS, METHODS, SEEDS)
+def grid() -> Iterator[tuple[tuple[str, str], Sequence[int]]]:
+    yield from ((settings, SEEDS) for settings in product(PROBLEMS, METHODS))
 
 
-def run_job(job: tuple[str, tuple[str, str, int], list[int]]) -> dict:
+def run_job(job: tuple[str, tuple[str, str], list[int]]) -> dict:
     torch.set_num_threads(1)
-    _, (problem_name, method, seed), _ = job
+    _, (problem_name, method), seeds = job
+    found = [one(problem_name, method, seed) for seed in seeds]
+    return {"problem": problem_name, "method": method, "seeds": seeds, "accuracies": found}
+
+
+def one(problem_name: str, method: str, seed: int) -> dict[str, float]:
+    """The accuracy of the run that learns the mask, and from every start on it."""
     problem, test = data_of(problem_name, held_out=False)
     learned: dict[float, dict[str, Tensor]] = {}
     found_masks: dict[str, Tensor] = {}
@@ -55,23 +61,23 @@ def run_job(job: tuple[str, tuple[str, str, int], list[int]]) -> dict:
     rule = rule_of(method, problem)
     net = start(mlp(problem.widths, seed), SPARSITY, rule, sign_in=False, seed=seed)
     trained = fit(net, problem, learning_rate(problem_name, method, False), seed, rule, SPARSITY, note)
-    row: dict = {"problem": problem_name, "method": method, "seed": seed}
-    row["baseline"] = accuracy(trained, *test)
+    found = {"baseline": accuracy(trained, *test)}
     for name, (argument, moment) in STARTS.items():
         scratch = mlp(problem.widths, seed + FRESH)
         if argument is not None:
             transplant_(scratch, names=list(found_masks), **{argument: learned[moment]})
         sparsify(scratch, mask=found_masks, parametrization="plain")
         lr = learning_rate(problem_name, "static", False)
-        row[name] = accuracy(fit(scratch, problem, lr, seed + FRESH), *test)
-    return row
+        found[name] = accuracy(fit(scratch, problem, lr, seed + FRESH), *test)
+    return found
 
 
 STAGES = Stages(
     RESULTS,
-    {"test": (grid, ())},  # a row a seed, which stands in the grid
+    {"test": grid},
     run_job,
-    settings_of=lambda row: (row["problem"], row["method"], row["seed"]),
+    settings_of=lambda row: (row["problem"], row["method"]),
+    chunk=1,
 )
 
 if __name__ == "__main__":

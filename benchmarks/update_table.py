@@ -11,7 +11,7 @@ at 90 %. Iterative pruning is in `benchmarks.rewind_table`.
 Raw results stand in ``benchmarks/results/updates``; what is there is not run again.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -23,6 +23,7 @@ from benchmarks.jobs import Stages
 from benchmarks.mask_table import PROBLEMS, mnist5000
 from benchmarks.moving_masks import accuracy, fit, mlp, rule_of, start
 from benchmarks.stacked_training import Problem
+from benchmarks.tuning import best_rates
 from lightning_signin.recipes.datasets import mnist1d
 from lightning_signin.updates import UPDATES
 
@@ -53,32 +54,33 @@ def data_of(name: str, held_out: bool) -> tuple[Problem, tuple[Tensor, Tensor]]:
     return Problem(widths, epochs, x, y), test
 
 
-def tune_grid() -> Iterator[Settings]:
+Job = tuple[Settings, Sequence[int]]  # settings, seeds
+
+
+def tune_grid() -> Iterator[Job]:
     for problem, method, sign_in in product(PROBLEMS, METHODS, (False, True)):
-        yield from (Settings(problem, method, sign_in, 0.9, lr) for lr in RATES[problem])
+        yield from ((Settings(problem, method, sign_in, 0.9, lr), TUNING_SEEDS) for lr in RATES[problem])
 
 
-def test_grid() -> Iterator[Settings]:
+def test_grid() -> Iterator[Job]:
     for problem, method, sign_in, sparsity in product(PROBLEMS, METHODS, (False, True), SPARSITIES):
-        yield Settings(problem, method, sign_in, sparsity, learning_rate(problem, method, sign_in))
+        yield Settings(problem, method, sign_in, sparsity, learning_rate(problem, method, sign_in)), TEST_SEEDS
 
 
-def stable_grid() -> Iterator[Settings]:
+def stable_grid() -> Iterator[Job]:
     """What was tuned to a rate above 0.45, at which some runs at other sparsities diverge: at 0.45."""
-    for settings in test_grid():
+    for settings, seeds in test_grid():
         if settings.lr > STABLE:
-            yield replace(settings, lr=STABLE)
+            yield replace(settings, lr=STABLE), seeds
 
 
 def learning_rate(problem: str, method: str, sign_in: bool) -> float:
-    tuned = ((settings_of(row), sum(row["accuracies"])) for row in STAGES.read("tune"))
-    return best_rate(tuned, problem, method, sign_in)
+    return best_rates(STAGES.read("tune"), cell_and_rate)[problem, method, sign_in]
 
 
-def best_rate(tuned: Iterable[tuple[Settings, float]], problem: str, method: str, sign_in: bool) -> float:
-    """The rate with the highest score among the settings that are tuned for this."""
-    found = {s.lr: score for s, score in tuned if (s.problem, s.method, s.sign_in) == (problem, method, sign_in)}
-    return max(found, key=lambda lr: found[lr])
+def cell_and_rate(settings: Settings) -> tuple[tuple[str, str, bool], float]:
+    """What is tuned apart."""
+    return (settings.problem, settings.method, settings.sign_in), settings.lr
 
 
 def settings_of(row: dict) -> Settings:
@@ -101,7 +103,7 @@ def one(settings: Settings, problem: Problem, test: tuple[Tensor, Tensor], seed:
 
 STAGES = Stages(
     RESULTS,
-    {"tune": (tune_grid, TUNING_SEEDS), "test": (test_grid, TEST_SEEDS), "stable": (stable_grid, TEST_SEEDS)},
+    {"tune": tune_grid, "test": test_grid, "stable": stable_grid},
     run_job,
     settings_of,
 )

@@ -1,12 +1,12 @@
 """What the paper's tables of trained networks are made of: masks, signs and starts as asked, rows to claims."""
 
 import json
-from dataclasses import asdict
 from itertools import pairwise, product
 
 import pytest
 import torch
 
+from benchmarks.jobs import read_rows
 from benchmarks.paper import (
     figure7,
     figure8,
@@ -14,12 +14,12 @@ from benchmarks.paper import (
     records,
     table8,
     table9,
-    table16,
     trainer_results,
     trainer_runs,
 )
 from benchmarks.paper.learned_masks import CORRECT_SIGNS, LEARNED, MASKS, Run, fresh, score, with_signs
 from benchmarks.stacked_training import Problem
+from benchmarks.tuning import tune_and_test
 from lightning_signin import effective_weights, masks
 
 WIDTHS = (20, 30, 30, 10)
@@ -62,13 +62,13 @@ def test_starts_differ_in_signs_alone():
 
 def test_one_seed_makes_every_run_and_the_claims(tiny, monkeypatch):
     problem, test = tiny
-    made = [{"task": "mnist1d", "seed": seed} | learned_masks.measure(problem, test, RATES, seed) for seed in (0, 1)]
+    made = [learned_masks.measure(problem, test, RATES, seed) for seed in (0, 1)]
     sizes = {f"{2 * layer}.weight": a * b for layer, (a, b) in enumerate(pairwise(WIDTHS))}
     for mask in MASKS:
         zeros = sum(made[0]["masks"][mask]["sparsity"][layer] * size for layer, size in sizes.items())
         assert zeros / sum(sizes.values()) == pytest.approx(0.9, abs=0.001)
     for script in (table8, table9, figure7, figure8):
-        monkeypatch.setattr(script, "rows", lambda quick: made)
+        monkeypatch.setattr(script, "runs_of", lambda quick: {"mnist1d": made})
         results = script.run(True)
         assert all(isinstance(claim["holds"], bool) for claim in results["claims"])
         assert "MNIST-1D" in script.describe(results)
@@ -82,19 +82,21 @@ def test_masks_of_both_methods_and_their_start_are_the_same(tiny):
         assert torch.allclose(effective_weights(plain)[name], effective_weights(signin)[name], atol=1e-6)
 
 
-def test_table16_tunes_each_mask_apart(tmp_path):
-    path = tmp_path / "table16.jsonl"
-    scores = {("random", 0.1): [90.0, 92.0], ("random", 0.2): [94.0, 91.0], ("snip", 0.1): [95.0, 95.0]}
-    for (mask, lr), found in scores.items():
-        task, settings = table16.made(("digits", mask, 0.98, "signin"), lr)
-        assert (settings.rescale_every, settings.rescale_until, settings.momentum) == (5, 0.75, "carry")
-        add(path, {"stage": "tune", "task": task, "settings": asdict(settings), "seeds": [5, 6], "accuracies": found})
-    assert table16.tuned(path) == {("digits", "random", 0.98, "signin"): 0.2, ("digits", "snip", 0.98, "signin"): 0.1}
+def test_every_cell_is_tuned_apart_and_tested_at_its_own_rate(tmp_path):
+    rates = {("digits", "random"): (0.1, 0.2, 0.4), ("digits", "snip"): (0.1, 0.2, 0.4), ("mnist1d", "snip"): (0.3,)}
+    found = tune_and_test(tmp_path, best_at_two_tenths, rates, tuning_seeds=[5, 6], test_seeds=range(10))
+    assert [one.rate for one in found.values()] == [0.2, 0.1, 0.3]
+    assert [one.at_edge for one in found.values()] == [False, True, True]
+    assert found["digits", "random"].accuracies == [90.0 + seed for seed in range(10)]
+    assert {row["lr"] for row in read_rows(tmp_path / "tune.jsonl")} == {0.1, 0.2, 0.4}  # a single rate is not tuned
 
 
-def add(path, row):
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+def best_at_two_tenths(job):
+    """What a run would leave; with SNIP the two smaller rates are level."""
+    stage, (cell, lr), seeds = job
+    lost = 0.0 if lr == 0.2 or (cell[1] == "snip" and lr < 0.2) else 5.0
+    accuracies = [90.0 - lost + seed * (stage == "test") for seed in seeds]
+    return {"cell": cell, "lr": lr, "seeds": seeds, "accuracies": accuracies}
 
 
 class Flat(torch.nn.Module):
@@ -116,11 +118,12 @@ STUDY = trainer_runs.Study(
 def test_a_study_takes_each_method_at_its_own_rate_from_stored_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "folder", lambda quick: tmp_path)
     best = {"plain": 0.1, "signin": 0.2}
+    (tmp_path / "small").mkdir()
     for method, lr, seed in product(STUDY.methods, STUDY.rates, (9, 0, 1)):
-        stage = "tune" if seed == 9 else "test"
         accuracy = 90.0 + (lr == best[method]) + (method == "signin" and seed)
-        row = {"stage": stage, "method": method, "sparsity": 0.5, "lr": lr, "seed": seed, "accuracy": accuracy}
-        add(tmp_path / "small.jsonl", row)
+        row = {"cell": [method, 0.5], "lr": lr, "seeds": [seed], "accuracies": [accuracy]}
+        with (tmp_path / "small" / f"{'tune' if seed == 9 else 'test'}.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
     rows = trainer_runs.run_study(STUDY, quick=True)["rows"]
     assert [(row["method"], row["lr"], row["accuracies"]) for row in rows] == [
         ("plain", 0.1, [91.0, 91.0]),

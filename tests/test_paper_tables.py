@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from benchmarks import intervals, mask_table, rewind_table, sign_table, update_table
-from benchmarks.jobs import Stages
+from benchmarks.jobs import Stages, read_rows
 from benchmarks.paper import figure1, figure4, gains, records, table1, table7, table11, table15
 from lightning_signin import sparsify
 from lightning_signin.metrics import SignFlips
@@ -72,20 +72,28 @@ def test_the_stored_results_are_those_of_the_stored_rows(name, tmp_path):
 
 @pytest.mark.parametrize("part", [sign_table, mask_table, update_table, rewind_table])
 def test_rows_that_are_stored_are_not_run_again(part, tmp_path):
-    stages = replace(part.STAGES, folder=tmp_path / "rows", run_job=list)  # what would run only writes its job down
+    stages = replace(part.STAGES, folder=tmp_path / "rows", run_job=list)  # what would run leaves no row
     shutil.copytree(part.STAGES.folder, stages.folder)
     for stage in stages.grids:
-        before = stages.read(stage)
+        before = stages.by_seed(stage, "seeds")
         stages.run(stage, processes=1)
         assert before
-        assert stages.read(stage) == before
+        assert stages.by_seed(stage, "seeds") == before
 
 
-def test_a_row_that_is_missing_is_run(tmp_path):
-    (tmp_path / "test.jsonl").write_text('["test", "one", [5]]\n')
-    stages = Stages(tmp_path, {"test": (lambda: ["one", "two"], [5])}, list, lambda row: row[1])  # a row is its job
+def test_seeds_that_have_no_row_are_run(tmp_path):
+    (tmp_path / "test.jsonl").write_text('{"name": "one", "seeds": [6], "accuracies": ["stored"]}\n')
+    grid = {"test": lambda: [("one", range(5, 10)), ("two", [5])]}
+    stages = Stages(tmp_path, grid, names_of_seeds, lambda row: row["name"], chunk=3)
     stages.run("test", processes=1)
-    assert stages.read("test") == [["test", "one", [5]], ["test", "two", [5]]]
+    assert [row["seeds"] for row in read_rows(tmp_path / "test.jsonl")] == [[6], [5, 7, 8], [5], [9]]
+    assert stages.by_seed("test")["one"] == {5: "one 5", 6: "stored", 7: "one 7", 8: "one 8", 9: "one 9"}
+    assert stages.read("test")["two"] == ["two 5"]
+
+
+def names_of_seeds(job):
+    _, name, seeds = job
+    return {"name": name, "seeds": seeds, "accuracies": [f"{name} {seed}" for seed in seeds]}
 
 
 def test_tuned_rates_that_are_too_high_stand_beside_the_fairer_ones():
@@ -122,11 +130,11 @@ def test_flips_count_on_the_finally_kept_weights_alone():
 
 
 def test_a_short_run_is_followed_from_start_to_end():
-    learned, scratch = (figure1.run_job(("rigl", 0, True))[kind] for kind in ("learned", "scratch"))
+    learned, scratch = (figure1.both("rigl", 0, figure4.problem_of(True))[kind] for kind in ("learned", "scratch"))
     for run in (learned, scratch):
         assert 0 < run["start → end"] <= run["start → warm-up"] + run["warm-up → end"]
     assert scratch["no sign at the start"] == 0 < learned["no sign at the start"]
-    row = figure4.run_job(("Sign-In", 0, True))
+    row = figure4.followed("Sign-In", 0, quick=True)
     assert len(row["flips"]) == len(row["sharpness"]) == 10
     assert 0 < row["flips"][-1] <= row["flips"][1] + row["flips_since_warmup"]
 

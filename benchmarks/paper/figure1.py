@@ -14,6 +14,7 @@ Figure 4(b) the three methods end flatter than the random mask. Rule, before the
 difference, paired by seed, shows if its 95 % interval lies on the paper's side of 0. The random mask was known.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.intervals import difference, interval, shown, signed
-from benchmarks.jobs import read_rows, run_jobs
+from benchmarks.jobs import Grid, Stages
 from benchmarks.moving_masks import fit, mlp, rule_of, start
 from benchmarks.paper import records
 from benchmarks.paper.counts import claim, table
 from benchmarks.paper.drawing import COLOURS, picture
-from benchmarks.paper.figure4 import QUICK_SEEDS, SPARSITY, WARMUP, loss_fn, problem_of, rows_of, samples_of
+from benchmarks.paper.figure4 import QUICK_SEEDS, SPARSITY, WARMUP, loss_fn, problem_of, runs_of, samples_of
 from benchmarks.sign_table import FRESH, METHODS
 from benchmarks.stacked_training import Problem
 from benchmarks.update_table import learning_rate
@@ -50,18 +51,20 @@ ABOUT_HALF = (40, 60)
 Moments = dict[str, dict[str, Tensor]]
 
 
-def run_job(job: tuple[str, int, bool]) -> dict[str, Any]:
-    """One method and its mask from scratch."""
+def run_job(quick: bool, job: tuple[str, str, list[int]]) -> dict[str, Any]:
     torch.set_num_threads(1)
-    method, seed, quick = job
-    problem = problem_of(quick)
-    row: dict[str, Any] = {"method": method, "seed": seed}
+    _, method, seeds = job
+    return {"method": method, "seeds": seeds, "runs": [both(method, seed, problem_of(quick)) for seed in seeds]}
+
+
+def both(method: str, seed: int, problem: Problem) -> dict[str, dict[str, float]]:
+    """One method and its mask from scratch."""
     rule = rule_of(method, problem)
     net = start(mlp(problem.widths, seed), SPARSITY, rule, sign_in=False, seed=seed)
-    row["learned"], found = followed(net, problem, rule, method, seed)
+    learned, found = followed(net, problem, rule, method, seed)
     fresh = sparsify(mlp(problem.widths, seed + FRESH), mask=found, parametrization="plain")
-    row["scratch"], _ = followed(fresh, problem, None, "static", seed + FRESH)
-    return row
+    scratch, _ = followed(fresh, problem, None, "static", seed + FRESH)
+    return {"learned": learned, "scratch": scratch}
 
 
 def followed(
@@ -100,28 +103,27 @@ def share(kept: dict[str, Tensor], which: dict[str, Tensor]) -> float:
 
 def run(quick: bool) -> dict[str, Any]:
     """The shares of every seed; what a stopped run has done is not done again."""
-    path, seeds = records.folder(quick) / "figure1.jsonl", QUICK_SEEDS if quick else SEEDS
-    done = {(row["method"], row["seed"]) for row in read_rows(path)}
-    jobs = [(m, seed, quick) for seed in seeds for m in METHODS if (m, seed) not in done]
-    run_jobs(run_job, jobs, path, processes=1)
-    rows = sorted(read_rows(path), key=lambda row: row["seed"])
+    seeds = QUICK_SEEDS if quick else SEEDS
+    grid: dict[str, Grid] = {"figure1": lambda: ((method, seeds) for method in METHODS)}
+    stages = Stages(records.folder(quick), grid, partial(run_job, quick), lambda row: row["method"], chunk=1)
+    stages.run("figure1")
+    found = stages.read("figure1", "runs")
     runs = {
-        names[method]: [row[kind] for row in rows if row["method"] == method]
+        names[method]: [run[kind] for run in found[method]]
         for kind, names in (("learned", NAMES), ("scratch", SCRATCH))
         for method in METHODS
     }
-    plain = [row for row in rows_of(quick) if row["form"] == "plain" and row["seed"] in seeds]
     runs[RANDOM] = [
         {
-            "start → end": row["flips"][-1],
-            "start → warm-up": row["flips"][WARMUP - 1],
-            "warm-up → end": row["flips_since_warmup"],
+            "start → end": run["flips"][-1],
+            "start → warm-up": run["flips"][WARMUP - 1],
+            "warm-up → end": run["flips_since_warmup"],
             "no sign at the start": 0.0,
-            "sharpness": row["sharpness"][-1],
+            "sharpness": run["sharpness"][-1],
         }
-        for row in plain
+        for run in runs_of(quick)["plain"][: len(seeds)]
     ]
-    cells = {name: {read: interval([r[read] for r in found]) for read in found[0]} for name, found in runs.items()}
+    cells = {name: {read: interval([r[read] for r in rows]) for read in rows[0]} for name, rows in runs.items()}
     return {"settings": {"seeds": list(seeds)}, "claims": claims(runs), "cells": cells}
 
 

@@ -13,7 +13,7 @@ and at the end, and the sharpness at half, end and equal loss had been measured 
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.intervals import Interval, difference, interval, shown, signed
-from benchmarks.jobs import read_rows, run_jobs
+from benchmarks.jobs import Grid, Stages
 from benchmarks.moving_masks import fit, mlp, start
 from benchmarks.paper import records
 from benchmarks.paper.counts import claim, table
@@ -58,15 +58,19 @@ def samples_of(problem: Problem) -> tuple[Tensor, Tensor]:
     return problem.inputs[:SAMPLES], problem.labels[:SAMPLES]
 
 
-def run_job(job: tuple[str, int, bool]) -> dict[str, Any]:
+def run_job(quick: bool, job: tuple[str, str, list[int]]) -> dict[str, Any]:
     torch.set_num_threads(1)
-    form, seed, quick = job
+    _, form, seeds = job
+    return {"form": form, "seeds": seeds, "runs": [followed(form, seed, quick) for seed in seeds]}
+
+
+def followed(form: str, seed: int, quick: bool) -> dict[str, Any]:
+    """Train and measure at each tenth."""
     problem, sign_in = problem_of(quick), form == "Sign-In"
     batch = samples_of(problem)
     net = start(mlp(problem.widths, seed), SPARSITY, None, sign_in, seed)
     flips = SignFlips(net)
-    row: dict[str, Any] = {"form": form, "seed": seed, "flips": [], "sharpness": []}
-    row["sharpness_at_equal_loss"] = None
+    row: dict[str, Any] = {"flips": [], "sharpness": [], "sharpness_at_equal_loss": None}
 
     def measure(epoch: int, net: nn.Module) -> None:
         tenth, between = divmod(10 * (epoch + 1), problem.epochs)
@@ -85,19 +89,18 @@ def run_job(job: tuple[str, int, bool]) -> dict[str, Any]:
     return row
 
 
-def rows_of(quick: bool) -> list[dict[str, Any]]:
-    """A row for each form and seed; what a stopped run has done is not done again."""
-    path, seeds = records.folder(quick) / "figure4.jsonl", QUICK_SEEDS if quick else SEEDS
-    done = {(row["form"], row["seed"]) for row in read_rows(path)}
-    jobs = [(form, seed, quick) for form in FORMS for seed in seeds if (form, seed) not in done]
-    run_jobs(run_job, jobs, path, processes=1)
-    return sorted(read_rows(path), key=lambda row: row["seed"])
+def runs_of(quick: bool) -> dict[str, list[dict[str, Any]]]:
+    """What was measured, by form, seeds ascending; what a stopped run has done is not done again."""
+    seeds = QUICK_SEEDS if quick else SEEDS
+    grid: dict[str, Grid] = {"figure4": lambda: ((form, seeds) for form in FORMS)}
+    stages = Stages(records.folder(quick), grid, partial(run_job, quick), lambda row: row["form"], chunk=1)
+    stages.run("figure4")
+    return stages.read("figure4", "runs")
 
 
 def run(quick: bool) -> dict[str, Any]:
     """Flips and sharpness of both forms along the run."""
-    rows = rows_of(quick)
-    plain, signin = ([row for row in rows if row["form"] == form] for form in FORMS)
+    plain, signin = (runs_of(quick)[form] for form in FORMS)
     cells = {
         name: [compared(*([row[name][tenth] for row in part] for part in (plain, signin))) for tenth in range(10)]
         for name in ("flips", "sharpness")

@@ -5,14 +5,14 @@ seed; SNIP, SynFlow and the random mask score that same start. Everything that i
 another start (seed + 500) with its own batches, the same for all masks and methods, so that differences are paired.
 """
 
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks import mask_table, update_table
-from benchmarks.jobs import read_rows, run_jobs
+from benchmarks.jobs import Grid, Stages
 from benchmarks.moving_masks import accuracy, fit, mlp, rule_of, start
 from benchmarks.paper import records
 from benchmarks.sign_table import FRESH
@@ -22,7 +22,7 @@ from lightning_signin import effective_weights, flip_signs_, masks, sparsify, tr
 from lightning_signin.metrics import SignFlips
 from lightning_signin.recipes.datasets import Split
 
-SPARSITY, SEEDS = 0.9, range(10)
+SPARSITY, SEEDS = 0.9, range(30)
 LEARNED = {"AC/DC": ("acdc", False), "AC/DC + Sign-In": ("acdc", True), "RigL": ("rigl", False), "GMP": ("gmp", False)}
 SCORED = {"SNIP": "snip", "SynFlow": "synflow", "random": "random"}
 MASKS = ("AC/DC", "RigL", "GMP", *SCORED)
@@ -117,31 +117,20 @@ def rates_of(task: str) -> Rates:
     return rules | mask_table.learning_rates(task, SPARSITY)
 
 
-def run_job(job: tuple[str, int, int | None]) -> dict[str, Any]:
+def run_job(epochs: int | None, job: tuple[str, str, list[int]]) -> dict[str, Any]:
     torch.set_num_threads(1)
-    task, seed, epochs = job
+    _, task, seeds = job
     problem, test = data_of(task, held_out=False)
     shorter = Problem(problem.widths, epochs or problem.epochs, problem.inputs, problem.labels)
-    return {"task": task, "seed": seed} | measure(shorter, test, rates_of(task), seed)
+    return {"task": task, "seeds": seeds, "runs": [measure(shorter, test, rates_of(task), seed) for seed in seeds]}
 
 
-def measured(found: list[dict[str, Any]]) -> dict[str, int]:
-    """How many seeds there are of every task."""
-    return {task: sum(row["task"] == task for row in found) for task in TASKS}
-
-
-def coverage(seeds: dict[str, int]) -> str:
-    """What is measured of what the settings say, for the page."""
-    return "Seeds: " + "; ".join(f"{TASKS[task]}, {number} of {len(SEEDS)}" for task, number in seeds.items()) + "."
-
-
-def rows(quick: bool) -> list[dict[str, Any]]:
-    """The stored rows by task and seed; what is missing is run."""
-    path: Path = records.folder(quick) / "learned_masks.jsonl"
+def runs_of(quick: bool) -> dict[str, list[dict[str, Any]]]:
+    """What was measured, by task, seeds ascending; what a stopped run has done is not done again."""
     tasks, seeds = (QUICK_TASKS, QUICK_SEEDS) if quick else (tuple(TASKS), SEEDS)
-    done = {(row["task"], row["seed"]) for row in read_rows(path)}
-    wanted = [(task, seed, QUICK_EPOCHS if quick else None) for task in tasks for seed in seeds]
-    if missing := [job for job in wanted if job[:2] not in done]:
-        run_jobs(run_job, missing, path, processes=None)
-    found = {(row["task"], row["seed"]): row for row in read_rows(path)}
-    return [found[task, seed] for task, seed, _ in wanted]
+    grid: dict[str, Grid] = {"learned_masks": lambda: ((task, seeds) for task in tasks)}
+    train = partial(run_job, QUICK_EPOCHS if quick else None)
+    stages = Stages(records.folder(quick), grid, train, lambda row: row["task"], chunk=1)
+    stages.run("learned_masks")
+    found = stages.read("learned_masks", "runs")
+    return {task: found[task] for task in tasks}

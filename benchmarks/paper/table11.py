@@ -25,7 +25,7 @@ from benchmarks import rewind_table, update_table
 from benchmarks.intervals import difference, signed
 from benchmarks.paper import gains
 from benchmarks.paper.counts import claim, table
-from benchmarks.update_table import SPARSITIES, STABLE, Settings, settings_of
+from benchmarks.update_table import SPARSITIES, STABLE, Settings
 
 TITLE = "Tables 11 to 13: rules that move the mask, with and without Sign-In"
 NAMES = {
@@ -55,10 +55,7 @@ def run(quick: bool) -> dict[str, Any]:
         for part, stage in product((update_table, rewind_table), ("tune", "test")):
             part.STAGES.run(stage)
         update_table.STAGES.run("stable")
-    moving = {
-        settings_of(row): row["accuracies"] for stage in ("test", "stable") for row in update_table.STAGES.read(stage)
-    }
-    found = {**of_rewinds(), **moving}
+    found = of_rewinds() | update_table.STAGES.read("test") | update_table.STAGES.read("stable")
     cells, tuned = [], []
     for method, problem, sparsity in product(NAMES, gains.TASKS, SPARSITIES):
         pair = [chosen(problem, method, sign_in, sparsity) for sign_in in (False, True)]
@@ -77,10 +74,9 @@ def run(quick: bool) -> dict[str, Any]:
 def of_rewinds() -> Accuracies:
     """The chains of levels, cut into one set of accuracies for each sparsity."""
     found: Accuracies = {}
-    for row in rewind_table.STAGES.read("test"):
-        settings = vars(settings_of(row))
+    for settings, chains in rewind_table.STAGES.read("test").items():
         for level, sparsity in enumerate(SPARSITIES):
-            found[Settings(**settings | {"sparsity": sparsity})] = [chain[level] for chain in row["accuracies"]]
+            found[replace(settings, sparsity=sparsity)] = [chain[level] for chain in chains]
     return found
 
 

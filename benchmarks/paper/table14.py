@@ -13,8 +13,6 @@ others have 32 test seeds, none of them used for tuning; differences are paired 
 Rule, before the run: the paper's order is Sign-In > m ⊙ w > plain. A difference shows if its 95 % interval is above 0.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from statistics import mean
@@ -22,15 +20,14 @@ from typing import Any
 
 import torch
 
-from benchmarks import mask_table
+from benchmarks import mask_table, mnist1d_table
 from benchmarks.intervals import Interval, difference, interval
-from benchmarks.jobs import read_rows, run_jobs
 from benchmarks.mask_table import mnist5000
-from benchmarks.mnist1d_table import by_seed
 from benchmarks.paper import records
 from benchmarks.paper.counts import claim, table
 from benchmarks.paper.drawing import COLOURS, picture
 from benchmarks.stacked_training import Problem, Settings, accuracies, train
+from benchmarks.tuning import Outcome, tune_and_test
 from lightning_signin.recipes.datasets import Split, digits, mnist1d
 
 TITLE = "Tables 3 and 14: Sign-In and m ⊙ w against plain training on random masks"
@@ -49,10 +46,10 @@ RATES: dict[str, tuple[float, ...]] = {
 }
 TASKS = {"mnist1d": "MNIST-1D", "mnist5000": "MNIST, 5,000 images", "digits": "digits"}
 CHANCE = 15.0  # percent: all three tasks have ten classes
-CHUNK, TUNING_SEEDS, TEST_SEEDS = 8, range(1000, 1008), range(32)
+TUNING_SEEDS, TEST_SEEDS = range(1000, 1008), range(32)
 QUICK_TASK, QUICK_RATES, QUICK_SEEDS = "digits", (0.15, 0.338), 4
 
-Scores = dict[int, float]
+Cell = tuple[str, str, float, str]  # task, mask, sparsity, method
 
 
 def splits(task: str) -> tuple[Split, Split]:
@@ -65,86 +62,40 @@ def splits(task: str) -> tuple[Split, Split]:
     return (torch.cat([x, more_x]).flatten(1), torch.cat([y, more_y])), (test_x.flatten(1), test_y)
 
 
-def run_job(job: tuple[str, str, Settings, list[int]]) -> dict[str, Any]:
+def run_job(job: tuple[str, tuple[Cell, float], list[int]]) -> dict[str, Any]:
     torch.set_num_threads(1)
-    stage, task, settings, seeds = job
+    stage, (cell, lr), seeds = job
+    task, mask, sparsity, method = cell
     (x, y), test = splits(task)
     if stage == "tune":
         held_out = len(y) // 5
         (x, y), test = (x[held_out:], y[held_out:]), (x[:held_out], y[:held_out])
+    settings = Settings(method, sparsity, lr, **METHODS[method], mask=mask)
     net = train(settings, seeds, Problem(*(mask_table.PROBLEMS | PROBLEMS)[task], x, y))
-    row = {"stage": stage, "task": task, "settings": asdict(settings), "seeds": seeds}
-    return row | {"accuracies": accuracies(net, *test)}
+    return {"cell": cell, "lr": lr, "seeds": seeds, "accuracies": accuracies(net, *test)}
 
 
 def run(quick: bool) -> dict[str, Any]:
     """The accuracy of every seed; what a stopped run has done is not done again."""
-    path = records.folder(quick) / "table14.jsonl"
-    seeds = {"tune": list(TUNING_SEEDS), "test": list(TEST_SEEDS)}
-    if quick:
-        seeds = {stage: chosen[:QUICK_SEEDS] for stage, chosen in seeds.items()}
-    tasks = [QUICK_TASK] if quick else list(PROBLEMS)
-    rates = {task: QUICK_RATES if quick else RATES[task] for task in tasks}
-    run_stage("tune", seeds["tune"], tuning_grid(rates), path)
-    best = {key: lr for key, (lr, _) in tuned(path).items()}
-    grid = [
-        (task, Settings(m, s, best[task, m, s], **METHODS[m])) for task, m, s in product(tasks, METHODS, SPARSITIES)
-    ]
-    run_stage("test", seeds["test"], grid, path)
-    cells = {} if quick else of_mnist1d()
-    for task, settings in grid:
-        scores = collect("test", path)[task, settings]
-        cells[task, settings.method, settings.sparsity] = (settings.lr, scores)
+    seeds = slice(QUICK_SEEDS if quick else None)
+    rates = {QUICK_TASK: QUICK_RATES} if quick else RATES
+    grid = {(task, "random", s, m): rates[task] for task, m, s in product(rates, METHODS, SPARSITIES)}
+    folder = records.folder(quick) / "table14"
+    found = {} if quick else of_mnist1d()
+    found |= tune_and_test(folder, run_job, grid, TUNING_SEEDS[seeds], TEST_SEEDS[seeds])
     rows = [
-        {
-            "task": task,
-            "method": method,
-            "sparsity": sparsity,
-            "lr": lr,
-            "accuracies": [scores[seed] for seed in sorted(scores)],
-        }
-        for (task, method, sparsity), (lr, scores) in cells.items()
+        {"task": task, "method": method, "sparsity": sparsity, "lr": one.rate, "accuracies": one.accuracies}
+        for (task, _, sparsity, method), one in found.items()
     ]
-    edges = [
-        f"{t}, {NAMES[m]}, {s:.0%}" for (t, m, s), (lr, _) in tuned(path).items() if lr in (rates[t][0], rates[t][-1])
-    ]
-    settings_shown = {"rates": RATES, "tuning_seeds": len(seeds["tune"]), "problems": PROBLEMS, "edges": edges}
+    edges = [f"{t}, {NAMES[m]}, {s:.0%}" for (t, _, s, m), one in found.items() if one.at_edge]
+    settings_shown = {"rates": RATES, "tuning_seeds": len(TUNING_SEEDS[seeds]), "problems": PROBLEMS, "edges": edges}
     return {"settings": settings_shown, "claims": compared(rows), "rows": rows}
 
 
-def tuning_grid(rates: Mapping[str, tuple[float, ...]]) -> Iterator[tuple[str, Settings]]:
-    for task, method, sparsity in product(rates, METHODS, SPARSITIES):
-        yield from ((task, Settings(method, sparsity, lr, **METHODS[method])) for lr in rates[task])
-
-
-def run_stage(stage: str, seeds: list[int], grid: Any, path: Path) -> None:
-    done = {(r["task"], Settings(**r["settings"]), *r["seeds"]) for r in read_rows(path) if r["stage"] == stage}
-    chunks = [seeds[i : i + CHUNK] for i in range(0, len(seeds), CHUNK)]
-    jobs = [(stage, task, settings, chunk) for (task, settings), chunk in product(grid, chunks)]
-    run_jobs(run_job, [job for job in jobs if (job[1], job[2], *job[3]) not in done], path, processes=None)
-
-
-def collect(stage: str, path: Path) -> dict[tuple[str, Settings], Scores]:
-    found: dict[tuple[str, Settings], Scores] = {}
-    for row in read_rows(path):
-        if row["stage"] == stage:
-            scores = found.setdefault((row["task"], Settings(**row["settings"])), {})
-            scores.update(zip(row["seeds"], row["accuracies"], strict=True))
-    return found
-
-
-def tuned(path: Path) -> dict[tuple[str, str, float], tuple[float, float]]:
-    """Learning rate and held-out accuracy of every task, method and sparsity."""
-    best: dict[tuple[str, str, float], tuple[float, float]] = {}
-    for (task, s), scores in collect("tune", path).items():
-        key, score = (task, s.method, s.sparsity), mean(scores.values())
-        if key not in best or score > best[key][1]:
-            best[key] = (s.lr, score)
-    return best
-
-
-def of_mnist1d() -> dict[tuple[str, str, float], tuple[float, Scores]]:
-    return {("mnist1d", s.method, s.sparsity): (s.lr, scores) for s, scores in by_seed("test", "test").items()}
+def of_mnist1d() -> dict[Cell, Outcome]:
+    """The runs of `benchmarks.mnist1d_table`, whose optima are inside their grids."""
+    found = mnist1d_table.STAGES.read("test", "test")
+    return {("mnist1d", s.mask, s.sparsity, s.method): Outcome(s.lr, False, scores) for s, scores in found.items()}
 
 
 def gain(rows: list[dict[str, Any]], task: str, sparsity: float, better: str, base: str) -> Interval:

@@ -57,8 +57,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
         axes[0].set_ylabel("test accuracy (%)\ngrey: seeds; squares: mean, 95 %")
 
 
-def describe(study: Study, paper: Paper, column: str, results: dict[str, Any]) -> str:
-    """Accuracies with their learning rates, the paired differences, and which of the sparsities are not measured."""
+def describe(paper: Paper, column: str, results: dict[str, Any]) -> str:
+    """Accuracies with their learning rates, and the paired differences."""
     rows, body = results["rows"], []
     for row in rows:
         middle, half = interval(row["accuracies"])
@@ -71,6 +71,4 @@ def describe(study: Study, paper: Paper, column: str, results: dict[str, Any]) -
     edges = results["settings"]["edges"]
     at_edge = f"At the edge of the grid: {'; '.join(edges)}." if edges else "No optimum is at an edge of the grid."
     head = ["sparsity", "method", "learning rate", "test accuracy, %", "to plain, paired", column, "seeds"]
-    absent = [f"{sparsity:.0%}" for sparsity in study.sparsities if all(row["sparsity"] != sparsity for row in rows)]
-    not_measured = f" Not measured: {', '.join(absent)}." if absent else ""
-    return f"{table(head, body)}\n\n{at_edge}{not_measured}"
+    return f"{table(head, body)}\n\n{at_edge}"

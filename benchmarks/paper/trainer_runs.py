@@ -8,9 +8,8 @@ import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
-from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
@@ -19,10 +18,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.jobs import read_rows, run_jobs
 from benchmarks.mask_table import mnist5000
 from benchmarks.moving_masks import accuracy
 from benchmarks.paper import records
+from benchmarks.tuning import tune_and_test
 from lightning_signin import SignInCallback
 from lightning_signin.recipes.datasets import Split
 from lightning_signin.recipes.models import Classifier
@@ -100,14 +99,15 @@ def train(study: Study, cell: Cell, lr: float, seed: int, training: Split) -> nn
     return module.network.eval()
 
 
-def run_job(job: tuple[str, Study, Cell, float, int]) -> dict[str, Any]:
+def run_job(study: Study, job: tuple[str, tuple[Cell, float], list[int]]) -> dict[str, Any]:
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
-    stage, study, cell, lr, seed = job
+    stage, (cell, lr), seeds = job
     training, held_out, test = images(study.side)
-    found = accuracy(train(study, cell, lr, seed, training), *(held_out if stage == "tune" else test))
-    return {"stage": stage, "method": cell[0], "sparsity": cell[1], "lr": lr, "seed": seed, "accuracy": found}
+    unseen = held_out if stage == "tune" else test
+    found = [accuracy(train(study, cell, lr, seed, training), *unseen) for seed in seeds]
+    return {"cell": cell, "lr": lr, "seeds": seeds, "accuracies": found}
 
 
 def images(side: int) -> tuple[Split, Split, Split]:
@@ -121,37 +121,13 @@ def images(side: int) -> tuple[Split, Split, Split]:
 
 def run_study(study: Study, quick: bool) -> dict[str, Any]:
     """Tune every cell on held-out data, test it with its own rate; returns rates, edges of the grid and accuracies."""
-    path: Path = records.folder(quick) / f"{study.name}.jsonl"
-    cells = list(product(study.methods, study.sparsities))
-    tuning = product(cells, study.rates, study.tuning_seeds) if len(study.rates) > 1 else ()  # nothing to choose
-    run_missing(path, [("tune", study, cell, lr, seed) for cell, lr, seed in tuning])
-    best = {cell: tuned(read_rows(path), cell) if len(study.rates) > 1 else study.rates[0] for cell in cells}
-    run_missing(path, [("test", study, cell, best[cell], seed) for seed, cell in product(study.test_seeds, cells)])
-    tested = {(r["method"], r["sparsity"], r["lr"], r["seed"]): r for r in read_rows(path) if r["stage"] == "test"}
+    grid = dict.fromkeys(product(study.methods, study.sparsities), study.rates)
+    folder, train_and_read = records.folder(quick) / study.name, partial(run_job, study)
+    found = tune_and_test(folder, train_and_read, grid, study.tuning_seeds, study.test_seeds, chunk=1)
     rows = [
-        {
-            "method": method,
-            "sparsity": sparsity,
-            "lr": lr,
-            "accuracies": [tested[method, sparsity, lr, seed]["accuracy"] for seed in study.test_seeds],
-        }
-        for (method, sparsity), lr in best.items()
+        {"method": method, "sparsity": sparsity, "lr": one.rate, "accuracies": one.accuracies}
+        for (method, sparsity), one in found.items()
     ]
-    edges = [f"{method}, {s:.0%}" for (method, s), lr in best.items() if lr in (study.rates[0], study.rates[-1])]
+    edges = [f"{method}, {s:.0%}" for (method, s), one in found.items() if one.at_edge]
     settings = {"epochs": study.epochs, "rates": study.rates, "tuning_seeds": len(study.tuning_seeds), "edges": edges}
     return {"settings": settings, "rows": rows}
-
-
-def run_missing(path: Path, jobs: list[tuple[str, Study, Cell, float, int]]) -> None:
-    done = {(r["stage"], (r["method"], r["sparsity"]), r["lr"], r["seed"]) for r in read_rows(path)}
-    if missing := [job for job in jobs if (job[0], *job[2:]) not in done]:
-        run_jobs(run_job, missing, path, processes=None)
-
-
-def tuned(rows: list[dict[str, Any]], cell: Cell) -> float:
-    """The learning rate of the best mean accuracy on held-out data; the smallest of several."""
-    scores: dict[float, list[float]] = {}
-    for row in rows:
-        if (row["stage"], row["method"], row["sparsity"]) == ("tune", *cell):
-            scores.setdefault(row["lr"], []).append(row["accuracy"])
-    return max(sorted(scores), key=lambda lr: mean(scores[lr]))

@@ -26,6 +26,16 @@ def difference(better: Sequence[float], base: Sequence[float]) -> Interval:
     return interval([a - b for a, b in zip(better, base, strict=True)])
 
 
+def above(found: Interval, bound: float = 0.0) -> bool:
+    """Whether the whole interval is above."""
+    return found[0] - found[1] > bound
+
+
+def below(found: Interval, bound: float = 0.0) -> bool:
+    """Whether the whole interval is below."""
+    return found[0] + found[1] < bound
+
+
 def shown(found: Interval) -> str:
     """As in a table of values."""
     return f"{found[0]:.2f} ± {found[1]:.2f}"
@@ -33,4 +43,14 @@ def shown(found: Interval) -> str:
 
 def signed(found: Interval) -> str:
     """As in a table of differences."""
-    return f"{found[0]:+.2f} ± {found[1]:.2f}".replace("-", "−")
+    return f"{points(found[0])} ± {found[1]:.2f}"
+
+
+def points(gain: float) -> str:
+    """A difference without its interval, as the paper's are.
+
+    Example:
+        >>> points(-0.5)
+        '−0.50'
+    """
+    return f"{gain:+.2f}".replace("-", "−")

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.intervals import difference, interval, shown, signed
+from benchmarks.intervals import above, below, difference, interval, shown, signed
 from benchmarks.jobs import Grid, Stages
 from benchmarks.moving_masks import fit, mlp, rule_of, start
 from benchmarks.paper import records
@@ -142,15 +142,13 @@ def claims(runs: dict[str, list[dict[str, float]]]) -> list[dict[str, str | bool
             claim(f"Figure 1, {name}: flips start → end", "≈ 50 %", f"{middle:.1f} ± {half:.1f} %", about_half)
         )
         more = difference(of(name, early), of(name, late))
-        found.append(
-            claim(f"Figure 1, {name}: flips up to the warm-up − after", "> 0", signed(more), more[0] - more[1] > 0)
-        )
+        found.append(claim(f"Figure 1, {name}: flips up to the warm-up − after", "> 0", signed(more), above(more)))
         for other in (SCRATCH[method], RANDOM):
             more = difference(of(other, late), of(name, late))
             what = f"Figure 1, flips after the warm-up, {other} − {name}"
-            found.append(claim(what, "> 0", signed(more), more[0] - more[1] > 0))
+            found.append(claim(what, "> 0", signed(more), above(more)))
         less = difference(of(name, "sharpness"), of(RANDOM, "sharpness"))
-        found.append(claim(f"Figure 4(b), sharpness, {name} − random mask", "< 0", signed(less), less[0] + less[1] < 0))
+        found.append(claim(f"Figure 4(b), sharpness, {name} − random mask", "< 0", signed(less), below(less)))
     return found
 
 

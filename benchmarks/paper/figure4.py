@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.intervals import Interval, difference, interval, shown, signed
+from benchmarks.intervals import above, below, difference, interval, shown, signed
 from benchmarks.jobs import Grid, Stages
 from benchmarks.moving_masks import fit, mlp, start
 from benchmarks.paper import records
@@ -123,23 +123,19 @@ def compared(plain: Sequence[float | None], signin: Sequence[float | None]) -> d
 
 def claims(cells: dict[str, list[dict[str, Any]]]) -> list[dict[str, str | bool]]:
     """More flips all along, above all after the warm-up, and a flatter minimum."""
-    above = [cell["difference"][0] - cell["difference"][1] > 0 for cell in cells["flips"]]
+    more = [above(cell["difference"]) for cell in cells["flips"]]
     end, since, flat = (cells[name][-1]["difference"] for name in ("flips", "flips_since_warmup", "sharpness"))
     return [
         claim(
             "Figure 4(a), Sign-In has more sign flips at each tenth of the run",
             "at all 10",
-            f"at {sum(above)}",
-            all(above),
+            f"at {sum(more)}",
+            all(more),
         ),
-        claim("Figure 4(a), flips at the end, Sign-In − plain", "> 0", f"{signed(end)} % of the weights", shows(end)),
-        claim("Figure 4(a), flips after the warm-up, Sign-In − plain", "> 0", f"{signed(since)} %", shows(since)),
-        claim("Figure 4(b), sharpness at the end, Sign-In − plain", "< 0", signed(flat), flat[0] + flat[1] < 0),
+        claim("Figure 4(a), flips at the end, Sign-In − plain", "> 0", f"{signed(end)} % of the weights", above(end)),
+        claim("Figure 4(a), flips after the warm-up, Sign-In − plain", "> 0", f"{signed(since)} %", above(since)),
+        claim("Figure 4(b), sharpness at the end, Sign-In − plain", "< 0", signed(flat), below(flat)),
     ]
-
-
-def shows(found: Interval) -> bool:
-    return found[0] - found[1] > 0
 
 
 def draw(results: dict[str, Any], path: Path) -> None:

@@ -13,7 +13,7 @@ interval. "AC/DC finds its signs up to the warm-up" agrees in a layer if its fli
 from pathlib import Path
 from typing import Any
 
-from benchmarks.intervals import difference, interval
+from benchmarks.intervals import above, difference, interval, signed
 from benchmarks.paper.counts import claim, table
 from benchmarks.paper.drawing import COLOURS, picture
 from benchmarks.paper.learned_masks import REINITIALIZED, TASKS, rates_of, runs_of
@@ -44,13 +44,12 @@ def run(quick: bool) -> dict[str, Any]:
         for layer, ordinal in list(enumerate(ORDINALS))[1:]:
             after = difference(shares["AC/DC + Sign-In"]["warmup"][layer], shares["AC/DC"]["warmup"][layer])
             before = difference(shares["AC/DC"]["start_to_warmup"][layer], shares["AC/DC"]["warmup"][layer])
-            for what, (middle, half) in (
+            for what, more in (
                 ("warm-up → end, AC/DC + Sign-In − AC/DC", after),
                 ("AC/DC, before − after the warm-up", before),
             ):
-                shown = f"{middle:+.2f} ± {half:.2f}"
                 claims.append(
-                    claim(f"Figure 7, {TASKS[task]}, {ordinal} layer: {what}", "> 0", shown, middle - half > 0)
+                    claim(f"Figure 7, {TASKS[task]}, {ordinal} layer: {what}", "> 0", signed(more), above(more))
                 )
     settings = {"rates": {task: rates_of(task) for task in flips}}
     return {"settings": settings, "claims": claims, "flips": flips}

@@ -5,7 +5,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.intervals import difference, interval, shown, signed
+from benchmarks.intervals import above, difference, interval, points, shown, signed
 from benchmarks.paper.counts import claim, table
 from benchmarks.paper.drawing import COLOURS, picture
 
@@ -36,10 +36,10 @@ def claims(label: str, cells: Sequence[Mapping[str, Any]], paper: Paper) -> list
     found = []
     for one in cells:
         numbers = [methods.get(one["method"], {}).get(one["sparsity"]) for methods in paper.values()]
-        if gains := [f"{pair[1] - pair[0]:+.2f}".replace("-", "−") for pair in numbers if pair]:
+        if gains := [points(pair[1] - pair[0]) for pair in numbers if pair]:
             what = f"{label}, {TASKS[one['problem']]}, {one['method']}, {one['sparsity']:.0%}: Sign-In − plain"
-            middle, half = one["difference"]
-            found.append(claim(what, f"> 0 ({', '.join(gains)})", signed((middle, half)), middle - half > 0))
+            ahead = one["difference"]
+            found.append(claim(what, f"> 0 ({', '.join(gains)})", signed(ahead), above(ahead)))
     return found
 
 
@@ -90,7 +90,7 @@ def markdown(cells: Sequence[Mapping[str, Any]], paper: Paper) -> str:
 
 def of_paper(pair: Pair | None) -> str:
     """A cell of the paper, if it has one."""
-    return f"{pair[0]:.2f} → {pair[1]:.2f} ({pair[1] - pair[0]:+.2f})".replace("-", "−") if pair else ""
+    return f"{pair[0]:.2f} → {pair[1]:.2f} ({points(pair[1] - pair[0])})" if pair else ""
 
 
 def compared(one: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ is about each of the paper's statements.
 from pathlib import Path
 from typing import Any
 
-from benchmarks.intervals import Interval, difference, interval, shown, signed
+from benchmarks.intervals import Interval, above, below, difference, interval, points, shown, signed
 from benchmarks.mask_table import PROBLEMS
 from benchmarks.paper.counts import claim, table
 from benchmarks.paper.drawing import COLOURS, picture
@@ -73,7 +73,7 @@ def claims(accuracies: dict[str, dict[str, dict[str, list[float]]]]) -> list[dic
         for place, (method, starts) in enumerate(by_method.items()):
             for what, one, other, side, bound in CLAIMS:
                 here = difference(starts[one], starts[other])
-                there = f"{PAPER[one][place] - PAPER[other][place]:+.2f}".replace("-", "−")
+                there = points(PAPER[one][place] - PAPER[other][place])
                 name = f"Table 1, {TASKS[problem]}, {NAMES[method]}: {what}"
                 found.append(claim(name, there, signed(here), lies(here, side, bound)))
     return found
@@ -81,9 +81,8 @@ def claims(accuracies: dict[str, dict[str, dict[str, list[float]]]]) -> list[dic
 
 def lies(found: Interval, side: str, bound: float) -> bool:
     """Whether an interval lies on this side of a bound."""
-    middle, half = found
-    below, above = middle + half < bound, middle - half > bound
-    return {"below": below, "not below": not below, "above": above}[side]
+    under = below(found, bound)
+    return {"below": under, "not below": not under, "above": above(found, bound)}[side]
 
 
 def draw(results: dict[str, Any], path: Path) -> None:

@@ -7,8 +7,9 @@ decay 1e-4 of θ and no other, balanced random masks of 90 and 95 %, β = 1. p a
 epochs, 0.75), which were chosen on validation data of MNIST-1D.
 
 Every method has its own learning rate for each task and sparsity, the best of a grid in steps of 1.5× on held-out
-training samples (8 seeds). MNIST-1D is the run of `benchmarks.mnist1d_table`, with a finer grid and 96 seeds. The
-others have 32 test seeds, none of them used for tuning; differences are paired by seed (same start, mask and batches).
+training samples (8 seeds; on digits 0.759 and 1.139 were added after the first tests, when optima were at the edge).
+MNIST-1D is the run of `benchmarks.mnist1d_table`, with a finer grid and 96 seeds. The others have 32 test seeds, none
+of them used for tuning; differences are paired by seed (same start, mask and batches).
 
 Rule, before the run: the paper's order is Sign-In > m ⊙ w > plain. A difference shows if its 95 % interval is above 0.
 """
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks import mask_table, mnist1d_table
-from benchmarks.intervals import Interval, difference, interval
+from benchmarks.intervals import Interval, above, difference, interval, shown, signed
 from benchmarks.mask_table import mnist5000
 from benchmarks.paper import records
 from benchmarks.paper.counts import claim, table
@@ -42,7 +43,7 @@ SPARSITIES = (0.9, 0.95)
 PROBLEMS = {"mnist5000": ((784, 300, 100, 10), 30), "digits": ((64, 300, 100, 10), 60)}  # widths, epochs
 RATES: dict[str, tuple[float, ...]] = {
     "mnist5000": (0.067, 0.1, 0.15, 0.225, 0.338, 0.506),
-    "digits": (0.067, 0.1, 0.15, 0.225, 0.338, 0.506),
+    "digits": (0.067, 0.1, 0.15, 0.225, 0.338, 0.506, 0.759, 1.139),
 }
 TASKS = {"mnist1d": "MNIST-1D", "mnist5000": "MNIST, 5,000 images", "digits": "digits"}
 CHANCE = 15.0  # percent: all three tasks have ten classes
@@ -107,9 +108,9 @@ def compared(rows: list[dict[str, Any]]) -> list[dict[str, str | bool]]:
     """Every paired difference that the paper has above 0."""
     found = []
     for task, sparsity, (better, base) in product(dict.fromkeys(r["task"] for r in rows), SPARSITIES, PAIRS):
-        middle, half = gain(rows, task, sparsity, better, base)
+        ahead = gain(rows, task, sparsity, better, base)
         what = f"Table 14, {TASKS[task]}, {sparsity:.0%}: {NAMES[better]} − {NAMES[base]}"
-        found.append(claim(what, "> 0", f"{middle:+.2f} ± {half:.2f}", middle - half > 0))
+        found.append(claim(what, "> 0", signed(ahead), above(ahead)))
     return found
 
 
@@ -135,9 +136,8 @@ def describe(results: dict[str, Any]) -> str:
     """Accuracies, and the paired differences."""
     rows, body = results["rows"], []
     for row in rows:
-        middle, half = interval(row["accuracies"])
-        shown = [TASKS[row["task"]], f"{row['sparsity']:.0%}", NAMES[row["method"]], str(row["lr"])]
-        body.append([*shown, f"{middle:.2f} ± {half:.2f}", str(len(row["accuracies"]))])
+        line = [TASKS[row["task"]], f"{row['sparsity']:.0%}", NAMES[row["method"]], str(row["lr"])]
+        body.append([*line, shown(interval(row["accuracies"])), str(len(row["accuracies"]))])
     differences = [
         [c["claim"].removeprefix("Table 14, "), c["here"], "yes" if c["holds"] else "no"] for c in results["claims"]
     ]

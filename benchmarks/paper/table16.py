@@ -18,7 +18,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.intervals import difference, interval
+from benchmarks.intervals import Interval, above, difference, interval, shown, signed
 from benchmarks.paper import records
 from benchmarks.paper.counts import claim, table
 from benchmarks.paper.drawing import COLOURS, picture
@@ -49,7 +49,7 @@ def run(quick: bool) -> dict[str, Any]:
     return {"settings": settings, "claims": compared(rows), "rows": rows}
 
 
-def gain(rows: list[dict[str, Any]], task: str, mask: str, sparsity: float) -> tuple[float, float]:
+def gain(rows: list[dict[str, Any]], task: str, mask: str, sparsity: float) -> Interval:
     key = (task, mask, sparsity)
     cells = {r["method"]: r["accuracies"] for r in rows if (r["task"], r["mask"], r["sparsity"]) == key}
     return difference(cells["signin"], cells["plain"])
@@ -59,9 +59,9 @@ def compared(rows: list[dict[str, Any]]) -> list[dict[str, str | bool]]:
     """Sign-In − plain on every mask."""
     found = []
     for task, mask, sparsity in dict.fromkeys((r["task"], r["mask"], r["sparsity"]) for r in rows):
-        middle, half = gain(rows, task, mask, sparsity)
+        ahead = gain(rows, task, mask, sparsity)
         what = f"Table 16, {TASKS[task]}, {sparsity:.0%}: {MASKS[mask]}, Sign-In − plain"
-        found.append(claim(what, "> 0 (no numbers of its own)", f"{middle:+.2f} ± {half:.2f}", middle - half > 0))
+        found.append(claim(what, "> 0 (no numbers of its own)", signed(ahead), above(ahead)))
     return found
 
 
@@ -86,13 +86,10 @@ def describe(results: dict[str, Any]) -> str:
     """Accuracies with their learning rates, and the paired differences."""
     rows, body = results["rows"], []
     for row in rows:
-        middle, half = interval(row["accuracies"])
-        shown = [TASKS[row["task"]], MASKS[row["mask"]], f"{row['sparsity']:.0%}", NAMES[row["method"]]]
-        difference = ""
-        if row["method"] == "signin":
-            difference = "{:+.2f} ± {:.2f}".format(*gain(rows, row["task"], row["mask"], row["sparsity"]))
+        cells = [TASKS[row["task"]], MASKS[row["mask"]], f"{row['sparsity']:.0%}", NAMES[row["method"]]]
+        ahead = signed(gain(rows, row["task"], row["mask"], row["sparsity"])) if row["method"] == "signin" else ""
         lowest = f"{min(row['accuracies']):.1f}"
-        body.append([*shown, str(row["lr"]), f"{middle:.2f} ± {half:.2f}", lowest, difference])
+        body.append([*cells, str(row["lr"]), shown(interval(row["accuracies"])), lowest, ahead])
     edges = results["settings"]["edges"]
     at_edge = f"At the edge of the grid: {'; '.join(edges)}." if edges else "No optimum is at an edge of the grid."
     head = ["task", "mask", "sparsity", "method", "learning rate", "test accuracy, %", "lowest", "difference, paired"]

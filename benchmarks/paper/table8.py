@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks.intervals import difference, interval
+from benchmarks.intervals import Interval, above, below, difference, interval, points, shown, signed
 from benchmarks.paper.counts import claim, table
 from benchmarks.paper.drawing import COLOURS, picture
 from benchmarks.paper.learned_masks import LEARNED, MASKS, SPARSITY, TASKS, rates_of, runs_of
@@ -53,7 +53,7 @@ def run(quick: bool) -> dict[str, Any]:
     return {"settings": settings, "claims": claims, "cells": cells, "learned": learned}
 
 
-def gain(cells: Cells, mask: str) -> tuple[float, float]:
+def gain(cells: Cells, mask: str) -> Interval:
     return difference(cells[mask]["signin"], cells[mask]["plain"])
 
 
@@ -61,19 +61,15 @@ def compared(task: str, cells: Cells) -> list[dict[str, str | bool]]:
     """What the paper says of its masks."""
     found = []
     for mask in (*GAINS, "SynFlow"):
-        middle, half = gain(cells, mask)
+        ahead = gain(cells, mask)
         plain, signin = PAPER[mask]
-        shows, expected = middle - half > 0, mask in GAINS
-        paper = f"{signin - plain:+.2f}, {'> 0' if expected else 'no gain'}"
-        found.append(
-            claim(f"Table 8, {task}: {mask}, Sign-In − plain", paper, f"{middle:+.2f} ± {half:.2f}", shows == expected)
-        )
+        shows, expected = above(ahead), mask in GAINS
+        paper = f"{points(signin - plain)}, {'> 0' if expected else 'no gain'}"
+        found.append(claim(f"Table 8, {task}: {mask}, Sign-In − plain", paper, signed(ahead), shows == expected))
     for mask in BELOW_RANDOM:
-        middle, half = difference(cells[mask]["plain"], cells["random"]["plain"])
-        paper = f"{PAPER[mask][0] - PAPER['random'][0]:+.2f}, < 0"
-        found.append(
-            claim(f"Table 8, {task}: {mask} − random, plain", paper, f"{middle:+.2f} ± {half:.2f}", middle + half < 0)
-        )
+        ahead = difference(cells[mask]["plain"], cells["random"]["plain"])
+        paper = f"{points(PAPER[mask][0] - PAPER['random'][0])}, < 0"
+        found.append(claim(f"Table 8, {task}: {mask} − random, plain", paper, signed(ahead), below(ahead)))
     best = max(PAPER, key=lambda mask: mean(cells[mask]["signin"]))
     found.append(claim(f"Table 8, {task}: the best mask with Sign-In", "RigL", best, best == "RigL"))
     return found
@@ -97,12 +93,11 @@ def describe(results: dict[str, Any]) -> str:
     body = []
     for task, cells in results["cells"].items():
         for mask in MASKS:
-            shown = [interval(cells[mask][method]) for method in ("plain", "signin")]
-            differences = [gain(cells, mask), difference(cells[mask]["plain"], cells["random"]["plain"])]
-            middles = [f"{middle:.2f} ± {half:.2f}" for middle, half in shown]
-            signed = [f"{middle:+.2f} ± {half:.2f}" for middle, half in differences]
+            means = [shown(interval(cells[mask][method])) for method in ("plain", "signin")]
+            ahead = signed(gain(cells, mask))
+            to_random = signed(difference(cells[mask]["plain"], cells["random"]["plain"])) if mask != "random" else ""
             paper = " → ".join(f"{value:.2f}" for value in PAPER[mask]) if mask in PAPER else ""
-            body.append([TASKS[task], mask, *middles, signed[0], signed[1] if mask != "random" else "", paper])
+            body.append([TASKS[task], mask, *means, ahead, to_random, paper])
     head = ["task", "mask", "plain, %", "Sign-In, %", "difference, paired", "to random, plain", "paper"]
     ends = [
         f"{TASKS[task]}: {', '.join(f'{name} {interval(scores)[0]:.2f}' for name, scores in learned.items())}"

@@ -12,7 +12,7 @@ the interval; "beyond 10 % wrong, rapidly", if 80 % is so below 90 %. Of 95 % no
 from pathlib import Path
 from typing import Any
 
-from benchmarks.intervals import difference, interval
+from benchmarks.intervals import below, difference, interval, points, shown, signed
 from benchmarks.paper.counts import claim, table
 from benchmarks.paper.drawing import COLOURS, picture
 from benchmarks.paper.learned_masks import CORRECT_SIGNS, TASKS, rates_of, runs_of
@@ -47,11 +47,10 @@ def compared(task: str, cells: dict[str, list[float]]) -> list[dict[str, str | b
     """Paired differences by the rule of this table."""
     found = []
     for first, second, rule in COMPARED:
-        middle, half = difference(cells[first], cells[second])
-        below = middle + half < 0
-        paper = f"{PAPER[first] - PAPER[second]:+.2f}, {rule}"
+        ahead = difference(cells[first], cells[second])
+        paper = f"{points(PAPER[first] - PAPER[second])}, {rule}"
         what = f"Table 9, {task}: correct signs {first} − {second}"
-        found.append(claim(what, paper, f"{middle:+.2f} ± {half:.2f}", below == (rule == "< 0")))
+        found.append(claim(what, paper, signed(ahead), below(ahead) == (rule == "< 0")))
     return found
 
 
@@ -75,10 +74,8 @@ def describe(results: dict[str, Any]) -> str:
     for name in PAPER:
         line = [name if name == BASELINE else f"{name} correct signs"]
         for cells in results["cells"].values():
-            middle, half = interval(cells[name])
-            line.append(f"{middle:.2f} ± {half:.2f}")
-            middle, half = difference(cells[name], cells["100%"])
-            line.append("" if name == "100%" else f"{middle:+.2f} ± {half:.2f}")
+            line.append(shown(interval(cells[name])))
+            line.append("" if name == "100%" else signed(difference(cells[name], cells["100%"])))
         body.append([*line, f"{PAPER[name]:.2f}"])
     tasks = [column for task in results["cells"] for column in (f"{TASKS[task]}, %", "to 100 %, paired")]
     return table(["start", *tasks, "paper"], body)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.intervals import difference, interval
+from benchmarks.intervals import Interval, above, difference, interval, points, shown, signed
 from benchmarks.paper.counts import claim, table
 from benchmarks.paper.drawing import COLOURS, picture
 from benchmarks.paper.table14 import NAMES
@@ -14,7 +14,7 @@ Rows = list[dict[str, Any]]
 Paper = Mapping[float, tuple[float, float]]  # accuracies, plain and with Sign-In, by sparsity
 
 
-def gain(rows: Rows, sparsity: float, better: str = "signin", base: str = "plain") -> tuple[float, float]:
+def gain(rows: Rows, sparsity: float, better: str = "signin", base: str = "plain") -> Interval:
     """The paired difference of two methods and half of its 95 % interval."""
     cells = {row["method"]: row["accuracies"] for row in rows if row["sparsity"] == sparsity}
     return difference(cells[better], cells[base])
@@ -24,13 +24,12 @@ def compared(what: str, rows: Rows, paper: Paper) -> list[dict[str, str | bool]]
     """Sign-In − plain at every sparsity."""
     found = []
     for sparsity in dict.fromkeys(row["sparsity"] for row in rows):
-        middle, half = gain(rows, sparsity)
+        ahead = gain(rows, sparsity)
         expected = "> 0"
         if sparsity in paper:
             plain, signin = paper[sparsity]
-            expected = f"{signin - plain:+.2f}, > 0"
-        shown = f"{middle:+.2f} ± {half:.2f}"
-        found.append(claim(f"{what}, {sparsity:.0%}: Sign-In − plain", expected, shown, middle - half > 0))
+            expected = f"{points(signin - plain)}, > 0"
+        found.append(claim(f"{what}, {sparsity:.0%}: Sign-In − plain", expected, signed(ahead), above(ahead)))
     return found
 
 
@@ -61,13 +60,13 @@ def describe(paper: Paper, column: str, results: dict[str, Any]) -> str:
     """Accuracies with their learning rates, and the paired differences."""
     rows, body = results["rows"], []
     for row in rows:
-        middle, half = interval(row["accuracies"])
         sparsity, method = row["sparsity"], row["method"]
-        ahead = "{:+.2f} ± {:.2f}".format(*gain(rows, sparsity, method)) if method != "plain" else ""
+        ahead = signed(gain(rows, sparsity, method)) if method != "plain" else ""
         stands = {"plain": 0, "signin": 1}.get(method)
         theirs = f"{paper[sparsity][stands]:.2f}" if sparsity in paper and stands is not None else ""
-        shown = [f"{sparsity:.0%}", NAMES[method], str(row["lr"]), f"{middle:.2f} ± {half:.2f}", ahead, theirs]
-        body.append([*shown, str(len(row["accuracies"]))])
+        mean = shown(interval(row["accuracies"]))
+        seeds = str(len(row["accuracies"]))
+        body.append([f"{sparsity:.0%}", NAMES[method], str(row["lr"]), mean, ahead, theirs, seeds])
     edges = results["settings"]["edges"]
     at_edge = f"At the edge of the grid: {'; '.join(edges)}." if edges else "No optimum is at an edge of the grid."
     head = ["sparsity", "method", "learning rate", "test accuracy, %", "to plain, paired", column, "seeds"]

@@ -55,11 +55,16 @@ class Stages:
         jobs = [job for place in sorted(chunks) for job in chunks[place]]
         run_jobs(self.run_job, jobs, self.folder / f"{stage}.jsonl", processes)
 
-    def command(self, name: str) -> None:
-        """What ``python -m benchmarks.NAME STAGE [PROCESSES]`` does."""
-        if len(sys.argv) < 2 or sys.argv[1] not in self.grids:
-            sys.exit(f"usage: python -m benchmarks.{name} {'|'.join(self.grids)} [PROCESSES]")
-        self.run(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else None)
+    def command(self, name: str, report: Callable[[], None] | None = None) -> None:
+        """What ``python -m benchmarks.NAME STAGE [PROCESSES]`` does, or ``… report``."""
+        stage = sys.argv[1] if len(sys.argv) > 1 else ""
+        if report is not None and stage == "report":
+            report()
+        elif stage in self.grids:
+            self.run(stage, int(sys.argv[2]) if len(sys.argv) > 2 else None)
+        else:
+            last = "|report" if report else ""
+            sys.exit(f"usage: python -m benchmarks.{name} {'|'.join(self.grids)}{last} [PROCESSES]")
 
 
 def run_jobs(run_job: Callable[[tuple], dict], jobs: Sequence[tuple], path: Path, processes: int | None) -> None:

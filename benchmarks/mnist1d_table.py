@@ -14,7 +14,6 @@ first two and committed before ``test`` runs. Training data is the benchmark's o
 """
 
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import product
@@ -126,13 +125,12 @@ def report_test() -> None:
                 print(f"| {sparsity} | {better} − {base}, paired | | {signed(difference(a, b))} |")
 
 
+def report() -> None:
+    for stage in ("select", "tune", "beta"):
+        print(f"\n{stage}: validation accuracy, %\n")
+        report_grid(stage)
+    report_test()
+
+
 if __name__ == "__main__":
-    stage = sys.argv[1] if len(sys.argv) == 2 else ""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    if stage == "report":
-        for name in ("select", "tune", "beta"):
-            print(f"\n{name}: validation accuracy, %\n")
-            report_grid(name)
-        report_test()
-    else:
-        STAGES.command("mnist1d_table")
+    STAGES.command("mnist1d_table", report)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from fractions import Fraction
+from math import inf
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,31 @@ class RescaleSchedule:
                 f"`rescale_until`={self.until} is a fraction of the run, which has neither `max_epochs` nor "
                 "`max_steps`. Pass an epoch (int), or give the Trainer an end."
             )
+
+    def never(self, max_epochs: int | None, max_steps: int, steps_per_epoch: float) -> bool:
+        """Whether the run ends, or ``until`` comes, before the first rescale.
+
+        Args:
+            max_epochs: Of the run, None or −1 for no end.
+            max_steps: Of the run, −1 for no end.
+            steps_per_epoch: Optimizer steps; ``inf`` if not known: then only what epochs alone decide is said.
+
+        Example:
+            >>> RescaleSchedule(every_n_epochs=5, every_n_steps=None, until=0.75).never(6, -1, 40)
+            True
+        """
+        if not self.ever:
+            return True
+        if steps_per_epoch == inf and (self.every_n_steps or _ends(max_steps)):
+            return False
+        every_n_steps = self.every_n_steps or 0
+        epoch = self.every_n_epochs or int(every_n_steps // steps_per_epoch)
+        first = (epoch, every_n_steps or (0 if steps_per_epoch == inf else epoch * int(steps_per_epoch)))
+        if max_epochs is not None and _ends(max_epochs) and first[0] >= max_epochs:
+            return True
+        if _ends(max_steps) and first[1] >= max_steps:
+            return True
+        return not self.due(first, (first[0] - 1, first[1] - 1), max_epochs, max_steps)
 
     def due(self, now: tuple[int, int], before: tuple[int, int], max_epochs: int | None, max_steps: int) -> bool:
         """Whether to rescale before the next batch.

@@ -56,6 +56,23 @@ def test_rescales_happen_at_every_p_th_epoch_before_t2(options, rescaled):
     assert at_beta == rescaled
 
 
+@pytest.mark.parametrize(
+    ("options", "run", "warned"),
+    [
+        ({"rescale_every_n_epochs": 2, "rescale_until": 0.5}, {"epochs": 4}, True),
+        ({"rescale_every_n_epochs": 2, "rescale_until": 0.75}, {"epochs": 4}, False),
+        ({"rescale_every_n_epochs": None, "rescale_every_n_steps": 2 * BATCHES}, {"epochs": 4}, False),
+        ({"rescale_every_n_epochs": None, "rescale_every_n_steps": 2 * BATCHES}, {"accumulate_grad_batches": 2}, True),
+        ({"rescale_every_n_epochs": 9, "parametrization": "plain"}, {"epochs": 1}, False),
+        ({"rescale_every_n_epochs": 9}, {"fast_dev_run": True}, False),
+    ],
+    ids=str,
+)
+def test_run_that_ends_before_its_first_rescale_is_told(options, run, warned, recwarn):
+    fit(seeded(), callback(**options), **run)
+    assert any("trains m ⊙ w without Sign-In" in str(found.message) for found in recwarn) == warned
+
+
 def test_fraction_counts_steps_where_the_run_does():
     watch = Watch()
     sign_in = callback(rescale_every_n_epochs=1, rescale_until=0.5, beta=2.0, frobenius_decay=0.1)

@@ -1,5 +1,6 @@
 """When rescales are due: against Algorithm 1, walked through run by run."""
 
+import math
 import re
 
 import pytest
@@ -77,6 +78,23 @@ def test_resumed_runs_rescale_where_the_uninterrupted_one_does(schedule, accumul
 def test_start_of_a_run_is_no_rescale():
     assert not RescaleSchedule(1, None, 5).due((0, 0), (-1, -1), 10, -1)
     assert not RescaleSchedule(None, 1, 5).due((0, 0), (-1, -1), 10, -1)
+
+
+@pytest.mark.parametrize("schedule", [(1, None), (3, None), (8, None), (None, 1), (None, 7), (None, 24), (None, 40)])
+@pytest.mark.parametrize("until", [0, 1, 5, 100, 0.0, 0.2, 0.75, 1.0])
+@pytest.mark.parametrize(("max_epochs", "max_steps"), [(8, -1), (-1, 24), (None, 20), (6, 10), (100, 24)])
+def test_never_is_said_of_runs_without_a_rescale(schedule, until, max_epochs, max_steps):
+    schedule = RescaleSchedule(*schedule, until)
+    epochs = 40 if max_epochs in (None, -1) else max_epochs
+    points = [(epoch, step) for epoch, step in walk(epochs, 4) if max_steps == -1 or step < max_steps]
+    assert schedule.never(max_epochs, max_steps, 4) == (rescales(schedule, points, max_epochs, max_steps) == [])
+
+
+def test_never_is_said_of_data_without_a_length_if_epochs_decide():
+    assert RescaleSchedule(5, None, 0.75).never(6, -1, math.inf)
+    assert not RescaleSchedule(5, None, 0.75).never(7, -1, math.inf)
+    assert not RescaleSchedule(5, None, 0.75).never(None, 100, math.inf)
+    assert not RescaleSchedule(None, 500, 0.75).never(6, -1, math.inf)
 
 
 def test_none_never_rescales():

@@ -94,6 +94,7 @@ class Training:
         if not self._begun:
             self.flips.mark("start", self.module)
             self._begun = True
+            self._say_never_rescaled()
         if self.start.rule is not None:
             self.updates = MaskUpdates(
                 self.module,
@@ -189,6 +190,19 @@ class Training:
             self.decay.load(state["decay"])
         if self.updates is not None and self._to_load is not None:  # strategies that restore late
             self.updates.load_state(self._to_load)
+
+    def _say_never_rescaled(self) -> None:
+        trainer: Any = self.trainer
+        steps = -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
+        schedule, limits = self.options.schedule, (self.max_epochs, trainer.max_steps)
+        if self.rescales and not trainer.fast_dev_run and schedule.never(*limits, steps):
+            counted = "epochs" if schedule.every_n_epochs else "steps"
+            every = schedule.every_n_epochs or schedule.every_n_steps
+            warn(
+                f"`rescale_every_n_{counted}`={every} and `rescale_until`={schedule.until}: this run, with "
+                f"`max_epochs`={limits[0]} and `max_steps`={limits[1]}, has no rescale, so it trains m ⊙ w without "
+                "Sign-In. Rescale more often, or pass `rescale_every_n_epochs=None` if that is meant."
+            )
 
     def _say_lost(self) -> None:
         if not self._lost and (name := not_finite(self.weights)):

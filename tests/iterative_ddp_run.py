@@ -1,4 +1,4 @@
-"""Run by `tests/test_iterative.py` as a script: on two gloo ranks, a run of levels, and one that is cut and resumed."""
+"""Run by `tests/test_iterative_resume.py` as a script: on two gloo ranks, levels, and levels cut and resumed."""
 
 import os
 import sys

@@ -41,7 +41,7 @@ STUDY = Study(
     callback={},
     sparsities=(0.5, 0.9),
     methods=("plain", "signin"),
-    rates=(0.008, 0.016, 0.032, 0.064, 0.128),
+    rates=(0.008, 0.016, 0.032, 0.064, 0.128, 0.256),
     tuning_seeds=range(1000, 1003),
     test_seeds=range(10),
 )

@@ -4,14 +4,14 @@ Settings: MNIST-1D (MLP 40-300-300-10, 60 epochs) and the 5,000 MNIST images of 
 4,000 to train) in place of ResNet-20 on CIFAR-10 and ResNet-18 on CIFAR-100; the paper's four scores, and beside them
 the six others of the package and 98 %. Each score has the distribution of its own paper, those that look at data see
 ten batches of 100. SGD with momentum, batch 100, triangular schedule, Frobenius decay 1e-4; start, mask and batches are
-the same with and without Sign-In. 30 seeds that no tuning saw in the paper's cells, 6 in the others, differences paired. A
-learning rate was tuned for each form on 800 held-out training samples with 2 seeds, for all scores together: on
-MNIST-1D for each sparsity (on random, SNIP and SynFlow), on the images at 90 % (on all). Runs: `python -m
+the same with and without Sign-In. 30 seeds that no tuning saw in the paper's cells, 6 in the others, differences
+paired. A learning rate was tuned for each form on 800 held-out training samples with 2 seeds, for all scores together:
+on MNIST-1D for each sparsity (on random, SNIP and SynFlow), on the images at 90 % (on all). Runs: `python -m
 benchmarks.mask_table`, rows in `results/masks`.
 
 The paper's claims: Sign-In improves all of them; in most cases the random mask performs best. Rule, written after the
-accuracies were known: an improvement shows if its 95 % interval is above 0; the random mask is the best of the paper's
-four scores in more than half of the cells.
+accuracies of the first 6 seeds were known: an improvement shows if its 95 % interval is above 0; the random mask is the
+best of the paper's four scores in more than half of the cells.
 """
 
 from itertools import product

@@ -11,6 +11,8 @@ from benchmarks.paper.drawing import COLOURS, picture
 
 TASKS = {"mnist1d": "MNIST-1D", "mnist5000": "MNIST, 5,000 images"}
 Pair = tuple[float, float]  # without and with Sign-In
+FORMS = ("plain", "with Sign-In")
+CHANCE = 15.0  # percent: all tasks have ten classes
 UNBOUNDED = 10.0  # points: an interval wider than this, of diverged runs, does not stretch the picture
 Paper = Mapping[str, Mapping[str, Mapping[float, Pair]]]  # by data set, method and sparsity
 
@@ -18,7 +20,11 @@ Paper = Mapping[str, Mapping[str, Mapping[float, Pair]]]  # by data set, method 
 def cell(
     problem: str, method: str, sparsity: float, plain: Sequence[float], signin: Sequence[float], rates: Pair
 ) -> dict[str, Any]:
-    """Accuracies without and with Sign-In at these learning rates, and their paired difference."""
+    """Accuracies without and with Sign-In at these learning rates, and their paired difference.
+
+    "others" is the difference of the seeds where neither ended at chance, if there are two or more and not all.
+    """
+    learned = [pair for pair in zip(plain, signin, strict=True) if min(pair) >= CHANCE]
     return {
         "problem": problem,
         "method": method,
@@ -28,6 +34,8 @@ def cell(
         "Sign-In": interval(signin),
         "difference": difference(signin, plain),
         "seeds": len(plain),
+        "at_chance": [sum(accuracy < CHANCE for accuracy in accuracies) for accuracies in (plain, signin)],
+        "others": interval([b - a for a, b in learned]) if 1 < len(learned) < len(plain) else None,
     }
 
 
@@ -41,6 +49,17 @@ def claims(label: str, cells: Sequence[Mapping[str, Any]], paper: Paper) -> list
             ahead = one["difference"]
             found.append(claim(what, f"> 0 ({', '.join(gains)})", signed(ahead), above(ahead)))
     return found
+
+
+def at_chance(cells: Sequence[Mapping[str, Any]]) -> str:
+    """Which cells have runs that ended there, but for those where almost all did, and what the other seeds say."""
+    found = []
+    for one in cells:
+        if one["others"] is not None:
+            lost = [f"{n} of {one['seeds']} {form}" for n, form in zip(one["at_chance"], FORMS, strict=True) if n]
+            where = f"{one['method']} at {one['sparsity']:.0%} on {TASKS[one['problem']]}"
+            found.append(f"{where}, {' and '.join(lost)} (the other seeds: {signed(tuple(one['others']))})")
+    return f"Runs that ended at chance, and widen their intervals: {'; '.join(found) or 'none'}."
 
 
 def draw(cells: Sequence[Mapping[str, Any]], path: Path) -> None:

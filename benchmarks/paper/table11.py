@@ -130,6 +130,8 @@ Learning rates without and with Sign-In:
 
 {table(["", *gains.TASKS.values()], body)}
 
+{gains.at_chance(cells)}
+
 On MNIST-1D Sign-In is ahead with AC/DC at all three sparsities, at 90 and 95 % by more than the interval, with RigL by
 1.5 at 80 and 90 %, within it: the direction of Tables 11 and 12. With MEST at fair rates it gains nothing. AC/DC gains
 more than the random static mask there, on the images less. On MNIST-1D Sign-In is also ahead in all nine cells of

@@ -27,6 +27,7 @@ from benchmarks.mask_table import mnist5000
 from benchmarks.paper import records
 from benchmarks.paper.counts import claim, table
 from benchmarks.paper.drawing import COLOURS, picture
+from benchmarks.paper.gains import CHANCE
 from benchmarks.stacked_training import Problem, Settings, accuracies, train
 from benchmarks.tuning import Outcome, tune_and_test
 from lightning_signin.recipes.datasets import Split, digits, mnist1d
@@ -46,7 +47,6 @@ RATES: dict[str, tuple[float, ...]] = {
     "digits": (0.067, 0.1, 0.15, 0.225, 0.338, 0.506, 0.759, 1.139),
 }
 TASKS = {"mnist1d": "MNIST-1D", "mnist5000": "MNIST, 5,000 images", "digits": "digits"}
-CHANCE = 15.0  # percent: all three tasks have ten classes
 TUNING_SEEDS, TEST_SEEDS = range(1000, 1008), range(32)
 QUICK_TASK, QUICK_RATES, QUICK_SEEDS = "digits", (0.15, 0.338), 4
 

@@ -1,6 +1,7 @@
 """What happens to the sparse weights during a fit: masks move, factors are rescaled and decay, numbers are logged."""
 
 from dataclasses import dataclass
+from math import inf
 from operator import index
 from typing import Any
 
@@ -193,7 +194,8 @@ class Training:
 
     def _say_never_rescaled(self) -> None:
         trainer: Any = self.trainer
-        steps = -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
+        batches = trainer.num_training_batches
+        steps = batches if batches == inf else -(-batches // trainer.accumulate_grad_batches)
         schedule, limits = self.options.schedule, (self.max_epochs, trainer.max_steps)
         if self.rescales and not trainer.fast_dev_run and schedule.never(*limits, steps):
             counted = "epochs" if schedule.every_n_epochs else "steps"

@@ -105,13 +105,12 @@ Learning rates without and with Sign-In:
 {gains.at_chance(cells)}
 
 In the paper's cells (30 seeds) Sign-In is ahead on MNIST-1D by more than the interval in nine of twelve; in two of the
-three others one run of 30 diverged, and the other seeds gain. On the images two of twelve gain, by 0.2, and none
-loses. For the random mask at 90 % the rates here, which are the best for three scores together, flatter Sign-In: with a
-rate of its own the plain network has 0.7 more, and the gain is that of Table 14. With the other scores (6 seeds)
-Sign-In is ahead on MNIST-1D in eleven of twelve cells at 80 and 90 %, in five by more than the interval; at 98 % nothing
-shows with any score. That the random mask performs best holds
-in half of the paper's own cells, and here in none: scores that see data are ahead of it on MNIST-1D at every sparsity,
-on the images by up to 2 points. Global magnitude leaves a layer with one weight and training at chance: from 95 % on
-MNIST-1D, at 98 % on the images. A first run of the table, with rates in steps of 1.5×, tuned at 90 % alone (0.506 for
-both forms), had some Sign-In runs diverge in nine of the 40 cells of MNIST-1D; the rates were then tuned anew for each
-sparsity, on the held-out samples."""
+three others one run of 30 diverged, and the other seeds gain. On the images two of twelve gain, by 0.2, and none loses.
+For the random mask at 90 % the rates here, which are the best for three scores together, flatter Sign-In: with a rate
+of its own the plain network has 0.7 more, and the gain is that of Table 14. With the other scores (6 seeds) Sign-In is
+ahead on MNIST-1D in eleven of twelve cells at 80 and 90 %, in five by more than the interval; at 98 % nothing shows
+there with any score. That the random mask performs best holds in half of the paper's own cells, and here in none:
+scores that see data are ahead of it on MNIST-1D at every sparsity, on the images by up to 2 points. Global magnitude
+leaves a layer with one weight and training at chance: from 95 % on MNIST-1D, at 98 % on the images. A first run of the
+table, with rates in steps of 1.5×, tuned at 90 % alone (0.506 for both forms), had some Sign-In runs diverge in nine of
+the 40 cells of MNIST-1D; the rates were then tuned anew for each sparsity, on the held-out samples."""

@@ -105,23 +105,23 @@ STAGES = Stages(
 
 
 def report_grid(stage: str) -> None:
-    for settings, scores in sorted(STAGES.by_seed(stage, "validation").items(), key=lambda item: str(item[0])):
+    for settings, scores in sorted(STAGES.read(stage, "validation").items(), key=lambda item: str(item[0])):
         s = settings
         schedule = f"p={s.rescale_every} T2={s.rescale_until} {s.momentum} β={s.beta}" if s.method == "signin" else ""
-        row = (s.method, s.sparsity, s.lr, schedule, len(scores), shown(interval([*scores.values()])))
+        row = (s.method, s.sparsity, s.lr, schedule, len(scores), shown(interval(scores)))
         print(f"| {' | '.join(map(str, row))} |")
 
 
 def report_test() -> None:
     for score in ("test", "fresh"):
-        table = {(s.method, s.sparsity): (s, scores) for s, scores in STAGES.by_seed("test", score).items()}
+        table = {(s.method, s.sparsity): (s, scores) for s, scores in STAGES.read("test", score).items()}
         print(f"\n{score} accuracy, %, mean ± 95 % interval\n")
         for sparsity in SPARSITIES:
             for method in TUNED:
                 settings, scores = table[method, sparsity]
-                print(f"| {sparsity} | {method} | lr {settings.lr} | {shown(interval([*scores.values()]))} |")
+                print(f"| {sparsity} | {method} | lr {settings.lr} | {shown(interval(scores))} |")
             for better, base in (("mw", "plain"), ("signin", "plain"), ("signin", "mw")):
-                a, b = ([*table[method, sparsity][1].values()] for method in (better, base))
+                a, b = (table[method, sparsity][1] for method in (better, base))
                 print(f"| {sparsity} | {better} − {base}, paired | | {signed(difference(a, b))} |")
 
 

@@ -100,7 +100,8 @@ def runs_of(quick: bool) -> dict[str, list[dict[str, Any]]]:
 
 def run(quick: bool) -> dict[str, Any]:
     """Flips and sharpness of both forms along the run."""
-    plain, signin = (runs_of(quick)[form] for form in FORMS)
+    found = runs_of(quick)
+    plain, signin = (found[form] for form in FORMS)
     cells = {
         name: [compared(*([row[name][tenth] for row in part] for part in (plain, signin))) for tenth in range(10)]
         for name in ("flips", "sharpness")

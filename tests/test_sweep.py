@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,8 @@ def test_stopped_and_killed_sweep_goes_on_with_what_is_missing(tmp_path, monkeyp
     assert not torn.exists()
     assert sorted(path.name for path in first.runs.iterdir()) == ["001-plain-0.9-seed0", "003-sign-in-0.9-seed0"]
     printed = capsys.readouterr().out
+    assert printed.count("has no rescale, so it trains m ⊙ w without Sign-In") == 1
+    assert "- sign-in-0.9-seed0: `rescale_every_n_epochs`=5" in printed
     folder = first.runs.parent
     assert printed.startswith((folder / "results.md").read_text())
     assert (folder / "results.png").read_bytes().startswith(b"\x89PNG")
@@ -114,7 +117,8 @@ def test_run_that_diverges_ends_at_once_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "1")  # puts back what the run leaves
     arguments = ["fit", "--config", str(recipes()["mnist1d"]), "--trainer.enable_progress_bar=false", *SHORT[1:]]
     told = run_trial([*arguments, "--trainer.max_epochs=50", "--model.init_args.lr=1e9"])
-    assert told == {"error": "diverged: weights are not finite after epoch 1"}
+    assert told["error"] == "diverged: weights are not finite after epoch 1"
+    assert [text[:52] for text in told["warnings"]] == ["network.layers.0.weight is not finite at the end of "]
 
 
 def test_runs_without_a_number_are_recorded_and_shown(tmp_path):
@@ -261,6 +265,12 @@ def test_table_pairs_differences_by_seed_and_counts_what_failed():
     assert f"| plain | 73.50 ± {stats.t.ppf(0.975, 1) * stats.sem([74, 73]):.2f}, n = 2 of 3 |" in lines
     assert "- plain-0.9-seed1: boom x" in lines
     assert lines.index("| method | 90 % |") < lines.index("Difference from sign-in, paired by seed, in points")
+
+
+def test_warnings_stand_below_the_table_once_with_their_runs():
+    warned = [replace(result, warnings=["hm\nso"]) for result in results_of({"plain": {0: 0.7, 1: 0.7, 2: 0.7}})]
+    text = markdown(summarize([*warned, *results_of({"sign-in": {0: 0.7}})], "test_acc"))
+    assert text.endswith("\n\nWarnings:\n\n- plain-0.9-seed0 and 2 more: hm so\n")
 
 
 def test_other_metrics_are_no_percents():

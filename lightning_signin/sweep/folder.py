@@ -102,7 +102,7 @@ class SweepFolder:
             return claim
 
     def record(self, claim: Claim, told: dict[str, Any], metric: str | None) -> None:
-        """Keep what came of a run, ``measured`` or ``error`` and ``seconds``, and let it go."""
+        """Keep what came of a run, attributes of `Result`, and let it go."""
         value = told.get("measured", {}).get(metric, math.nan)
         is_number = math.isfinite(value)
         with self._lock:
@@ -183,6 +183,6 @@ def _name(number: int, cell: Cell) -> str:
 
 
 def _result(trial: FrozenTrial) -> Result:
-    told = {name: trial.user_attrs.get(name) for name in ("measured", "error", "seconds")}
+    told = {name: trial.user_attrs.get(name) for name in ("measured", "error", "seconds", "warnings")}
     cell = _cell(trial)
     return Result(cell, f"runs/{_name(trial.number, cell)}", **told)

@@ -20,6 +20,7 @@ class Result:
         measured: The last value of all that the run logged; None if it has not ended, or failed.
         error: Why it failed.
         seconds: How long it took.
+        warnings: What it warned of; None if it has not ended.
     """
 
     cell: Cell
@@ -27,6 +28,7 @@ class Result:
     measured: dict[str, float] | None = None
     error: str | None = None
     seconds: float | None = None
+    warnings: list[str] | None = None
 
     @property
     def is_finished(self) -> bool:

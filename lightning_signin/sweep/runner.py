@@ -91,6 +91,10 @@ def _record(folder: SweepFolder, one: _Running, metric: str | None) -> None:
     outcome = f"{shown} {measured[shown]:.4f}" if shown else told.get("error", "ended")
     done = sum(result.is_finished for result in results)
     _log.info("[%d/%d] %s: %s (%.0f s)", done, len(results), one.claim.cell, outcome, seconds)
+    known = {text for result in results if result.cell != one.claim.cell for text in result.warnings or ()}
+    for text in told.get("warnings", ()):
+        if text not in known:
+            _log.warning("%s warns: %s", one.claim.cell, text)
 
 
 def _cores() -> int:

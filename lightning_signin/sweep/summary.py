@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lightning_signin.sweep.grid import Cell
 from lightning_signin.sweep.result import Mean, Result, mean
 
 Place = tuple[str, float]  # method, sparsity
@@ -20,6 +21,7 @@ class Summary:
         values: Of each place the numbers by seed.
         asked: Of each place how many runs there are to be.
         troubles: The runs without a number, and why they have none.
+        warnings: What runs warned of, and which.
     """
 
     metric: str
@@ -29,6 +31,7 @@ class Summary:
     values: dict[Place, dict[int, float]]
     asked: dict[Place, int]
     troubles: list[tuple[Result, str]]
+    warnings: dict[str, list[Cell]]
 
     @property
     def label(self) -> str:
@@ -64,6 +67,10 @@ def summarize(results: Sequence[Result], metric: str, methods_first: Sequence[st
     for cell, number in numbers.items():
         values.setdefault((cell.method, cell.sparsity), {})[cell.seed] = 100 * number if percent else number
     places = [(result.cell.method, result.cell.sparsity) for result in results]
+    warnings: dict[str, list[Cell]] = {}
+    for result in results:
+        for text in result.warnings or ():
+            warnings.setdefault(text, []).append(result.cell)
     return Summary(
         metric=metric,
         percent=percent,
@@ -72,4 +79,5 @@ def summarize(results: Sequence[Result], metric: str, methods_first: Sequence[st
         values=values,
         asked={place: places.count(place) for place in places},
         troubles=troubles,
+        warnings=warnings,
     )

@@ -4,12 +4,13 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 
+from lightning_signin.sweep.grid import Cell
 from lightning_signin.sweep.result import Mean, Result
 from lightning_signin.sweep.summary import Summary
 
 
 def markdown(summary: Summary) -> str:
-    """A table of means, one of the differences from the first method, and the runs that have no number."""
+    """A table of means, one of the differences from the first method, the runs without a number, and warnings."""
     parts = [
         f"{summary.label}: mean ± half of the 95 % interval (Student's t) over n seeds",
         _table(summary, summary.methods, lambda method, sparsity: _mean_cell(summary, method, sparsity)),
@@ -22,6 +23,9 @@ def markdown(summary: Summary) -> str:
     if summary.troubles:
         lines = (f"- {result.cell}: {_in_line(why)}" for result, why in summary.troubles)
         parts += ["Runs without a number:", "\n".join(lines)]
+    if summary.warnings:
+        lines = (f"- {_some(cells)}: {_in_line(text)}" for text, cells in summary.warnings.items())
+        parts += ["Warnings:", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -81,6 +85,11 @@ def _written(found: Mean, is_percent: bool, sign: str = "") -> str:
     digits = f"{sign}.2f" if is_percent else f"{sign}.4g"
     value = format(found.value, digits).replace("-", "−")
     return value if found.half is None else f"{value} ± {format(found.half, digits.lstrip('+'))}"
+
+
+def _some(cells: Sequence[Cell]) -> str:
+    """The first, and how many others."""
+    return f"{cells[0]} and {len(cells) - 1} more" if len(cells) > 1 else str(cells[0])
 
 
 def _in_line(text: str) -> str:

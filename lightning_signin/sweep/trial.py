@@ -6,11 +6,14 @@ import sys
 import threading
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.warnings import PossibleUserWarning
 
 from lightning_signin.cli.runs import SignInCLI, silence_lightning
 from lightning_signin.files.paths import write_whole
@@ -42,17 +45,38 @@ class TrialCLI(SignInCLI):
 
 
 def run_trial(arguments: list[str]) -> dict[str, Any]:
-    """Run ``fit`` with these arguments: ``measured``, or the ``error`` that it ended with."""
+    """Run ``fit`` with these arguments: ``measured``, or the ``error`` that it ended with, and ``warnings``."""
+    with _kept_warnings() as kept:
+        try:
+            silence_lightning()
+            warnings.filterwarnings("ignore", message="Experiment logs directory")  # it has our own files, no logs
+            options: Any = {"save_config_kwargs": {"overwrite": True}}
+            cli = TrialCLI(args=arguments, trainer_defaults={"callbacks": [StopWhereItDiverges()]}, **options)
+        except Exception as error:
+            traceback.print_exc()
+            line = str(error).strip().partition("\n")[0]
+            told = line if isinstance(error, Diverged) else f"{type(error).__name__}: {line}"
+            return {"error": told, "warnings": kept}
+        return {"measured": cli.measured, "warnings": kept}
+
+
+@contextmanager
+def _kept_warnings() -> Iterator[list[str]]:
+    """What a user is warned of, which is shown as well; without Lightning's advice on speed and logging."""
+    kept: list[str] = []
+    show = warnings.showwarning
+
+    def show_and_keep(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        is_advice = issubclass(category, PossibleUserWarning) or not issubclass(category, UserWarning)
+        if not is_advice and str(message) not in kept:
+            kept.append(str(message))
+        show(message, category, *place, **more)
+
+    warnings.showwarning = show_and_keep
     try:
-        silence_lightning()
-        warnings.filterwarnings("ignore", message="Experiment logs directory")  # it has our own files in it, no logs
-        options: Any = {"save_config_kwargs": {"overwrite": True}}
-        cli = TrialCLI(args=arguments, trainer_defaults={"callbacks": [StopWhereItDiverges()]}, **options)
-    except Exception as error:
-        traceback.print_exc()
-        line = str(error).strip().partition("\n")[0]
-        return {"error": line if isinstance(error, Diverged) else f"{type(error).__name__}: {line}"}
-    return {"measured": cli.measured}
+        yield kept
+    finally:
+        warnings.showwarning = show
 
 
 def _numbers(trainer: Any) -> dict[str, float]:

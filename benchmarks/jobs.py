@@ -5,9 +5,12 @@ import multiprocessing
 import sys
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 Grid = Callable[[], Iterable[tuple[Hashable, Sequence[int]]]]
@@ -67,12 +70,36 @@ class Stages:
             sys.exit(f"usage: python -m benchmarks.{name} {'|'.join(self.grids)}{last} [PROCESSES]")
 
 
+def run_each(
+    path: Path, keys: Sequence[str], seeds: Sequence[int], one: Callable[[str, int], Any]
+) -> dict[str, list[Any]]:
+    """What ``one(key, seed)`` returns, by key, seeds ascending; what a stopped run has done is not done again.
+
+    Args:
+        path: Of the rows, "….jsonl".
+        keys: What is run; the result has them in this order.
+        seeds: Of each.
+        one: Makes one run, in another process.
+    """
+    grid: dict[str, Grid] = {path.stem: lambda: ((key, seeds) for key in keys)}
+    stages = Stages(path.parent, grid, partial(_run_key, one), itemgetter("key"), chunk=1)
+    stages.run(path.stem)
+    found = stages.read(path.stem, "runs")
+    return {key: found[key] for key in keys}
+
+
+def _run_key(one: Callable[[str, int], Any], job: tuple[str, str, list[int]]) -> dict:
+    _, key, seeds = job
+    return {"key": key, "seeds": seeds, "runs": [one(key, seed) for seed in seeds]}
+
+
 def run_jobs(run_job: Callable[[tuple], dict], jobs: Sequence[tuple], path: Path, processes: int | None) -> None:
-    """Add a row for each job as it ends; None is one process for each core. Without a job nothing is started."""
+    """Add a row for each job as it ends; None is one process of one thread for each core. No job starts nothing."""
     if not jobs:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with multiprocessing.get_context("spawn").Pool(processes) as pool, path.open("a") as file:
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(processes, torch.set_num_threads, (1,)) as pool, path.open("a") as file:
         for row in tqdm(pool.imap_unordered(run_job, jobs), total=len(jobs), desc=path.stem):
             file.write(json.dumps(row) + "\n")
             file.flush()

@@ -19,8 +19,6 @@ from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 
-import torch
-
 from benchmarks.intervals import difference, interval, shown, signed
 from benchmarks.jobs import Grid, Stages
 from benchmarks.stacked_training import Problem, Settings, accuracies, train
@@ -74,7 +72,6 @@ def test_grid() -> Iterator[Settings]:
 
 
 def run_job(job: tuple[str, Settings, list[int]]) -> dict:
-    torch.set_num_threads(1)
     stage, settings, seeds = job
     training, test = mnist1d()
     net = train(settings, seeds, Problem(WIDTHS, EPOCHS, *training))

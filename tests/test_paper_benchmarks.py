@@ -121,14 +121,14 @@ def stored(tmp_path, monkeypatch):
     monkeypatch.setattr(table6, "QUICK_TIMES", (1, 2))
     monkeypatch.setattr(table6, "ROUNDED_TIMES", (1,))
     for name, script in {"table6": table6, "figure3a": figure3a}.items():
-        records.write(name, script.run(True), 1.0, quick=True)
+        records.write(name, script.run(True), quick=True)
     return tmp_path / "quick"
 
 
 def test_quick_runs_make_results_pictures_and_the_page(stored):
     for name, script in {"table6": table6, "figure3a": figure3a}.items():
         results = records.read(name, quick=True)
-        assert {"quick", "seconds", "environment", "settings", "claims", "counts"} <= results.keys()
+        assert {"quick", "environment", "settings", "claims", "counts"} <= results.keys()
         assert {"python", "torch", "lightning_signin", "platform", "threads"} <= results["environment"].keys()
         assert all(row.keys() == {"claim", "paper", "here", "holds"} for row in results["claims"])
         script.draw(results, stored / f"{name}.png")
@@ -142,5 +142,5 @@ def test_quick_runs_make_results_pictures_and_the_page(stored):
 
 def test_what_json_cannot_hold_is_null(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "RESULTS", tmp_path)
-    records.write("some", {"values": [1.5, float("nan"), [float("inf")]]}, 0.0, quick=False)
+    records.write("some", {"values": [1.5, float("nan"), [float("inf")]]}, quick=False)
     assert records.read("some", quick=False)["values"] == [1.5, None, [None]]

@@ -3,13 +3,14 @@
 import json
 import shutil
 from dataclasses import replace
+from operator import mul
 
 import pytest
 import torch
 from scipy import stats
 
 from benchmarks import intervals, mask_table, rewind_table, sign_table, update_table
-from benchmarks.jobs import Stages, read_rows
+from benchmarks.jobs import Stages, read_rows, run_each
 from benchmarks.paper import figure1, figure4, gains, records, table1, table7, table11, table15
 from lightning_signin import sparsify
 from lightning_signin.metrics import SignFlips
@@ -91,6 +92,14 @@ def test_seeds_that_have_no_row_are_run(tmp_path):
     assert stages.read("test")["two"] == ["two 5"]
 
 
+def test_each_key_is_run_with_each_seed(tmp_path):
+    (tmp_path / "each.jsonl").write_text('{"key": "a", "seeds": [2], "runs": ["stored"]}\n')
+    assert run_each(tmp_path / "each.jsonl", ["b", "a"], (1, 2, 3), mul) == {
+        "b": ["b", "bb", "bbb"],
+        "a": ["a", "stored", "aaa"],
+    }
+
+
 def names_of_seeds(job):
     _, name, seeds = job
     return {"name": name, "seeds": seeds, "accuracies": [f"{name} {seed}" for seed in seeds]}
@@ -130,11 +139,11 @@ def test_flips_count_on_the_finally_kept_weights_alone():
 
 
 def test_a_short_run_is_followed_from_start_to_end():
-    learned, scratch = (figure1.both("rigl", 0, figure4.problem_of(True))[kind] for kind in ("learned", "scratch"))
+    learned, scratch = (figure1.both(True, "rigl", 0)[kind] for kind in ("learned", "scratch"))
     for run in (learned, scratch):
         assert 0 < run["start → end"] <= run["start → warm-up"] + run["warm-up → end"]
     assert scratch["no sign at the start"] == 0 < learned["no sign at the start"]
-    row = figure4.followed("Sign-In", 0, quick=True)
+    row = figure4.followed(True, "Sign-In", 0)
     assert len(row["flips"]) == len(row["sharpness"]) == 10
     assert 0 < row["flips"][-1] <= row["flips"][1] + row["flips_since_warmup"]
 

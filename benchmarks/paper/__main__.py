@@ -1,7 +1,7 @@
 """Run every script of the paper's tables, figures and theorems, then write the page: `python -m benchmarks.paper`.
 
     python -m benchmarks.paper --quick            # minutes: fewer values, shorter runs; results in results/paper/quick
-    python -m benchmarks.paper --full             # what the page in this folder shows
+    python -m benchmarks.paper --full             # what the page here shows; runs that have a row are not run again
     python -m benchmarks.paper --full table2      # only some of them
     python -m benchmarks.paper --full --report    # pictures and page anew, from the stored results
 
@@ -59,7 +59,7 @@ def main() -> None:
         script = import_module(f"benchmarks.paper.{name}")
         if not chosen.report:
             start = time.perf_counter()
-            records.write(name, script.run(chosen.quick), time.perf_counter() - start, chosen.quick)
+            records.write(name, script.run(chosen.quick), chosen.quick)
             print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
         results = records.read(name, chosen.quick)
         if results is not None:

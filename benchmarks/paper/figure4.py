@@ -17,12 +17,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.intervals import above, below, difference, interval, shown, signed
-from benchmarks.jobs import Grid, Stages
+from benchmarks.jobs import run_each
 from benchmarks.moving_masks import fit, mlp, start
 from benchmarks.paper import records
 from benchmarks.paper.counts import claim, table
@@ -58,13 +57,7 @@ def samples_of(problem: Problem) -> tuple[Tensor, Tensor]:
     return problem.inputs[:SAMPLES], problem.labels[:SAMPLES]
 
 
-def run_job(quick: bool, job: tuple[str, str, list[int]]) -> dict[str, Any]:
-    torch.set_num_threads(1)
-    _, form, seeds = job
-    return {"form": form, "seeds": seeds, "runs": [followed(form, seed, quick) for seed in seeds]}
-
-
-def followed(form: str, seed: int, quick: bool) -> dict[str, Any]:
+def followed(quick: bool, form: str, seed: int) -> dict[str, Any]:
     """Train and measure at each tenth."""
     problem, sign_in = problem_of(quick), form == "Sign-In"
     batch = samples_of(problem)
@@ -92,10 +85,7 @@ def followed(form: str, seed: int, quick: bool) -> dict[str, Any]:
 def runs_of(quick: bool) -> dict[str, list[dict[str, Any]]]:
     """What was measured, by form, seeds ascending; what a stopped run has done is not done again."""
     seeds = QUICK_SEEDS if quick else SEEDS
-    grid: dict[str, Grid] = {"figure4": lambda: ((form, seeds) for form in FORMS)}
-    stages = Stages(records.folder(quick), grid, partial(run_job, quick), lambda row: row["form"], chunk=1)
-    stages.run("figure4")
-    return stages.read("figure4", "runs")
+    return run_each(records.folder(quick) / "figure4.jsonl", FORMS, seeds, partial(followed, quick))
 
 
 def run(quick: bool) -> dict[str, Any]:

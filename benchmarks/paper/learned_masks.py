@@ -5,14 +5,14 @@ seed; SNIP, SynFlow and the random mask score that same start. Everything that i
 another start (seed + 500) with its own batches, the same for all masks and methods, so that differences are paired.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from benchmarks import mask_table, update_table
-from benchmarks.jobs import Grid, Stages
+from benchmarks.jobs import run_each
 from benchmarks.moving_masks import accuracy, fit, mlp, rule_of, start
 from benchmarks.paper import records
 from benchmarks.sign_table import FRESH
@@ -117,20 +117,14 @@ def rates_of(task: str) -> Rates:
     return rules | mask_table.learning_rates(task, SPARSITY)
 
 
-def run_job(epochs: int | None, job: tuple[str, str, list[int]]) -> dict[str, Any]:
-    torch.set_num_threads(1)
-    _, task, seeds = job
+def measure_task(epochs: int | None, task: str, seed: int) -> dict[str, Any]:
+    """All runs of one seed of a task, for so many epochs; None is the task's own number."""
     problem, test = data_of(task, held_out=False)
-    shorter = Problem(problem.widths, epochs or problem.epochs, problem.inputs, problem.labels)
-    return {"task": task, "seeds": seeds, "runs": [measure(shorter, test, rates_of(task), seed) for seed in seeds]}
+    return measure(replace(problem, epochs=epochs or problem.epochs), test, rates_of(task), seed)
 
 
 def runs_of(quick: bool) -> dict[str, list[dict[str, Any]]]:
     """What was measured, by task, seeds ascending; what a stopped run has done is not done again."""
     tasks, seeds = (QUICK_TASKS, QUICK_SEEDS) if quick else (tuple(TASKS), SEEDS)
-    grid: dict[str, Grid] = {"learned_masks": lambda: ((task, seeds) for task in tasks)}
-    train = partial(run_job, QUICK_EPOCHS if quick else None)
-    stages = Stages(records.folder(quick), grid, train, lambda row: row["task"], chunk=1)
-    stages.run("learned_masks")
-    found = stages.read("learned_masks", "runs")
-    return {task: found[task] for task in tasks}
+    one = partial(measure_task, QUICK_EPOCHS if quick else None)
+    return run_each(records.folder(quick) / "learned_masks.jsonl", tasks, seeds, one)

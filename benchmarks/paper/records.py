@@ -33,9 +33,9 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write(name: str, results: dict[str, Any], seconds: float, quick: bool) -> None:
+def write(name: str, results: dict[str, Any], quick: bool) -> None:
     """Store the results of one script."""
-    record = {"quick": quick, "seconds": round(seconds, 1), "environment": environment(), **results}
+    record = {"quick": quick, "environment": environment(), **results}
     path = folder(quick) / f"{name}.json"
     unfinished = path.with_suffix(".part")
     text = json.dumps(_finite(record), indent=1, ensure_ascii=False, allow_nan=False)

@@ -28,17 +28,15 @@ def opening(found: dict[str, dict[str, Any]], quick: bool) -> str:
     claims = [claim for record in found.values() for claim in record.get("claims", [])]
     rows = [[claim["claim"], claim["paper"], claim["here"], "yes" if claim["holds"] else "**no**"] for claim in claims]
     machines = sorted({_machine(record["environment"]) for record in found.values()})
-    minutes = sum(record["seconds"] for record in found.values()) / 60
     size = "quick" if quick else "full"
     return f"""# The paper beside this package
 
 Gadhikar, Jacobs, Zhou, Burkholz: "Sign-In to the Lottery: Reparameterizing Sparse Training", NeurIPS 2025,
-arXiv:2504.12801. Written by `python -m benchmarks.paper --{size}` ({minutes:.0f} minutes, and the stored runs of other
-scripts where a section names them) from the raw results in `benchmarks/results`. Each section begins with its settings
-and its rule of success, which were written down before the run; a rule that was not, and what a first look changed or
-added, says so. The factors m ⊙ w are the package's own:
-`tests/test_paper_benchmarks.py` holds these batches against `sparsify` and SGD on a module. Counts have 95 % Wilson
-intervals, in percent.
+arXiv:2504.12801. Written by `python -m benchmarks.paper --{size}` from the raw results in `benchmarks/results`; a run
+that has its row there is not run again. Each section begins with its settings and its rule of success, which were
+written down before the run; a rule that was not, and what a first look changed or added, says so. The factors m ⊙ w
+are the package's own: `tests/test_paper_benchmarks.py` holds these batches against `sparsify` and SGD on a module.
+Counts have 95 % Wilson intervals, in percent.
 
 Measured with {"; ".join(machines)}.
 

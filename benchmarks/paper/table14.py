@@ -64,7 +64,6 @@ def splits(task: str) -> tuple[Split, Split]:
 
 
 def run_job(job: tuple[str, tuple[Cell, float], list[int]]) -> dict[str, Any]:
-    torch.set_num_threads(1)
     stage, (cell, lr), seeds = job
     task, mask, sparsity, method = cell
     (x, y), test = splits(task)

@@ -100,7 +100,6 @@ def train(study: Study, cell: Cell, lr: float, seed: int, training: Split) -> nn
 
 
 def run_job(study: Study, job: tuple[str, tuple[Cell, float], list[int]]) -> dict[str, Any]:
-    torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     stage, (cell, lr), seeds = job

@@ -4,12 +4,12 @@ import logging
 import warnings
 
 import torch
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from lightning_signin import SignInCallback
+from lightning_signin import SignInCallback, generators, masks
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 BATCHES, BATCH = 10, 8  # of an epoch
@@ -59,6 +59,20 @@ def data() -> TensorDataset:
     return TensorDataset(x, x[:, :3].argmax(1))
 
 
+class Counted(Dataset):
+    """Counts the samples that are drawn."""
+
+    def __init__(self, samples=None):
+        self.samples, self.drawn = data() if samples is None else samples, 0
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        self.drawn += 1
+        return self.samples[index]
+
+
 def loader(workers: int = 0) -> DataLoader:
     return DataLoader(data(), BATCH, shuffle=True, num_workers=workers)
 
@@ -76,6 +90,13 @@ def callback(**options: object) -> SignInCallback:
 def seeded(optimizer: str = "SGD", seed: int = 1, epochs: int = 4, **options: float) -> Small:
     seed_everything(seed, verbose=False)
     return Small(optimizer, epochs, **options)
+
+
+class Masks(Callback):
+    """Notes the masks of a fit, and where the random generators are when it starts."""
+
+    def on_fit_start(self, trainer, module):
+        self.found, self.generators = masks(module), generators.capture()
 
 
 def copies(module: nn.Module) -> dict[str, Tensor]:

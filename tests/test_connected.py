@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_signin.masks.network import Network
 from lightning_signin.masks.units.connected import check_connected, cut_layers
-from tests.test_graph import Branches, Concat, Recurrent, build, weight_names
+from tests.graph_networks import Branches, Concat, Recurrent, build, weight_names
 
 
 def network_of(net: nn.Module, *args: Tensor) -> Network:

@@ -11,7 +11,7 @@ from lightning_signin.masks.scores.phew import first_visits
 from lightning_signin.masks.task import TrainingData
 from lightning_signin.masks.units.graph import Graph
 from lightning_signin.masks.units.walks import Walks
-from tests.test_graph import EVERY_NET, build, graph_of, weight_names
+from tests.graph_networks import EVERY_NET, build, graph_of, weight_names
 
 NEVER = torch.iinfo(torch.long).max
 WALKS = 40_000

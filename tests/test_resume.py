@@ -2,28 +2,14 @@
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
+from tests.resuming import Manual, SaveEverywhere
 from tests.small import BATCHES, Small, callback, copies, data, differing, loader, seeded, trainer
 
 MOMENTS = ["step1", "step9", "step10", "step11", "step25", "step30", "step39", "epoch0", "epoch1", "epoch2"]
-
-
-class SaveEverywhere(Callback):
-    """Saves after every optimizer step and at every epoch's end."""
-
-    def __init__(self, folder) -> None:
-        self.folder = folder
-
-    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
-        path = self.folder / f"step{trainer.global_step}.ckpt"
-        if not path.exists():
-            trainer.save_checkpoint(path)
-
-    def on_train_epoch_end(self, trainer: Trainer, module: object) -> None:
-        trainer.save_checkpoint(self.folder / f"epoch{trainer.current_epoch}.ckpt")
 
 
 def fit(optimizer: str, *extra: Callback, workers: int = 0, ckpt_path=None, **options: object):
@@ -38,6 +24,7 @@ def fit(optimizer: str, *extra: Callback, workers: int = 0, ckpt_path=None, **op
 
 
 SGD, ADAMW_WITH_WORKERS = ("SGD", 0), ("AdamW", 2)
+
 with_sgd = pytest.mark.parametrize("uninterrupted", [SGD], indirect=True, ids=["SGD"])
 
 
@@ -118,81 +105,6 @@ def test_resume_says_when_loaders_are_reloaded(tmp_path):
         two_loaders(tmp_path, 1, "epoch1")
 
 
-@with_sgd
-@pytest.mark.parametrize(
-    ("argument", "value"),
-    [
-        ("sparsity", 0.5),
-        ("distribution", "erk"),
-        ("seed", 3),
-        ("parametrization", "plain"),
-        ("exclude", ["fc2.weight"]),
-        ("storage", "dense"),
-    ],
-)
-def test_resume_with_another_mask_is_refused(uninterrupted, argument, value):
-    folder = uninterrupted[3]
-    with pytest.raises(ValueError, match=rf"was trained with {argument}=.*this callback has {argument}=.*another mask"):
-        fit("SGD", ckpt_path=folder / "epoch1.ckpt", **{argument: value})
-
-
-def test_resume_of_a_dense_checkpoint_is_refused(tmp_path):
-    runner = trainer()
-    runner.fit(seeded(), loader())
-    for name, weights_only in (("whole.ckpt", False), ("weights.ckpt", True)):
-        runner.save_checkpoint(tmp_path / name, weights_only=weights_only)
-        with pytest.raises(ValueError, match=r"was not written by a run with SignInCallback.*load them into the model"):
-            fit("SGD", ckpt_path=tmp_path / name)
-
-
-@with_sgd
-def test_dense_resume_of_a_sparse_checkpoint_says_what_to_do(uninterrupted):
-    folder = uninterrupted[3]
-    with (
-        pytest.warns(UserWarning, match="sparse run in progress: add the callback to resume it; to go on dense"),
-        pytest.raises(ValueError, match="doesn't match the size of optimizer's group"),
-    ):
-        trainer().fit(Small(), loader(), ckpt_path=folder / "epoch1.ckpt")
-
-
-@with_sgd
-def test_resume_says_when_seed_everything_differs(uninterrupted, monkeypatch):
-    folder = uninterrupted[3]
-    module = seeded(seed=2)
-    with pytest.warns(UserWarning, match="not bit for bit: seed_everything was 1, and is 2"):
-        trainer(callback(frobenius_decay=1e-3), epochs=3).fit(module, loader(), ckpt_path=folder / "epoch1.ckpt")
-
-
-def test_resume_says_when_gradients_were_accumulating(tmp_path):
-    class SaveInside(Callback):
-        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-            if batch_idx == 4:
-                trainer.save_checkpoint(tmp_path / "inside.ckpt")
-
-    trainer(callback(), SaveInside(), epochs=1, accumulate_grad_batches=2).fit(seeded(), loader())
-    with pytest.warns(UserWarning, match="inside an accumulation window"):
-        trainer(callback(), epochs=1, accumulate_grad_batches=2).fit(
-            seeded(), loader(), ckpt_path=tmp_path / "inside.ckpt"
-        )
-
-
-def test_resume_says_when_data_is_iterable(tmp_path):
-    class Stream(IterableDataset):
-        def __iter__(self):
-            return iter(data())
-
-    stream = DataLoader(Stream(), 8)
-    trainer(callback(), SaveEverywhere(tmp_path), epochs=1).fit(seeded(), stream)
-    with pytest.warns(UserWarning, match="an iterable or stateful training loader is left to itself"):
-        trainer(callback(), epochs=1).fit(seeded(), stream, ckpt_path=tmp_path / "step5.ckpt")
-
-
-@with_sgd
-def test_checkpoint_is_read_without_running_code(uninterrupted):
-    saved = torch.load(uninterrupted[3] / "step25.ckpt", weights_only=True)
-    assert list(saved["state_dict"]) == list(Small().state_dict())
-
-
 @pytest.mark.parametrize("interval", [1.0, 0.5], ids=["validated at epoch ends", "validated twice an epoch"])
 def test_resume_from_checkpoints_of_validations_equals_uninterrupted(tmp_path, interval):
     def fit_validated(*extra: Callback, ckpt_path=None):
@@ -212,29 +124,6 @@ def test_resume_from_checkpoints_of_validations_equals_uninterrupted(tmp_path, i
         assert differing(whole, fit_validated(ckpt_path=tmp_path / f"step={step}.ckpt")) == [], step
 
 
-class Manual(Small):
-    """Two optimizers, stepped by hand."""
-
-    def __init__(self, *arguments) -> None:
-        super().__init__(*arguments)
-        self.automatic_optimization = False
-
-    def training_step(self, batch, batch_idx):
-        loss = super().training_step(batch, batch_idx)
-        for optimizer in self.optimizers():
-            optimizer.zero_grad()
-        self.manual_backward(loss)
-        for optimizer in self.optimizers():
-            optimizer.step()
-
-    def configure_optimizers(self):
-        early, late = (
-            [*self.conv.parameters(), *self.norm.parameters()],
-            [*self.fc1.parameters(), *self.fc2.parameters()],
-        )
-        return torch.optim.SGD(early, 0.1, momentum=0.9), torch.optim.AdamW(late, 0.01)
-
-
 @pytest.mark.parametrize(("kind", "accumulate"), [(Small, 2), (Manual, 1)], ids=["accumulation", "manual optimization"])
 def test_resume_of_other_ways_to_step_equals_uninterrupted(tmp_path, kind, accumulate):
     seeded()
@@ -248,14 +137,6 @@ def test_resume_of_other_ways_to_step_equals_uninterrupted(tmp_path, kind, accum
         runner = trainer(callback(frobenius_decay=1e-3), accumulate_grad_batches=accumulate)
         runner.fit(again, loader(), ckpt_path=tmp_path / f"{moment}.ckpt")
         assert differing(copies(whole), copies(again)) == [], moment
-
-
-def test_resume_says_when_a_validation_was_due(tmp_path):
-    trainer(callback(), SaveEverywhere(tmp_path), epochs=2).fit(seeded(), loader(), DataLoader(data(), 16))
-    with pytest.warns(UserWarning, match="from the last batch of an epoch, before its validation, which is skipped"):
-        trainer(callback(), epochs=2).fit(
-            seeded(), loader(), DataLoader(data(), 16), ckpt_path=tmp_path / f"step{BATCHES}.ckpt"
-        )
 
 
 COUNTED_IN_STEPS = {"rescale_every_n_epochs": None, "rescale_every_n_steps": 7}

@@ -4,21 +4,13 @@ import copy
 
 import pytest
 import torch
-from lightning.pytorch import Callback
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from lightning_signin import generators, masks, sparsify
+from lightning_signin import masks, sparsify
 from lightning_signin.masks import SCORES, Task, TrainingData
-from tests.small import Small, callback, data, differing, loader, seeded, trainer
-
-
-class Masks(Callback):
-    """Notes the masks of a fit, and where the random generators are when it starts."""
-
-    def on_fit_start(self, trainer, module):
-        self.found, self.generators = masks(module), generators.capture()
+from tests.small import Masks, Small, callback, data, differing, loader, seeded, trainer
 
 
 @pytest.mark.parametrize("name", SCORES)

@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 from lightning_signin import generators
 from lightning_signin.masks import SNIP
-from tests.small import Small, callback, copies, data, differing, loader, seeded, trainer
-from tests.test_scoring import Masks
+from tests.small import Masks, Small, callback, copies, data, differing, loader, seeded, trainer
 
 
 class Recorded(Logger):

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from lightning_signin import masks, sparsify
 from lightning_signin.metrics import hessian_trace, sharpness
 from lightning_signin.metrics.sharpness import lanczos
+from tests.resuming import Manual, SaveEverywhere
 from tests.small import Small, callback, copies, differing, loader, seeded, trainer
-from tests.test_resume import Manual
 
 FORMS = [(form, storage) for form in ("sign-in", "plain") for storage in ("compact", "dense")]
 
@@ -201,8 +201,6 @@ def test_a_fit_measures_its_training_step_and_goes_on_as_without(model):
 
 
 def test_resumed_fits_measure_the_same(tmp_path):
-    from tests.test_resume import SaveEverywhere
-
     def run(*extra, ckpt_path=None):
         record = Record()
         module = seeded()

@@ -13,8 +13,8 @@ from lightning_signin.metrics import SignFlips, scaling_by_weight
 from lightning_signin.updates import ACDC, GMP, RigL
 from lightning_signin.updates.change import change_mask_
 from lightning_signin.weights import sparse_weights
+from tests.resuming import SaveEverywhere
 from tests.small import Small, callback, loader, seeded, trainer
-from tests.test_resume import SaveEverywhere
 
 WARMUP = 2
 

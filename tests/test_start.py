@@ -1,21 +1,19 @@
-"""How a fit starts: masks, signs and magnitudes from files, flipped signs, masks that cut the network, resuming."""
+"""How a fit starts: masks, signs and magnitudes from files, flipped signs, resuming."""
 
 import shutil
-import threading
-from collections.abc import Mapping
 
 import pytest
 import torch
 from lightning.pytorch import Callback
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from lightning_signin import SignInCallback, effective_weights, masks
 from lightning_signin.export import write_safetensors
 from lightning_signin.masks import NM, SNIP, NMCap, Task
 from lightning_signin.saved import read_weights
-from tests.small import Small, callback, copies, data, differing, loader, seeded, trainer
-from tests.test_resume import SaveEverywhere
+from tests.resuming import SaveEverywhere
+from tests.small import Counted, Small, callback, copies, differing, loader, seeded, trainer
 
 
 class Started(Callback):
@@ -103,18 +101,6 @@ def counted(task: Task) -> dict[str, Tensor]:
     CALLS.append("scored")
     gradients = task.mean_gradients(task.weights, task.batches(1))
     return {name: gradient.abs() for name, gradient in gradients.items()}
-
-
-class Counted(Dataset):
-    def __init__(self, samples=None):
-        self.samples, self.drawn = data() if samples is None else samples, 0
-
-    def __len__(self):
-        return len(self.samples)
-
-    def __getitem__(self, index):
-        self.drawn += 1
-        return self.samples[index]
 
 
 @pytest.mark.parametrize("kind", ["name", "object", "path"])
@@ -220,65 +206,3 @@ def test_number_to_base_60_is_the_structure_that_yaml_made_it_of():
     assert SignInCallback(structure=2 * 60 + 4).start.structure == "2:4"
     assert SignInCallback(structure={"*": 16 * 60 + 32}).start.structure == {"*": "16:32"}
     assert isinstance(SignInCallback(structure=NM(2, 4)).start.structure, NM)
-
-
-def halves(task: Task | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What fc1 gives, fc2 does not read."""
-    weights = task.weights if isinstance(task, Task) else task
-    scores = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    scores["conv.weight"] += 1
-    scores["fc1.weight"][:12] = scores["fc2.weight"][:, 12:] = 1
-    return scores
-
-
-@pytest.mark.parametrize("given", ["score", "file"])
-def test_mask_that_cuts_the_network_is_refused_before_training(tmp_path, given):
-    module = seeded()
-    options = {"mask": halves, "distribution": "global", "sparsity": 0.5}
-    if given == "file":
-        selected = {name: module.get_parameter(name) for name in ("conv.weight", "fc1.weight", "fc2.weight")}
-        torch.save({name: score > 0 for name, score in halves(selected).items()}, tmp_path / "mask.pt")
-        options = {"mask_from": tmp_path / "mask.pt", "sparsity": None}
-    with pytest.raises(ValueError, match=r"The mask cuts the network .* no way leads through .*fc1\.weight"):
-        trainer(callback(**options)).fit(module, loader())
-    assert module.losses == []
-    assert type(module.fc1) is nn.Linear
-
-
-def test_file_that_leaves_a_layer_empty_is_refused(tmp_path):
-    kept = {name: weight * (name != "fc1.weight") for name, weight in seeded().state_dict().items()}
-    kept["fc2.weight"][0, 0] = 0
-    torch.save(kept, tmp_path / "empty.pt")
-    with pytest.raises(ValueError, match=r"The mask of fc1\.weight in .*empty\.pt keeps nothing"):
-        trainer(callback(mask_from=tmp_path / "empty.pt", sparsity=None)).fit(seeded(), loader())
-
-
-@pytest.mark.parametrize(("sparsity", "drawn"), [(0.7, 0), (0.98, 8)])
-def test_random_masks_look_at_data_only_where_they_could_cut(sparsity, drawn):
-    class Drawn(Callback):
-        def on_fit_start(self, trainer, module):
-            self.number = samples.drawn
-
-    samples, noted = Counted(), Drawn()
-    trainer(callback(sparsity=sparsity), noted, epochs=1).fit(seeded(), DataLoader(samples, 8))
-    assert noted.number == drawn
-
-
-class Uncopyable(Small):
-    def __init__(self):
-        super().__init__()
-        self.lock = threading.Lock()
-
-
-class NeedsItsStart(Small):
-    def on_fit_start(self):
-        self.scale = 1.0
-
-    def training_step(self, batch, batch_idx):
-        return self.scale * super().training_step(batch, batch_idx)
-
-
-@pytest.mark.parametrize("kind", [Uncopyable, NeedsItsStart])
-def test_network_that_cannot_be_looked_at_is_a_warning(kind):
-    with pytest.warns(UserWarning, match="It could not be checked that the mask leaves a way from input to output"):
-        trainer(callback(sparsity=0.98), epochs=1).fit(kind(), loader())

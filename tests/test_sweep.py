@@ -1,4 +1,4 @@
-"""`lightning-signin sweep`: real runs, killed and gone on with; what is refused; the tables against scipy."""
+"""`lightning-signin sweep`: real runs, killed and gone on with; failed and diverged ones; folders that are shared."""
 
 import csv
 import json
@@ -8,40 +8,20 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from scipy import stats
 
-from lightning_signin import SignInCallback
 from lightning_signin.cli.main import main, recipes
-from lightning_signin.masks import SCORES
-from lightning_signin.parametrizations import PARAMETRIZATIONS, STR
 from lightning_signin.sweep.folder import SweepFolder
-from lightning_signin.sweep.grid import Cell, grid, parse_seeds, parse_sparsities
-from lightning_signin.sweep.methods import parse_method
+from lightning_signin.sweep.grid import Cell
 from lightning_signin.sweep.output import write_results
-from lightning_signin.sweep.result import Result, choose_metric, mean
 from lightning_signin.sweep.runner import run_all
-from lightning_signin.sweep.summary import summarize
-from lightning_signin.sweep.table import markdown
 from lightning_signin.sweep.trial import run_trial
-from lightning_signin.updates import UPDATES
+from tests.sweeps import GRID, refused
 
 SHORT = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=4", "--trainer.accelerator=cpu"]
-GRID = ["--method", "sign-in", "plain", "--sparsity", "0.9", "--seeds", "0"]
 PLAIN, SIGN_IN = Cell("plain", 0.9, 0), Cell("sign-in", 0.9, 0)
-
-
-def refused(capsys, *arguments: str) -> str:
-    with pytest.raises(SystemExit) as stop:
-        main(["sweep", *arguments])
-    error = capsys.readouterr().err
-    assert stop.value.code == 2
-    assert error.count("\n") == 1
-    return error
 
 
 class Started:
@@ -174,115 +154,3 @@ def test_half_a_line_of_a_killed_process_is_left_out(tmp_path):
         journal.write(b'{"op_code": 4, "wor')
     SweepFolder(tmp_path, {}).queue([PLAIN, SIGN_IN])
     assert [result.cell for result in SweepFolder(tmp_path, {}).results()] == [PLAIN, SIGN_IN]
-
-
-@pytest.mark.parametrize("name", [*SCORES, *UPDATES, *PARAMETRIZATIONS])
-def test_every_registered_name_is_a_method(name):
-    assert list(parse_method(name).arguments.values()) == [name]
-
-
-@pytest.mark.parametrize(
-    ("text", "name", "arguments"),
-    [
-        ("plain+snip", "snip+plain", {"mask": "snip", "parametrization": "plain"}),
-        ("acdc+sign-in", "acdc+sign-in", {"update": "acdc", "parametrization": "sign-in"}),
-        ("sign-in+rigl+grasp", "grasp+rigl+sign-in", {"mask": "grasp", "update": "rigl"}),
-        ("mw", "m-w", {"parametrization": "sign-in", "rescale_every_n_epochs": None, "rescale_every_n_steps": None}),
-    ],
-)
-def test_method_resolves_to_arguments(text, name, arguments):
-    method = parse_method(text)
-    assert method.name == name
-    assert method.arguments.items() >= arguments.items()
-    assert SignInCallback(**method.arguments)
-
-
-def test_sign_in_beside_a_parametrization_is_its_form_with_sign_in():
-    chosen = parse_method("sign-in+str").arguments["parametrization"]
-    assert chosen["class_path"].rpartition(".")[2] == "STR"
-    assert STR(**chosen["init_args"]).rescales
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        (
-            ["--method", "sign_in"],
-            "`--method` must be names joined by +, got 'sign_in': 'sign_in' is none of masks ran",
-        ),
-        (["--method", "snip+grasp"], "`--method` must name at most one mask, got 'snip+grasp'"),
-        (["--method", "plain+m-w"], "`--method` must name at most one parametrization, got 'plain+m-w'"),
-        (["--sparsity", "90"], "`--sparsity` must be in [0, 1), got 90. Pass the fraction of zeros, e.g. 0.9."),
-        (["--sparsity", "nan"], "`--sparsity` must be in [0, 1), got nan"),
-        (["--seeds", "3-1"], "`--seeds` must be integers from 0 to 4294967295, or ranges of them, got '3-1'"),
-        (["--seeds", "-1"], "`--seeds` must be integers"),
-        (["--jobs", "0"], "`--jobs` must be at least 1, got 0"),
-        (["--seed_everything=3"], "`sweep` decides --seed_everything itself"),
-        (["--trainer.callbacks=[]"], "`trainer.callbacks` must end with SignInCallback"),
-        (["--trainer.callbacks.init_args.beta=-1"], "must be"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_what_is_refused_before_any_training(tmp_path, monkeypatch, capsys, arguments, text):
-    monkeypatch.chdir(tmp_path)
-    assert text in refused(capsys, "mnist1d", *GRID, *arguments)
-    assert not list(tmp_path.iterdir())
-
-
-def test_recipe_that_is_none_is_named(capsys):
-    assert "RECIPE must be a file or a recipe, got 'mnist'. The recipes are cifar10" in refused(capsys, "mnist", *GRID)
-
-
-def test_grid_words():
-    assert parse_seeds(["0-2", "7", "1"]) == [0, 1, 2, 7]
-    assert parse_sparsities(["0", "0.90", "0.9"]) == [0.0, 0.9]
-    first = [str(cell) for cell in grid(["a", "b"], [0.8, 0.9], [0, 1])][:3]
-    assert first == ["a-0.8-seed0", "b-0.8-seed0", "a-0.9-seed0"]
-
-
-def test_intervals_are_those_of_scipy():
-    values = list(np.random.default_rng(0).normal(size=7))
-    low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
-    found = mean(values)
-    assert np.allclose([found.value - found.half, found.value + found.half, found.count], [low, high, 7])
-
-
-def results_of(numbers: dict[str, dict[int, float | None]], metric: str = "test_acc") -> list[Result]:
-    return [
-        Result(Cell(method, 0.9, seed), "", None if number is None else {metric: number}, None if number else "boom\nx")
-        for method, by_seed in numbers.items()
-        for seed, number in by_seed.items()
-    ]
-
-
-def test_table_pairs_differences_by_seed_and_counts_what_failed():
-    first, other = {0: 0.70, 1: 0.72, 2: 0.71}, {0: 0.74, 1: None, 2: 0.73}
-    summary = summarize(results_of({"plain": other, "sign-in": first}), "test_acc", ["sign-in"])
-    half = stats.t.ppf(0.975, 1) * stats.sem([4.0, 2.0])
-    lines = markdown(summary).splitlines()
-    assert f"| plain | +3.00 ± {half:.2f}, n = 2 |" in lines
-    assert f"| sign-in | 71.00 ± {stats.t.ppf(0.975, 2) * stats.sem([70, 72, 71]):.2f}, n = 3 |" in lines
-    assert f"| plain | 73.50 ± {stats.t.ppf(0.975, 1) * stats.sem([74, 73]):.2f}, n = 2 of 3 |" in lines
-    assert "- plain-0.9-seed1: boom x" in lines
-    assert lines.index("| method | 90 % |") < lines.index("Difference from sign-in, paired by seed, in points")
-
-
-def test_warnings_stand_below_the_table_once_with_their_runs():
-    warned = [replace(result, warnings=["hm\nso"]) for result in results_of({"plain": {0: 0.7, 1: 0.7, 2: 0.7}})]
-    text = markdown(summarize([*warned, *results_of({"sign-in": {0: 0.7}})], "test_acc"))
-    assert text.endswith("\n\nWarnings:\n\n- plain-0.9-seed0 and 2 more: hm so\n")
-
-
-def test_other_metrics_are_no_percents():
-    summary = summarize(results_of({"plain": {0: 1234.4}}, "val_loss"), "val_loss")
-    assert summary.label == "val_loss"
-    assert "| plain | 1234, n = 1 |" in markdown(summary)
-
-
-def test_metric_is_the_first_that_runs_have():
-    assert choose_metric(results_of({"a": {0: 1.0}}, "val_acc"), None) == "val_acc"
-    assert choose_metric(results_of({"a": {0: None}}), None) == "test_acc"
-    with pytest.raises(
-        ValueError, match=r"`--metric` must be something that a run logs, and none has f1\. They have x:"
-    ):
-        choose_metric(results_of({"a": {0: 1.0}}, "x"), "f1")

@@ -5,8 +5,8 @@ import torch
 
 from lightning_signin.parametrizations import STR, PILoT, Powerprop, Spred
 from lightning_signin.updates import ACDC, GMP, MEST, SET, OneShot, RigL, SRigL
+from tests.resuming import Manual, SaveEverywhere
 from tests.small import BATCHES, Small, callback, copies, differing, loader, seeded, trainer
-from tests.test_resume import Manual, SaveEverywhere
 from tests.update_references import to_mask
 
 RULES = {

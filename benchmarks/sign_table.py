@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from benchmarks.jobs import Stages
@@ -26,7 +25,7 @@ from benchmarks.update_table import data_of, learning_rate
 from lightning_signin import effective_weights, masks, sparsify, transplant_
 
 RESULTS = Path(__file__).parent / "results" / "signs"
-METHODS, SPARSITY, SEEDS = ("acdc", "gmp", "rigl"), 0.9, range(10)
+METHODS, SPARSITY, SEEDS = ("acdc", "gmp", "rigl"), 0.9, range(30)
 FRESH = 500  # added to the seed of a start that is trained from scratch
 STARTS = {
     "signs after 20 %": ("signs_from", 0.2),
@@ -42,7 +41,6 @@ def grid() -> Iterator[tuple[tuple[str, str], Sequence[int]]]:
 
 
 def run_job(job: tuple[str, tuple[str, str], list[int]]) -> dict:
-    torch.set_num_threads(1)
     _, (problem_name, method), seeds = job
     found = [one(problem_name, method, seed) for seed in seeds]
     return {"problem": problem_name, "method": method, "seeds": seeds, "accuracies": found}

@@ -1,6 +1,6 @@
 """What Sign-In adds to a method: paired cells, their table beside the paper's, their picture (Tables 7, 11 to 13)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -101,10 +101,16 @@ def markdown(cells: Sequence[Mapping[str, Any]], paper: Paper) -> str:
                 compared(by_key[problem, method, sparsity]) if (problem, method, sparsity) in by_key else ""
                 for problem in TASKS
             ),
+            seeds_of(one for one in cells if (one["method"], one["sparsity"]) == (method, sparsity)),
         ]
         for method, sparsity in product(methods, sparsities)
     ]
-    return table(["method", "sparsity", *(f"paper, {name}" for name in paper), *TASKS.values()], body)
+    return table(["method", "sparsity", *(f"paper, {name}" for name in paper), *TASKS.values(), "seeds"], body)
+
+
+def seeds_of(cells: Iterable[Mapping[str, Any]]) -> str:
+    """How many, of every task where they differ."""
+    return ", ".join(dict.fromkeys(str(one["seeds"]) for one in cells))
 
 
 def of_paper(pair: Pair | None) -> str:

@@ -92,6 +92,11 @@ def fit(
     return merge_(net)
 
 
+def is_finite(net: nn.Module) -> bool:
+    """Whether training has not diverged."""
+    return all(bool(parameter.isfinite().all()) for parameter in net.parameters())
+
+
 @torch.no_grad()
 def accuracy(net: nn.Module, inputs: Tensor, labels: Tensor) -> float:
     """In percent."""

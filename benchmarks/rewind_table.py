@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from benchmarks.jobs import Stages
 from benchmarks.mask_table import PROBLEMS
-from benchmarks.moving_masks import accuracy, fit, mlp
+from benchmarks.moving_masks import accuracy, fit, is_finite, mlp
 from benchmarks.stacked_training import Problem
 from benchmarks.tuning import best_rates
 from benchmarks.update_table import SPARSITIES, Job, Settings, cell_and_rate, data_of, settings_of
@@ -53,7 +53,6 @@ def learning_rate(problem: str, method: str, sign_in: bool) -> float:
 
 
 def run_job(job: tuple[str, Settings, list[int]]) -> dict:
-    torch.set_num_threads(1)
     stage, settings, seeds = job
     problem, test = data_of(settings.problem, held_out=stage == "tune")
     found = [levels(settings, problem, test, seed) for seed in seeds]
@@ -82,19 +81,15 @@ def levels(settings: Settings, problem: Problem, test: tuple[Tensor, Tensor], se
     net = trained(net, masks, level)
     sparsities = [sparsity for sparsity in SPARSITIES if sparsity <= settings.sparsity]
     for sparsity in sparsities:
-        while (1 - PRUNE_RATE) ** (level + 1) > 1 - sparsity + 1e-9 and finite(net):
+        while (1 - PRUNE_RATE) ** (level + 1) > 1 - sparsity + 1e-9 and is_finite(net):
             level += 1
             masks = pruned(net, masks, 1 - (1 - PRUNE_RATE) ** level)
             net = trained(net, masks, level)
-        if not finite(net):
+        if not is_finite(net):
             return found + [accuracy(net, *test)] * (len(sparsities) - len(found))
         last = trained(copy.deepcopy(net), pruned(net, masks, sparsity), level + 1)
         found.append(accuracy(last, *test))
     return found
-
-
-def finite(net: nn.Module) -> bool:
-    return all(parameter.isfinite().all() for parameter in net.parameters())
 
 
 def pruned(net: nn.Module, masks: dict[str, Tensor], sparsity: float) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Table 10 on two cores: a small vision transformer on random masks, plain and with Sign-In, on MNIST images.
+"""Table 10 on two cores: a small vision transformer on random masks, plain, m ⊙ w and Sign-In, on small images.
 
 timm's VisionTransformer with patches of 7×7 on 28×28 images, width 64, 4 blocks of 4 heads (205 k parameters), 20
 epochs on 1,000 of 5,000 MNIST images, in place of a DeiT-small on ImageNet; random balanced masks of 50 %, as in the
@@ -40,7 +40,7 @@ STUDY = Study(
     classifier={"optimizer": "adamw", "weight_decay": 0.1, "warmup": 0.1, "label_smoothing": 0.1},
     callback={},
     sparsities=(0.5, 0.9),
-    methods=("plain", "signin"),
+    methods=("plain", "mw", "signin"),
     rates=(0.008, 0.016, 0.032, 0.064, 0.128, 0.256),
     tuning_seeds=range(1000, 1003),
     test_seeds=range(30),

@@ -57,8 +57,16 @@ def _list_weights(owner: nn.RNNBase, made_by_torch: Any) -> None:
         known = self.__dict__.get(_IN_FORWARD)
         return [getattr(self, name, None) for name in self._flat_weights_names] if known is None else known
 
+    def like_parameters(self: nn.RNNBase) -> list[Tensor | None]:
+        if torch.is_grad_enabled():
+            return flat_weights(self)
+        # Here too they are such as require a gradient: for others torch adds up in another order.
+        with torch.inference_mode(False), torch.no_grad():
+            trained = any(parameter.requires_grad for parameter in self.parameters())
+            return [w if w is None else w.detach().requires_grad_(trained) for w in flat_weights(self)]
+
     def forward(self: nn.RNNBase, *args: Any, **kwargs: Any) -> Any:
-        self.__dict__[_IN_FORWARD] = flat_weights(self)
+        self.__dict__[_IN_FORWARD] = like_parameters(self)
         try:
             return plain.forward(self, *args, **kwargs)
         finally:

@@ -22,6 +22,7 @@ FLOORS = {
         "words",
         "layout",
         "kinds",
+        "unfused",
     ],
     1: ["masks", "storage", "parametrizations"],
     2: [

@@ -21,7 +21,7 @@ from lightning_signin.functional import check_beta
 from lightning_signin.initial import flip_signs_, transplant_
 from lightning_signin.masks.build import check_choice
 from lightning_signin.masks.distributions import budget
-from lightning_signin.masks.groups import check_distribution, has_groups_alone
+from lightning_signin.masks.groups import Distribution, check_distribution, has_groups_alone
 from lightning_signin.masks.scores import Score, parse_score
 from lightning_signin.masks.structures import Structure, parse_structure
 from lightning_signin.model import sparsify
@@ -44,7 +44,7 @@ class Start:
 
     sparsity: float | None
     mask: str | Score
-    distribution: str | dict[str, float] | None
+    distribution: Distribution | None
     structure: str | int | Structure | dict[str, str | int] | None
     mask_from: str | os.PathLike | None
     signs_from: str | os.PathLike | None

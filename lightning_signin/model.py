@@ -60,8 +60,8 @@ def sparsify(
         beta: The scaling β, or a dict of glob pattern → β (Theorem 5.2 needs two).
         parametrization: How θ is made of trainable tensors: "sign-in" (m ⊙ w), "plain" (θ itself: the plain masked
             network), "str", "powerprop", "spred", "pilot", or one with arguments, e.g. ``STR(s_init=-10)``.
-        include: Glob patterns on the names of the weights to make sparse, or on their layers' types, "type:Conv2d"; None
-            takes every weight that multiplies activations: see `lightning_signin.kinds`.
+        include: Glob patterns on the names of the weights to make sparse, or on the types of their layers
+            ("type:Conv2d"). None takes every weight that multiplies activations: see `lightning_signin.kinds`.
         exclude: Patterns of the same form, of weights to leave dense.
         storage: "compact", "dense" or "auto" (compact for layers of density ≤ 0.5, except on XLA).
         seed: Seed of the random mask.

@@ -52,8 +52,8 @@ class SignInCallback(FitHooks):
             training loss in θ, on the mask, within 1e-3 (Figure 4).
         sharpness_batches: On how many training batches, the same every time.
         sharpness_mode: The network's mode meanwhile: "eval", or "train", with dropout and batch statistics on.
-        include: Glob patterns on the names of the weights to make sparse, or on their layers' types, "type:Conv2d"; None
-            takes every weight that multiplies activations: see `lightning_signin.kinds`.
+        include: Glob patterns on the names of the weights to make sparse, or on the types of their layers
+            ("type:Conv2d"). None takes every weight that multiplies activations: see `lightning_signin.kinds`.
         exclude: Patterns of the same form, of weights to leave dense.
         storage: "compact" (factors are vectors of the non-zeros), "dense", or "auto".
         seed: Seed of the random mask; None takes the seed of ``seed_everything``, or 0.

@@ -54,8 +54,9 @@ def test_outputs_of_the_sample_begin_those_of_the_batch(function):
         (lambda fc, x, y: fc(x)[torch.arange(5)] + y.view(5, 1, 1), Y),
         (lambda fc, x, y: y @ fc(x).flatten(1), torch.randn(5, 5)),
         (lambda fc, x, y: [fc(x)] * len(y), Y),
+        (lambda fc, x, y: object(), Y),
     ],
-    ids=["loss alone", "contrastive", "batch mean", "fixed size", "matrix of the batch's length", "as many as samples"],
+    ids=["loss alone", "contrastive", "batch mean", "fixed size", "matrix", "as many as samples", "object"],
 )
 def test_what_joins_samples_is_called_with_the_batch(function, y):
     call = ((X, y), {})

@@ -78,9 +78,7 @@ SPEECH |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "decoder_
 MODELS = {
     "GPT-2": Model("GPT2LMHeadModel", {**SPECIAL, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16}, text),
     "Llama": Model("LlamaForCausalLM", GROUPED, text),
-    "Mixtral": Model(
-        "MixtralForCausalLM", {**GROUPED, **EXPERTS}, text, refused={"npb": MIXES, "synflow": "got Double"}
-    ),
+    "Mixtral": Model("MixtralForCausalLM", {**GROUPED, **EXPERTS}, text),
     "BERT, masked words": Model("BertForMaskedLM", TEXT, text, says=(TIED,)),
     "BERT, classes": Model("BertForSequenceClassification", {**TEXT, "num_labels": 3}, padded),
     "T5": Model(

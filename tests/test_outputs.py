@@ -44,7 +44,7 @@ OUTPUTS: dict[str, tuple[Callable[[Tensor, Tensor], Any], Callable[[Any], Tensor
     "dict": (lambda loss, scores: {"loss": loss, "scores": scores}, lambda out: out["loss"]),
     "NamedTuple": (Named, lambda out: out.loss),
     "dataclass": (lambda loss, scores: Data(scores, loss), lambda out: out.loss),
-    "nested dataclass": (lambda loss, scores: {"out": Data(scores, loss, Named(loss, scores))}, lambda o: o["out"].loss),
+    "nested": (lambda loss, scores: {"out": Data(scores, loss, Named(loss, scores))}, lambda out: out["out"].loss),
     "list of dicts": (lambda loss, scores: [{"scores": scores}, {"loss": loss}], lambda out: out[1]["loss"]),
     "None beside": (lambda loss, scores: (None, scores, loss, "text", 3), lambda out: out[2]),
     "cache beside": (lambda loss, scores: (loss, scores, ((scores, scores), None)), lambda out: out[0]),
@@ -112,7 +112,7 @@ def test_a_cut_is_found_whatever_the_output(name):
 
 
 @pytest.mark.parametrize("mask", ["synflow", "npb", "phew"])
-@pytest.mark.parametrize("name", ["loss first", "nested dataclass", "list of dicts"])
+@pytest.mark.parametrize("name", ["loss first", "nested", "list of dicts"])
 def test_scores_of_the_network_alone_leave_the_loss_out(name, mask):
     give, read = OUTPUTS[name]
     assert fit(Task(Net(give), read), mask=mask) == []

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import transformers  # noqa: E402 — it reads the line above
+import transformers
 
-from lightning_signin.masks import SynFlow  # noqa: E402
+from lightning_signin.masks import SynFlow
 
 MASKS: dict[str, Any] = {name: name for name in ("random", "magnitude", "snip", "grasp", "npb")}
 MASKS["synflow"] = SynFlow(iterations=3)
@@ -76,7 +76,12 @@ SPEECH |= {f"{part}_{name}": size for part in ("encoder", "decoder") for name, s
 SPEECH |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "decoder_start_token_id": 1}
 
 MODELS = {
-    "GPT-2": Model("GPT2LMHeadModel", {**SPECIAL, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16}, text),
+    "GPT-2": Model(
+        "GPT2LMHeadModel",
+        {**SPECIAL, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16},
+        text,
+        says=(TIED,),
+    ),
     "Llama": Model("LlamaForCausalLM", GROUPED, text),
     "Mixtral": Model("MixtralForCausalLM", {**GROUPED, **EXPERTS}, text),
     "BERT, masked words": Model("BertForMaskedLM", TEXT, text, says=(TIED,)),

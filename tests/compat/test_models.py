@@ -12,6 +12,7 @@ from benchmarks.model_zoo import NETWORKS, images, made
 from lightning_signin import masks, merge_, plain_view, rescale_, sparsify
 from tests.small import copies, differing
 
+
 def step(net: nn.Module, x: Tensor, optimizer: torch.optim.Optimizer) -> float:
     torch.manual_seed(2)  # of dropout and stochastic depth
     out = net(x)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from lightning_signin.masks.network import Network
-from lightning_signin.masks.units.graph import Graph
 from lightning_signin.masks.units.tracing import trace
 from lightning_signin.warn import cause, warn
 
@@ -42,7 +41,7 @@ def check_connected(masks: Mapping[str, Tensor], network: Callable[[], Network])
         return
     try:
         cut, is_whole = _ways(network, masks)
-    except Exception as error:  # whatever the user's data, step and forward may raise: the fit will say it, if it matters
+    except Exception as error:  # whatever data, step and forward may raise: the fit says it, if it matters
         if not any(full):
             warn(f"It could not be checked that the mask leaves a way from input to output: {cause(error)}")
         return

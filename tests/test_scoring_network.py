@@ -144,7 +144,7 @@ def test_networks_in_several_calls_are_refused():
     assert list(masks(sparsify(net, sparsity=0.5, mask="synflow", data=data, include=["a.weight"]))) == ["a.weight"]
 
 
-@pytest.mark.parametrize("error", [RuntimeError, ValueError])
+@pytest.mark.parametrize("error", [RuntimeError, ValueError, TypeError, KeyError, AssertionError])
 def test_a_step_may_fail_after_the_networks_call(error):
     def loss_fn(module, batch):
         module(batch)
@@ -152,6 +152,15 @@ def test_a_step_may_fail_after_the_networks_call(error):
 
     net = sparsify(nn.Linear(3, 4), sparsity=0.5, mask="synflow", data=TrainingData(loss_fn, [X]))
     assert int(masks(net)["weight"].sum()) == 6
+
+
+def test_a_step_that_fails_before_the_networks_call_is_one_line():
+    def loss_fn(module, batch):
+        raise KeyError("labels", "\n")
+
+    text = r"The network's input is not known, since a training step cannot run: KeyError: \('labels', '\\n'\)$"
+    with pytest.raises(ValueError, match=text):
+        sparsify(nn.Linear(3, 4), mask="synflow", data=TrainingData(loss_fn, [X]))
 
 
 def test_a_network_without_batches_is_refused():

@@ -10,11 +10,12 @@ from weakref import WeakKeyDictionary
 from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.connectors.data_connector import (
+    _check_dataloader_iterable,
     _parse_num_batches,
     _request_dataloader,
     _resolve_overfit_batches,
 )
-from lightning.pytorch.trainer.states import RunningStage
+from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
@@ -126,7 +127,8 @@ class LightningData(TrainingData):
 
     def _loaders(self) -> CombinedLoader:
         """The training loaders as the fit will have them, with the generators that they hold noted."""
-        given = _request_dataloader(self.trainer.fit_loop._data_source)
+        source = self.trainer.fit_loop._data_source
+        given = _request_dataloader(source)
         is_combined = isinstance(given, both(CombinedLoader))
         combined = copy.copy(given) if is_combined else CombinedLoader(given, "max_size_cycle")
         if self.trainer.overfit_batches > 0:  # type: ignore[attr-defined]
@@ -141,6 +143,7 @@ class LightningData(TrainingData):
         for holder in (*combined.flattened, self.trainer.datamodule, self.module):  # type: ignore[attr-defined]
             self._held.remember(holder)
         for loader in combined.flattened:
+            _check_dataloader_iterable(loader, source, TrainerFn.FITTING)  # in the words of the fit
             if isinstance(loader, Iterator):
                 raise ValueError(
                     "The training data is an iterator, which gives its batches once: those that are scored would be "

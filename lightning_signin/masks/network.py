@@ -7,7 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
+
+from lightning_signin.masks.sample import Call, one_sample, tensors_of
+from lightning_signin.warn import cause
 
 
 @dataclass(frozen=True)
@@ -15,7 +18,8 @@ class Network:
     """A network that can be called: in float64 and eval mode, with one example input.
 
     Attributes:
-        module: The outermost module that runs all selected weights.
+        module: The outermost module that runs all selected weights. It returns a list of the tensors of its output, see
+            `lightning_signin.masks.sample.tensors_of`.
         args: Positional arguments of a call, of batch size 1 where they were recorded.
         kwargs: Its keyword arguments.
         names: The name within ``module`` of each selected weight.
@@ -46,6 +50,7 @@ def find_network(
     device = next(part.parameters()).device
     device = torch.device("cpu") if device.type in ("mps", "xla") else device  # they have no float64
     args, kwargs = tree_map(lambda leaf: _to_double(leaf, device), call)
+    part.register_forward_hook(lambda _, inputs, output: tensors_of(output) or output)
     return Network(part.to(device).double(), args, kwargs, {name: name.removeprefix(prefix) for name in weights})
 
 
@@ -60,7 +65,7 @@ def in_double() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _as_call(example: Any) -> tuple[tuple, dict[str, Any]]:
+def _as_call(example: Any) -> Call:
     if isinstance(example, dict):
         return (), example
     return (example if isinstance(example, tuple) else (example,)), {}
@@ -68,8 +73,8 @@ def _as_call(example: Any) -> tuple[tuple, dict[str, Any]]:
 
 def _record(
     module: nn.Module, weights: Collection[str], step: Callable[[nn.Module], None]
-) -> tuple[nn.Module, str, tuple[tuple, dict[str, Any]]]:
-    calls: list[tuple[nn.Module, str, tuple[tuple, dict[str, Any]]]] = []
+) -> tuple[nn.Module, str, Call]:
+    calls: list[tuple[nn.Module, str, Call]] = []
 
     def recorder(prefix: str) -> Callable[[nn.Module, tuple, dict[str, Any]], None]:
         return lambda part, args, kwargs: calls.append((part, prefix, (args, kwargs)))
@@ -82,41 +87,20 @@ def _record(
     try:
         with torch.no_grad():
             step(module)
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # whatever a user's step may raise
         if not calls:  # what comes after the call does not matter: there are no gradients here
-            raise ValueError(f"The network's input is not known, since a training step cannot run: {error}") from error
-    for hook in hooks:
-        hook.remove()
+            why = f"since a training step cannot run: {cause(error)}"
+            raise ValueError(f"The network's input is not known, {why}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
     if not calls:
         raise ValueError(
             "No single call in the training step runs all the selected weights, so the network's input is not known. "
             "Set `example_input_array` and `forward` of the module, or choose weights of one network with `include`."
         )
     part, prefix, call = calls[0]
-    return part, prefix, _one_sample(part, call)
-
-
-def _one_sample(part: nn.Module, call: tuple[tuple, dict[str, Any]]) -> tuple[tuple, dict[str, Any]]:
-    """The call for the first sample alone: what has the length of the batch is cut."""
-    batched = [leaf for leaf in tree_leaves(call) if _has_length(leaf)]
-    lengths = {id(leaf) for leaf in batched if len(leaf) == len(batched[0])}
-    cut = tree_map(lambda leaf: leaf[:1] if id(leaf) in lengths else leaf, call)
-    # With one such tensor it is the batch. Of several, one may have that length by chance, e.g. an attention mask.
-    return cut if len(lengths) < 2 or _is_first(part, cut, call) else call
-
-
-@torch.no_grad()
-def _is_first(part: nn.Module, cut: tuple[tuple, dict[str, Any]], call: tuple[tuple, dict[str, Any]]) -> bool:
-    try:
-        few, many = (tree_leaves(part(*args, **kwargs)) for args, kwargs in (cut, call))
-    except Exception:  # whatever a forward raises for inputs that do not fit each other
-        return False
-    pairs = [pair for pair in zip(few, many, strict=False) if all(isinstance(leaf, Tensor) for leaf in pair)]
-    return all(a.shape == b[:1].shape and torch.allclose(a, b[:1], rtol=1e-2, atol=1e-4) for a, b in pairs)
-
-
-def _has_length(leaf: object) -> bool:
-    return isinstance(leaf, Tensor) and leaf.ndim > 0
+    return part, prefix, one_sample(part, call)
 
 
 def _to_double(leaf: Any, device: torch.device) -> Any:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from lightning_signin.masks.network import Network
-from lightning_signin.masks.units.graph import Graph
 from lightning_signin.masks.units.tracing import trace
-from lightning_signin.warn import warn
+from lightning_signin.warn import cause, warn
+from lightning_signin.words import some
 
 
 def check_connected(masks: Mapping[str, Tensor], network: Callable[[], Network]) -> None:
@@ -28,10 +28,10 @@ def check_connected(masks: Mapping[str, Tensor], network: Callable[[], Network])
         network: Gives the network; called only if the masks alone do not answer.
 
     Raises:
-        ValueError: If no way leads from the input to the output.
+        ValueError: If no way leads from the input through weights to the output.
 
     Warns:
-        UserWarning: For layers whose kept weights are on no way, and if the forward cannot be traced.
+        UserWarning: For layers whose kept weights are on no way, and if it cannot be checked, for whatever reason.
 
     Example:
         >>> import torch
@@ -41,23 +41,19 @@ def check_connected(masks: Mapping[str, Tensor], network: Callable[[], Network])
     if all(full):
         return
     try:
-        found = network()
-        graph = trace(found.module, found.args, found.kwargs, found.names)
-        del found
-        gc.collect()  # what `torch.export` leaves behind holds the copy of the network in a cycle
-    except ValueError as error:
+        cut, is_whole = _ways(network, masks)
+    except Exception as error:  # whatever data, step and forward may raise: the fit says it, if it matters
         if not any(full):
-            warn(f"It could not be checked that the mask leaves a way from input to output: {error}")
+            warn(f"It could not be checked that the mask leaves a way from input to output: {cause(error)}")
         return
-    cut = graph.cut(masks)
-    if not _is_whole(graph, masks):
+    if not is_whole:
         raise ValueError(
-            f"The mask cuts the network from input to output: no way leads through {_some(cut)}. Lower `sparsity`, or "
+            f"The mask cuts the network from input to output: no way leads through {some(cut)}. Lower `sparsity`, or "
             "choose another `mask` or `distribution`."
         )
     if cut:
         warn(
-            f"No way from input to output leads through the kept weights of {_some(cut)}: they train nothing. Lower "
+            f"No way from input to output leads through the kept weights of {some(cut)}: they train nothing. Lower "
             "`sparsity`, or choose another `mask` or `distribution`.",
         )
 
@@ -82,10 +78,13 @@ def _covers(masks: Mapping[str, Tensor], dim: int) -> bool:
     return all(bool(mask.transpose(0, dim).flatten(1).any(1).all()) for mask in masks.values())
 
 
-def _is_whole(graph: Graph, masks: Mapping[str, Tensor]) -> bool:
-    fed, _ = graph.reach(masks)
-    return any(bool(inputs.any()) for layer, inputs in zip(graph.layers, fed, strict=True) if layer.kind == "output")
+def _ways(network: Callable[[], Network], masks: Mapping[str, Tensor]) -> tuple[list[str], bool]:
+    """The layers that are cut off, and whether the network is whole.
 
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if names[5:] else "")
+    A way past all weights, such as that of the targets to a loss that the network computes itself, makes none whole.
+    """
+    found = network()
+    graph = trace(found.module, found.args, found.kwargs, found.names)
+    del found
+    gc.collect()  # what `torch.export` leaves behind holds the copy of the network in a cycle
+    return graph.cut(masks), graph.joins(masks) and (graph.weighs(masks) or not graph.weighs({}))

@@ -143,14 +143,28 @@ class Graph:
         Returns:
             Plain names. Layers that the forward does not run are left out.
         """
-        fed, used = self.reach(kept)
         alive: dict[str, bool] = {}
-        for layer, inputs, units in zip(self.layers, fed, used, strict=True):
+        for layer, is_used in zip(self.layers, self._used(kept), strict=True):
             if layer.parameter is not None:
-                groups = layer.blocks.shape[0]
-                joined = layer.joined(kept) & inputs.view(groups, 1, -1) & units.view(groups, -1, 1)
-                alive[layer.parameter] = alive.get(layer.parameter, False) or bool(joined.any())
+                alive[layer.parameter] = alive.get(layer.parameter, False) or is_used
         return [name for name, is_alive in alive.items() if not is_alive]
+
+    def joins(self, kept: Mapping[str, Tensor]) -> bool:
+        """Whether a way leads from the network's input to its output, with masks by plain name."""
+        return any(used for layer, used in zip(self.layers, self._used(kept), strict=True) if layer.kind == "output")
+
+    def weighs(self, kept: Mapping[str, Tensor]) -> bool:
+        """Whether such a way leads through a weight, selected or not."""
+        return any(used for layer, used in zip(self.layers, self._used(kept), strict=True) if layer.kind == "weight")
+
+    def _used(self, kept: Mapping[str, Tensor]) -> list[bool]:
+        """For each layer whether it is on a way from the network's input to its output."""
+        found = []
+        for layer, inputs, units in zip(self.layers, *self.reach(kept), strict=True):
+            groups = layer.blocks.shape[0]
+            joined = layer.joined(kept) & inputs.view(groups, 1, -1) & units.view(groups, -1, 1)
+            found.append(bool(joined.any()))
+        return found
 
     def check_units(self, mask: str, why: str) -> None:
         """Raise `ValueError` if an operation mixes units.

@@ -21,6 +21,7 @@ from lightning_signin.masks.network import in_double
 from lightning_signin.masks.units.graph import Edge, Graph, Layer
 from lightning_signin.masks.units.streams import Stream, Streams, carry, distinct, operation, unexpanded
 from lightning_signin.masks.units.weighted import Arrange, Weighted, find_weight
+from lightning_signin.warn import cause
 
 
 def trace(module: nn.Module, args: tuple, kwargs: Mapping[str, Any], names: Mapping[str, str]) -> Graph:
@@ -57,9 +58,8 @@ def trace(module: nn.Module, args: tuple, kwargs: Mapping[str, Any], names: Mapp
             program = torch.export.export(module, args, kwargs, strict=False)
             return _Tracer(program, module, names).run()
     except Exception as error:  # whatever a user's forward, or the export of it, may raise
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"The forward of {type(module).__name__} cannot be traced to its units ({cause.rstrip('.')})."
+            f"The forward of {type(module).__name__} cannot be traced to its units ({cause(error).rstrip('.')})."
         ) from error
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_signin import masks, sparsify
 from lightning_signin.masks import SynFlow, TrainingData, budget
-from lightning_signin.masks.scores.synflow import flow_of, linear_
+from lightning_signin.masks.scores.flow import flow_of, linear_
 from tests import score_references as slow
 from tests.score_references import Residual, scored
 

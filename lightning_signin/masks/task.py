@@ -102,6 +102,7 @@ class Task:
             for name, least in (self.counts or {}).items():
                 if int(masks[name].sum()) < least:
                     masks[name] = top(scores[name], least)
+            assert not any((mask & ~within[name]).any() for name, mask in masks.items())
         return masks
 
     def batches(self, number: int) -> Iterator[Any]:
@@ -194,7 +195,7 @@ class Task:
                     f"The training loss is linear in the selected weights: it has no Hessian for mask={self.name!r}. "
                     "Choose another mask, e.g. 'snip'."
                 )
-            with second_derivatives(self.name):
+            with second_derivatives(self.name, [inner]):
                 found = torch.autograd.grad(inner, list(leaves.values()), materialize_grads=True)
             return dict(zip(leaves, found, strict=True))
 

@@ -28,18 +28,22 @@ def check_competing(scores: Mapping[str, Tensor], total: int, mask: str) -> None
     said = {name: int(score.count_nonzero()) for name, score in scores.items()}
     if total == sum(score.numel() for score in scores.values()):
         return
-    what = "their scores are all zero"
+    what, ways = (
+        "their scores are all zero",
+        "Start branches that begin at zero elsewhere (timm: `zero_init_last=False`)",
+    )
     layers = [name for name, score in scores.items() if not said[name] and score.numel() > 1]
     if not layers and total > sum(said.values()):
         what = f"many scores are zero: {sum(said.values())} are not, and {total} weights are to be kept"
+        ways = "Raise `sparsity`, or score with more batches"
         layers = [name for name, score in scores.items() if said[name] < score.numel()]
     if not layers:
         return
     raise SignInError(
         f"mask={mask!r} cannot choose in {some(layers)}: {what}, and distribution='global' lets the scores of all "
-        "layers compete. Start branches that begin at zero elsewhere (timm: `zero_init_last=False`); leave layers that "
-        f"no gradient reaches, such as an unused head or a teacher, dense with exclude={_listed(layers)}, or freeze "
-        "them; choose mask='random'; or pass distribution='erk', with which such weights are chosen at random."
+        f"layers compete. {ways}; leave layers that no gradient reaches, such as an unused head or a teacher, dense with "
+        f"exclude={_listed(layers)}, or freeze them; choose mask='random'; or pass distribution='erk', with which such "
+        "weights are chosen at random."
     )
 
 

@@ -59,7 +59,7 @@ class ProsPr:
                 }
                 now = {name: theta - self.lr * velocity[name] for name, theta in now.items()}
             last = task.gradients(now, next(task.batches(1)))
-        with second_derivatives(task.name):
+        with second_derivatives(task.name, now.values()):
             found = torch.autograd.grad(
                 list(now.values()), list(gates.values()), [last[name] for name in now], materialize_grads=True
             )

@@ -195,9 +195,10 @@ def test_networks_that_refuse_ones_get_their_own_example(check):
 def test_networks_that_run_with_no_input_are_refused_in_words():
     net, data = Checked(lambda x: False), TrainingData(example_input=EXAMPLE)
     text = (
-        r"^mask='synflow' cannot run the network in eval mode, neither with an input of ones nor with the example's own "
-        r"values, in float64 or float32 \(AssertionError: All bounding boxes should have positive height and width\)\. "
-        r"Pass an input that its forward takes, as the module's `example_input_array` or in TrainingData\(example_input="
+        r"^mask='synflow' cannot run the network in eval mode, neither with an input of ones nor with the example's "
+        r"own values, in float64 or float32 "
+        r"\(AssertionError: All bounding boxes should have positive height and width\)\. "
+        r"Pass an input that its forward takes, as the module's `example_input_array` or in TrainingData\("
     )
     with pytest.raises(ValueError, match=text) as caught:
         sparsify(net, mask="synflow", data=data)

@@ -4,13 +4,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from lightning_signin import masks, sparsify
 from lightning_signin.errors import SignInError
 from lightning_signin.masks import GraSP, TrainingData
 from tests import score_references as slow
 from tests.score_references import Residual, classify, labelled, scored
-from tests.small import Masks, Small, callback, loader, seeded, trainer
+from tests.small import Masks, Small, callback, data, seeded, trainer
 
 T = 200.0
 
@@ -91,9 +92,9 @@ def test_the_forward_of_a_lightning_module_counts():
     module = Calls()
     module.load_state_dict(plain.state_dict())
     module.dropout.p = 0.0
-    trainer(callback(mask=GraSP(temperature=T)), noted, epochs=1).fit(module, loader())
-    data = TrainingData(lambda net, batch: F.cross_entropy(net(batch[0]) / T, batch[1]), loader())
-    expected = masks(sparsify(plain, sparsity=0.7, mask="grasp", data=data))
+    trainer(callback(mask=GraSP(temperature=T)), noted, epochs=1).fit(module, DataLoader(data(), 8))
+    task = TrainingData(lambda net, batch: F.cross_entropy(net(batch[0]) / T, batch[1]), DataLoader(data(), 8))
+    expected = masks(sparsify(plain, sparsity=0.7, mask="grasp", data=task))
     assert all(torch.equal(mask, expected[name]) for name, mask in noted.found.items())
 
 
@@ -115,23 +116,23 @@ def test_a_network_that_returns_its_loss_has_no_logits_to_divide(beside):
     def loss(module: nn.Module, batch: object) -> Tensor:
         return module(batch)[0] if beside else module(batch)
 
-    data = TrainingData(loss, labelled((4,), 1))
+    task = TrainingData(loss, labelled((4,), 1))
     text = (
         r"^mask='GraSP\(.*\)': there are no logits to divide by `temperature`, since the network returns a single "
-        r"number, the loss, itself\. Let the training step compute the loss from what the network returns, or pass temperature="
+        r"number, the loss, itself\. Let the training step compute the loss from what the network returns, or pass temp"
     )
     with pytest.raises(SignInError, match=text):
-        sparsify(Loses(beside), mask=GraSP(temperature=T), data=data)
-    assert sparsify(Loses(beside), sparsity=0.5, mask=GraSP(), data=data) is not None
+        sparsify(Loses(beside), mask=GraSP(temperature=T), data=task)
+    assert sparsify(Loses(beside), sparsity=0.5, mask=GraSP(), data=task) is not None
 
 
 def test_a_network_in_several_calls_has_no_logits_to_divide():
     def loss(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         return F.cross_entropy(module[2](module[1](module[0](batch[0]))), batch[1])
 
-    data = TrainingData(loss, labelled((4,), 1))
+    task = TrainingData(loss, labelled((4,), 1))
     with pytest.raises(SignInError, match="since no single call in the training step runs all the selected weights"):
-        sparsify(network(), mask=GraSP(temperature=T), data=data)
+        sparsify(network(), mask=GraSP(temperature=T), data=task)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("inf"), float("nan")])

@@ -177,8 +177,8 @@ class Task:
         for name, score in scores.items():
             if score.isnan().any():
                 raise SignInError(
-                    f"`mask`={self.name!r} gave NaN scores for {name!r}. Check that its weights and its gradients are "
-                    "finite."
+                    f"`mask`={self.name!r} gave NaN scores for {name!r}. Check that its weights are finite, and its "
+                    "gradients."
                 )
 
     def mean_products(

@@ -42,8 +42,8 @@ def check_competing(scores: Mapping[str, Tensor], total: int, mask: str) -> None
     raise SignInError(
         f"mask={mask!r} cannot choose in {some(layers)}: {what}, and distribution='global' lets the scores of all "
         f"layers compete. {ways}; leave layers that no gradient reaches, such as an unused head or a teacher, dense "
-        f"with exclude={_listed(layers)}, or freeze them; choose mask='random'; or pass distribution='erk', with which such "
-        "weights are chosen at random."
+        f"with exclude={_listed(layers)}, or freeze them; choose mask='random'; or pass distribution='erk', with which "
+        "such weights are chosen at random."
     )
 
 

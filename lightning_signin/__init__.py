@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from lightning_signin._version import __version__
 from lightning_signin.initial import flip_signs_, transplant_
+from lightning_signin.kinds import add_kind
 from lightning_signin.masks.training_data import TrainingData
 from lightning_signin.model import effective_weights, masks, merge_, rescale_, sparsify
 from lightning_signin.plain_view import plain_view
@@ -20,6 +21,7 @@ __all__ = [
     "SignInCallback",
     "TrainingData",
     "__version__",
+    "add_kind",
     "effective_weights",
     "flip_signs_",
     "masks",

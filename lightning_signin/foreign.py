@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from lightning_signin.words import some
+
 Tensors = dict[str, Tensor]
 
 _WRAPPERS = {"model", "module", "net", "network"}
@@ -99,8 +101,8 @@ def match_names(wanted: Collection[str], available: Iterable[str], source: str) 
     best = max(readings, key=len)
     if missing := [name for name in wanted if name not in best]:
         raise ValueError(
-            f"{source} has nothing for {_some(missing)}. It has: {_some(list(keys.values()))}. Choose the weights that "
-            "it has with `include` and `exclude`."
+            f"{source} has nothing for {some(missing, 10)}. It has: {some(list(keys.values()), 10)}. Choose the "
+            "weights that it has with `include` and `exclude`."
         )
     others = [reading for reading in readings if len(reading) == len(best) and reading != best]
     # The unchanged names are the first reading: where they are all there, nothing else is meant.
@@ -173,8 +175,3 @@ def _core(shape: Sequence[int]) -> list[int]:
     while core and core[-1] == 1:
         core.pop()
     return core
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return (", ".join(names[:10]) or "nothing") + more

@@ -5,13 +5,13 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.utils.parametrize import register_parametrization
 from torch.optim import Optimizer
 
 from lightning_signin.functional import check_beta
 from lightning_signin.generators import untouched
-from lightning_signin.masks.build import Distribution, StructureOf, build_masks, check_choice
+from lightning_signin.masks.build import StructureOf, build_masks, check_choice
+from lightning_signin.masks.groups import Distribution, has_groups_alone
 from lightning_signin.masks.patterns import by_pattern
 from lightning_signin.masks.scores import Score
 from lightning_signin.masks.training_data import TrainingData
@@ -21,7 +21,7 @@ from lightning_signin.parametrizations import Parametrization, parse_parametriza
 from lightning_signin.parametrizations.masked import Masked, SignIn
 from lightning_signin.parametrizations.own_forward import mark_own_forward
 from lightning_signin.plain_view import show_plain
-from lightning_signin.selection import select_weights
+from lightning_signin.selection import layout_of, select_weights
 from lightning_signin.sharded import EXPORT, is_sharded, sharded_like, whole
 from lightning_signin.state import install_plain_state, plain_order, uninstall_plain_state
 from lightning_signin.storage import make_storage
@@ -33,7 +33,7 @@ def sparsify(
     *,
     sparsity: float | None = None,
     mask: str | Score | Mapping[str, Tensor] = "random",
-    distribution: Distribution = None,
+    distribution: Distribution | None = None,
     structure: StructureOf = "unstructured",
     beta: float | Mapping[str, float] = 1.0,
     parametrization: str | Parametrization = "sign-in",
@@ -60,8 +60,9 @@ def sparsify(
         beta: The scaling β, or a dict of glob pattern → β (Theorem 5.2 needs two).
         parametrization: How θ is made of trainable tensors: "sign-in" (m ⊙ w), "plain" (θ itself: the plain masked
             network), "str", "powerprop", "spred", "pilot", or one with arguments, e.g. ``STR(s_init=-10)``.
-        include: Glob patterns of the weights to make sparse; None takes every Conv and Linear weight.
-        exclude: Glob patterns of weights to leave dense.
+        include: Glob patterns on the names of the weights to make sparse, or on the types of their layers
+            ("type:Conv2d"). None takes every weight that multiplies activations: see `lightning_signin.kinds`.
+        exclude: Patterns of the same form, of weights to leave dense.
         storage: "compact", "dense" or "auto" (compact for layers of density ≤ 0.5, except on XLA).
         seed: Seed of the random mask.
         data: Loss and batches, for scores that train or run the module. With it, a mask that cuts the network is found.
@@ -85,8 +86,8 @@ def sparsify(
         raise ValueError("The module is sparse already. Call `merge_` first to make it plain again.")
     selected = select_weights(module, include, exclude)
     weights = {name: owners[0][0]._parameters[owners[0][1]] for name, owners in selected.items()}
-    transposed = [name for name, owners in selected.items() if isinstance(owners[0][0], _ConvTransposeNd)]
-    groups = isinstance(distribution, Mapping)
+    layouts = {name: layout_of(owners) for name, owners in selected.items()}
+    groups = has_groups_alone(distribution)
     with untouched():
         if not isinstance(mask, Mapping):
             mask = build_masks(
@@ -98,7 +99,7 @@ def sparsify(
                 seed=seed,
                 module=module,
                 data=data,
-                transposed=transposed,
+                layouts=layouts,
             )
         _check_masks(mask, {name: weight.shape for name, weight in weights.items()})  # type: ignore[union-attr]
         if data is not None:
@@ -113,6 +114,7 @@ def sparsify(
         if (reason := built[name].refusal(name, weight)) is not None:
             raise ValueError(reason)
     for name, owners in selected.items():
+        built[name].layout = layouts[name]
         _parametrize(owners, built[name])
     return module
 

@@ -116,6 +116,8 @@ class PlainLayer:
         for name in order:
             if name in parameters:
                 parameters[name] = parameters.pop(name)
+        if isinstance(self.owner, nn.RNNBase):
+            self.owner._init_flat_weights()  # its list of references; on CUDA they become one piece of memory again
 
     def _plain_class(self) -> type[nn.Module]:
         """The base of the class on which torch has put the weights as properties; FSDP2 makes another class of that."""
@@ -126,6 +128,7 @@ class PlainLayer:
         """Put the parametrizations back."""
         for attribute in self.shown:
             del self.owner._parameters[attribute]
+        self.owner.__dict__.pop("_flat_weights", None)  # of a recurrent layer: references to what was shown
         self.owner.__class__ = self.parametrized_class
         self.owner._modules["parametrizations"] = self.parametrizations
 

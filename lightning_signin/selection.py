@@ -3,17 +3,23 @@
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from torch import nn
+from torch import Tensor, nn
 from torch.jit import ScriptModule
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
-from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+from torch.nn.utils.parametrize import is_parametrized
 
+from lightning_signin.kinds import axes_of, layout_in
+from lightning_signin.layout import PLAIN, Layout
+from lightning_signin.matrices import dense_matrices, layers_of, own_parameters
 from lightning_signin.sharded import SHARD_AFTER, is_sharded
 from lightning_signin.warn import warn
+from lightning_signin.words import some
 
 Owners = list[tuple[nn.Module, str]]
 Users = dict[str, tuple[nn.Module, str]]
+_TYPE = "type:"
+_MUCH = 0.2  # of the matrix entries: more than that stays dense only if somebody says so
+_MAKE_KNOWN = "make a layer of your own known with `lightning_signin.add_kind(MyLayer, weight='io')`"
 
 
 def select_weights(
@@ -23,10 +29,10 @@ def select_weights(
 
     Args:
         module: Any module.
-        include: Glob patterns on plain names; None takes every Conv and Linear weight. A pattern that matches Conv or
-            Linear weights chooses just those; one that matches none of them chooses the other parameters of two or
-            more dimensions that it matches (an embedding, an ``in_proj_weight``).
-        exclude: Glob patterns; what they match stays dense.
+        include: Glob patterns on the plain names of all parameters of two or more dimensions (norms and biases stay
+            dense), or ``"type:Conv2d"``, a glob pattern on the name of a layer's class or of one of its bases. None
+            takes every weight that multiplies activations: the kinds of `lightning_signin.kinds.KINDS`.
+        exclude: Patterns of the same form; what they match stays dense.
 
     Returns:
         For each chosen weight its plain name and the (module, attribute) pairs that use it, in model order. A tied
@@ -35,17 +41,16 @@ def select_weights(
 
     Raises:
         ValueError: If a pattern matches nothing, nothing is left, or a chosen weight cannot be made sparse: already
-            parametrized or pruned, not materialized, sharded, or of a recurrent layer, which keeps second references.
+            parametrized or pruned, scripted, not materialized, or sharded.
     """
-    by_default, by_name = _candidates(module)
-    chosen = _match(include, exclude, by_default, by_name)
-    in_model_order = [name for name, _ in module.named_parameters(remove_duplicate=False)]
-    candidates = by_default | by_name
-    candidates = {name: candidates[name] for name in [*in_model_order, *candidates] if name in candidates}
+    candidates = _candidates(module)
+    chosen = _match(module, include, exclude, candidates)
     users: dict[int, Users] = {}  # of each parameter, in model order
     for name, (owner, attribute) in candidates.items():
-        users.setdefault(id(owner._parameters.get(attribute, owner)), {})[name] = (owner, attribute)
+        users.setdefault(id(own_parameters(owner).get(attribute, owner)), {})[name] = (owner, attribute)
     selected: dict[str, Owners] = {}
+    frozen: list[str] = []
+    named = [n for n, (owner, _) in candidates.items() if any(_matches(n, owner, pattern) for pattern in exclude or ())]
     for name, (owner, attribute) in candidates.items():
         if name not in chosen:
             continue
@@ -53,16 +58,31 @@ def select_weights(
         tied = users[id(parameter)]
         if outside := [other for other in tied if other not in chosen]:
             warn(f"{name} is tied to {', '.join(outside)}, which is not selected: it stays dense.")
+            named.append(name)
         elif not parameter.requires_grad:
-            warn(f"{name} is frozen (requires_grad=False): it stays dense.")
+            frozen.append(name)
         elif name == next(iter(tied)):
             selected[name] = list(tied.values())
+    if frozen:
+        are, stay = ("is", "it stays") if len(frozen) == 1 else ("are", "they stay")
+        warn(f"{some(frozen)} {are} frozen (requires_grad=False): {stay} dense.")
     if not selected:
         raise ValueError(
-            "Nothing to sparsify: the model has no trainable Conv or Linear weight that `include` and `exclude` leave. "
-            "Check both, and name other weights in `include`, e.g. include=['embedding.weight']."
+            "Nothing to sparsify: the model has no trainable weight of a known kind that `include` and `exclude` "
+            f"leave. Check both, name other weights in `include`, e.g. include=['embedding.weight'], or {_MAKE_KNOWN}."
         )
+    if include is None:
+        _say_dense(module, [*selected, *frozen, *named])
     return selected
+
+
+def layout_of(owners: Owners) -> Layout:
+    """How a weight is stored: as the first of its users of a known kind has it, else (outputs, inputs, kernel…)."""
+    for owner, attribute in owners:
+        layout = layout_in(owner, attribute)
+        if layout is not None:
+            return layout
+    return PLAIN
 
 
 def check_patterns(argument: str, patterns: Sequence[str] | None) -> list[str] | None:
@@ -72,47 +92,84 @@ def check_patterns(argument: str, patterns: Sequence[str] | None) -> list[str] |
     return None if patterns is None else list(patterns)
 
 
-def _candidates(module: nn.Module) -> tuple[Users, Users]:
-    """The Conv and Linear weights, and the other parameters of two or more dimensions, by plain name."""
-    by_default: Users = {}
-    by_name: Users = {}
-    for prefix, owner in module.named_modules():
-        if isinstance(owner, ParametrizationList):
-            continue  # its parameters go by the name of the weight that they stand for
-        if isinstance(owner, ScriptModule):
-            continue  # TorchScript has compiled how its layers read their weights
-        if isinstance(owner, nn.Linear | _ConvNd):
-            by_default[_join(prefix, "weight")] = (owner, "weight")
-        for attribute, parameter in owner._parameters.items():
-            lazy = isinstance(parameter, UninitializedParameter)
-            name = _join(prefix, attribute)
-            if parameter is not None and name not in by_default and (lazy or parameter.ndim >= 2):
-                by_name[name] = (owner, attribute)
-    return by_default, by_name
+def _candidates(module: nn.Module) -> Users:
+    """All parameters of two or more dimensions, and weights that something has replaced, by plain name."""
+    found: Users = {}
+    for prefix, owner in layers_of(module):
+        for attribute, parameter in own_parameters(owner).items():
+            if isinstance(parameter, UninitializedParameter) or parameter.ndim >= 2:
+                found[prefix + attribute] = (owner, attribute)
+        replaced = [attribute for attribute, value in vars(owner).items() if isinstance(value, Tensor)]
+        if is_parametrized(owner):
+            replaced += owner.parametrizations  # type: ignore[operator]
+        for attribute in replaced:
+            if axes_of(owner, attribute) is not None:
+                found[prefix + attribute] = (owner, attribute)
+    order = [name for name, _ in module.named_parameters(remove_duplicate=False)]
+    return {name: found[name] for name in [*order, *found] if name in found}
 
 
-def _match(include: Sequence[str] | None, exclude: Sequence[str] | None, by_default: Users, by_name: Users) -> set[str]:
-    chosen = set(by_default) if include is None else set()
+def _match(
+    module: nn.Module, include: Sequence[str] | None, exclude: Sequence[str] | None, candidates: Users
+) -> set[str]:
+    chosen: set[str] = set()
+    if include is None:
+        chosen = {name for name, (owner, attribute) in candidates.items() if _by_default(owner, attribute)}
     for argument, patterns in (("include", include), ("exclude", exclude)):
         for pattern in check_patterns(argument, patterns) or ():
-            matched = {name for name in by_default if fnmatchcase(name, pattern)}
-            matched = matched or {name for name in by_name if fnmatchcase(name, pattern)}
+            matched = {name for name, (owner, _) in candidates.items() if _matches(name, owner, pattern)}
             if not matched:
-                some = ", ".join([*by_default, *by_name][:5]) or "none, the module has no weights"
-                raise ValueError(f"`{argument}` pattern {pattern!r} matches no weight. Names look like: {some}.")
+                raise ValueError(_no_match(module, argument, pattern, candidates))
             chosen = chosen | matched if argument == "include" else chosen - matched
     return chosen
 
 
-def _join(prefix: str, attribute: str) -> str:
-    return f"{prefix}.{attribute}" if prefix else attribute
+def _by_default(owner: nn.Module, attribute: str) -> bool:
+    # TorchScript has compiled how its layers read their weights.
+    return not isinstance(owner, ScriptModule) and axes_of(owner, attribute) is not None
+
+
+def _matches(name: str, owner: nn.Module, pattern: str) -> bool:
+    if not pattern.startswith(_TYPE):
+        return fnmatchcase(name, pattern)
+    return any(fnmatchcase(cls.__name__, pattern.removeprefix(_TYPE)) for cls in type(owner).__mro__)
+
+
+def _no_match(module: nn.Module, argument: str, pattern: str, candidates: Users) -> str:
+    if pattern.startswith(_TYPE):
+        types = ", ".join(dict.fromkeys(type(owner).__name__ for owner, _ in candidates.values()))
+        return f"`{argument}` pattern {pattern!r} matches no layer with weights. There are: {types or 'none'}."
+    vectors = [name for name, parameter in module.named_parameters() if fnmatchcase(name, pattern)]
+    if vectors:
+        return (
+            f"`{argument}` pattern {pattern!r} matches {some(vectors)} alone, of less than two dimensions: norms and "
+            "biases stay dense."
+        )
+    names = ", ".join([*candidates][:5]) or "none, the module has no weights"
+    return f"`{argument}` pattern {pattern!r} matches no weight. Names look like: {names}."
+
+
+def _say_dense(module: nn.Module, known: Sequence[str]) -> None:
+    """Warn if much of the module stays dense and is not known to: selected, left out, frozen or tied."""
+    entries = dense_matrices(module)
+    size = sum(entries.values())
+    dense = {name: number for name, number in entries.items() if name not in known}
+    if sum(dense.values()) >= _MUCH * size:
+        warn(
+            f"{100 * sum(dense.values()) / size:.0f} % of the matrix entries stay dense: {some(list(dense))}. Name "
+            f"them in `include`, or {_MAKE_KNOWN}; what shall stay dense goes to `exclude`."
+        )
 
 
 def _check_can_be_sparse(owner: nn.Module, attribute: str, name: str) -> nn.Parameter:
     leave_out = f"Leave it out with exclude=['{name}']."
+    if isinstance(owner, ScriptModule):
+        raise ValueError(f"{name} belongs to a scripted layer, which has compiled how it reads its weight. {leave_out}")
     if is_parametrized(owner):
-        kind = type(next(iter(owner.parametrizations.values()))[0]).__name__  # type: ignore[index, operator]
-        raise ValueError(f"{name} is already parametrized ({kind}). Merge or remove that first. {leave_out}")
+        own = attribute if is_parametrized(owner, attribute) else next(iter(owner.parametrizations))  # type: ignore[arg-type]
+        kind = type(owner.parametrizations[own][0]).__name__  # type: ignore[index, operator]
+        which = name if own == attribute else f"The {own} beside {name}"
+        raise ValueError(f"{which} is already parametrized ({kind}). Merge or remove that first. {leave_out}")
     parameter = owner._parameters.get(attribute)
     if not isinstance(parameter, nn.Parameter):
         raise ValueError(
@@ -127,6 +184,4 @@ def _check_can_be_sparse(owner: nn.Module, attribute: str, name: str) -> nn.Para
         )
     if is_sharded(parameter):
         raise ValueError(f"{name} is sharded over ranks already. {SHARD_AFTER}")
-    if isinstance(owner, nn.RNNBase):
-        raise ValueError(f"{name} belongs to a recurrent layer, which is not supported yet. {leave_out}")
     return parameter

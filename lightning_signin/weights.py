@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
+from lightning_signin.layout import Layout
 from lightning_signin.parametrizations.masked import Masked, SignIn
 from lightning_signin.sharded import reshard_, sharded_like, whole
 from lightning_signin.storage import Storage
@@ -48,9 +48,9 @@ class SparseWeight:
         return tuple(getattr(self.holder, f"original{i}") for i in range(self.holder.ntensors))
 
     @property
-    def transposed(self) -> bool:
-        """Whether it is stored as (inputs, outputs, …), as those of transposed convolutions are."""
-        return isinstance(self.owners[0][0], _ConvTransposeNd)
+    def layout(self) -> Layout:
+        """Which of its axes are outputs and inputs."""
+        return self.parametrization.layout
 
     @torch.no_grad()
     def effective(self) -> Tensor:

@@ -100,7 +100,7 @@ def test_logged_values_are_those_of_the_model():
 
 def test_plain_masked_run_has_no_scaling():
     runner = fit(seeded(), callback(parametrization="plain"), epochs=1)
-    assert set(runner.callback_metrics) == {"signin/sparsity", "signin/sign_flips"}
+    assert set(runner.callback_metrics) == {"signin/sparsity", "signin/model_sparsity", "signin/sign_flips"}
 
 
 @pytest.mark.parametrize("storage", ["compact", "dense"])

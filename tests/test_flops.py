@@ -15,6 +15,7 @@ from lightning_signin.metrics.flops import FlopCount, flops
 from lightning_signin.metrics.memory import memory
 from lightning_signin.recipes.models import Classifier, ResNet20
 from lightning_signin.report.cost import byte_table, flop_table
+from tests.families import mixtral
 
 
 def rows(count: FlopCount) -> dict[str, tuple[int, int, int, int]]:
@@ -255,3 +256,18 @@ def test_inspect_refuses_options_of_no_configuration(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["inspect", str(tmp_path / "file.pt"), "--seed", "1"])
     assert "unrecognized arguments: --seed 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layer_counts_each_weight_once_a_token(kind):
+    net = sparsify(kind(20, 16), sparsity=0.9)
+    for row in flops(net, torch.randn(7, 3, 20)).layers:
+        weight = net.get_parameter(f"parametrizations.{row.name}.original0")
+        assert (row.dense, row.sparse) == (2 * 21 * getattr(net, row.name).numel(), 2 * 21 * len(weight))
+
+
+def test_experts_count_the_tokens_that_chose_them():
+    net = sparsify(mixtral(), sparsity=0.0)
+    rows = {row.name.rpartition(".")[2]: row.dense for row in flops(net, torch.arange(12).view(1, 12)).layers}
+    chosen = 12 * net.config.num_experts_per_tok
+    assert (rows["gate_up_proj"], rows["down_proj"]) == (2 * chosen * 32 * 96, 2 * chosen * 48 * 32)

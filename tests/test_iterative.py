@@ -86,7 +86,7 @@ def test_masks_have_exact_counts_and_lie_in_each_other(distribution):
     torch.manual_seed(1)
     shapes = {"a": (30, 40), "b": (7, 5), "c": (20, 3, 3, 3)}
     levels = Levels(sparsity=0.93, prune_rate=0.3, distribution=distribution)
-    choice = levels.choice(shapes, transposed=())
+    choice = levels.choice(shapes, layouts={})
     masks = {name: torch.ones(shape, dtype=torch.bool) for name, shape in shapes.items()}
     size = count(masks)
     for level in range(1, levels.last + 1):
@@ -101,7 +101,7 @@ def test_layer_never_gets_more_than_it_had():
         str(size): (size, 1) for size in (15, 28, 3, 5, 27)
     }  # the sixth level keeps 1 of 3, rounding at the next 2
     levels = Levels(sparsity=0.6, prune_rate=0.1, distribution="uniform")
-    choice = levels.choice(shapes, transposed=())
+    choice = levels.choice(shapes, layouts={})
     masks = {name: torch.ones(shape, dtype=torch.bool) for name, shape in shapes.items()}
     for level in range(1, levels.last + 1):
         before, masks = masks, levels.masks(level, choice, {n: torch.randn(s) for n, s in shapes.items()}, masks)

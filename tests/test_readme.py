@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lightning_signin import SignInCallback
+
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
 
@@ -30,7 +32,8 @@ def test_python_example_runs(tmp_path, index):
 
 
 def test_yaml_examples_train(tmp_path):
-    config, mask, update = map(yaml.safe_load, blocks("yaml"))
+    config, mask, spread, update = map(yaml.safe_load, blocks("yaml"))
+    SignInCallback(**spread)
     (callback,) = config["trainer"]["callbacks"]
     assert callback["class_path"] == "lightning_signin.SignInCallback"
     assert config["trainer"]["max_epochs"] >= 2

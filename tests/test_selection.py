@@ -24,9 +24,11 @@ class Mixed(nn.Module):
         self.head = nn.Linear(6, 10, bias=False)
 
 
-DEFAULT = ["conv.weight", "up.weight", "attention.out_proj.weight", "blocks.0.weight", "blocks.2.weight", "head.weight"]
-OTHERS = ["embedding.weight", "norm.weight", "norm.bias", "attention.in_proj_weight"]
-NOTHING = "Nothing to sparsify: the model has no trainable Conv or Linear weight that `include` and `exclude` leave"
+ATTENTION = ["attention.in_proj_weight", "attention.out_proj.weight"]
+BLOCKS = ["blocks.0.weight", "blocks.2.weight"]
+DEFAULT = ["conv.weight", "up.weight", *ATTENTION, *BLOCKS, "head.weight"]
+EVERY = ["embedding.weight", "conv.weight", "up.weight", "norm.weight", "norm.bias", *DEFAULT[2:]]
+NOTHING = "Nothing to sparsify: the model has no trainable weight of a known kind that `include` and `exclude` leave"
 
 
 def chosen(module: nn.Module, **options: object) -> list[str]:
@@ -41,7 +43,7 @@ def refuses(module: nn.Module, text: str, **options: object) -> None:
     assert [name for name, _ in module.named_parameters()] == names
 
 
-def test_selection_takes_conv_and_linear_weights_by_default():
+def test_selection_takes_what_multiplies_activations_by_default():
     assert chosen(Mixed()) == DEFAULT
     every = ([nn.Conv1d, nn.Conv2d, nn.Conv3d], [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d])
     assert all(chosen(kind(4, 4, 1)) == ["weight"] for kinds in every for kind in kinds)
@@ -50,15 +52,16 @@ def test_selection_takes_conv_and_linear_weights_by_default():
 @pytest.mark.parametrize(
     ("include", "exclude", "expected"),
     [
-        (["*"], None, DEFAULT),
-        (["*weight"], None, DEFAULT),
+        (["*"], None, EVERY),
+        (["*weight"], None, [name for name in EVERY if name.endswith("weight")]),
         (["blocks.*"], None, ["blocks.0.weight", "blocks.2.weight"]),
         (["head.weight", "conv*"], None, ["conv.weight", "head.weight"]),
         (["embedding.weight"], None, ["embedding.weight"]),
         (["*in_proj_weight"], None, ["attention.in_proj_weight"]),
-        (["*in_proj_weight", "*"], None, [*DEFAULT[:2], "attention.in_proj_weight", *DEFAULT[2:]]),
+        (["type:Linear", "type:*Norm"], None, ["norm.weight", "norm.bias", ATTENTION[1], *BLOCKS, "head.weight"]),
+        (None, ["type:_ConvNd", "type:Linear"], ["attention.in_proj_weight"]),
         (["norm.*"], None, ["norm.weight", "norm.bias"]),
-        (["attention.*"], None, ["attention.out_proj.weight"]),
+        (["attention.*"], None, ATTENTION),
         (None, ["head*"], DEFAULT[:-1]),
         (None, ["blocks.[02].*", "up*", "attention*"], ["conv.weight", "head.weight"]),
         (None, ["embedding*"], DEFAULT),
@@ -77,16 +80,34 @@ def test_patterns_must_be_a_list(argument):
     refuses(Mixed(), text, **{argument: "*.weight"})
 
 
+NAMES = "matches no weight. Names look like: embedding.weight, conv.weight, up.weight, norm.weight, norm.bias."
+VECTORS = "of less than two dimensions: norms and biases stay dense."
+
+
 @pytest.mark.parametrize("argument", ["include", "exclude"])
-@pytest.mark.parametrize("pattern", ["heads.*", "*.bias_k", "head.bias", "CONV*", "blocks.1.weight"])
-def test_patterns_must_match_something(argument, pattern):
-    text = f"`{argument}` pattern {pattern!r} matches no weight. Names look like: conv.weight, up.weight, "
-    refuses(Mixed(), text, **{argument: ["conv*", pattern]})
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        ("heads.*", NAMES),
+        ("*.bias_k", NAMES),
+        ("CONV*", NAMES),
+        ("conv.bias", f"matches conv.bias alone, {VECTORS}"),
+        ("blocks.1.*", f"matches blocks.1.weight alone, {VECTORS}"),
+        ("type:GRU", "matches no layer with weights. There are: Embedding, Conv1d, ConvTranspose1d, LayerNorm, "),
+    ],
+)
+def test_patterns_must_match_something(argument, pattern, text):
+    refuses(Mixed(), f"`{argument}` pattern {pattern!r} {text}", **{argument: ["conv*", pattern]})
 
 
 @pytest.mark.parametrize(
     ("module", "options"),
-    [(nn.LayerNorm(4), {}), (nn.LSTM(3, 4), {}), (nn.Linear(3, 3), {"exclude": ["*"]}), (Mixed(), {"include": []})],
+    [
+        (nn.LayerNorm(4), {}),
+        (nn.Embedding(3, 4), {}),
+        (nn.Linear(3, 3), {"exclude": ["*"]}),
+        (Mixed(), {"include": []}),
+    ],
 )
 def test_selection_refuses_to_choose_nothing(module, options):
     refuses(module, NOTHING, **options)
@@ -105,6 +126,15 @@ def test_frozen_weight_stays_dense_with_a_warning():
     assert caught[0].filename == __file__  # it points at the caller
     assert list(masks(net)) == ["1.weight"]
     assert type(net[0]) is nn.Linear
+
+
+def test_frozen_weights_share_one_warning():
+    net = nn.Sequential(*(nn.Linear(4, 4) for _ in range(8)))
+    net[:7].requires_grad_(False)
+    text = r"0.weight, 1.weight, 2.weight, 3.weight, 4.weight and 2 more are frozen \(requires_grad=False\): they stay"
+    with pytest.warns(UserWarning, match=text) as caught:
+        sparsify(net, sparsity=0.5)
+    assert len(caught) == 1
 
 
 def pruned() -> nn.Module:
@@ -135,12 +165,13 @@ def test_selection_refuses_a_weight_that_is_not_plain(make, text):
 
 def test_selection_refuses_a_layer_with_another_parametrization():
     net = nn.Sequential(nn.Linear(4, 4), parametrize.register_parametrization(nn.Linear(4, 4), "bias", nn.Tanh()))
-    refuses(net, "already parametrized")
+    refuses(net, "The bias beside 1.weight is already parametrized (Tanh). Merge or remove that first.")
 
 
-def test_selection_refuses_recurrent_weights():
-    text = "1.weight_hh_l0 belongs to a recurrent layer, which is not supported yet."
-    refuses(nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, 4)), text, include=["*", "1.weight_hh*"])
+def test_selection_refuses_a_scripted_layer_that_is_named():
+    net = nn.Sequential(nn.Linear(4, 4), torch.jit.script(nn.Linear(4, 4)))
+    refuses(net, "1.weight belongs to a scripted layer, which has compiled how it reads its weight.", include=["*"])
+    assert chosen(net, exclude=["1.*"]) == chosen(net, include=["*"], exclude=["1.*"]) == ["0.weight"]
 
 
 def tied() -> nn.Module:
@@ -169,9 +200,9 @@ def test_weight_tied_to_an_embedding_is_sparse_if_both_are_chosen():
 
 def test_tied_linears_are_chosen_once(zoo):
     selected, plain_parameters = select_weights(zoo), len(list(zoo.parameters()))
-    assert list(selected) == ["conv.weight", "attention.out_proj.weight", "first.weight", "encoder.weight"]
+    assert list(selected) == ["conv.weight", *ATTENTION, "first.weight", "encoder.weight"]
     assert selected["encoder.weight"] == [(zoo.encoder, "weight"), (zoo.decoder, "weight")]
     sparsify(zoo, sparsity=0.5)
-    assert sum(int(mask.sum()) for mask in masks(zoo).values()) == (96 + 3 * 64) // 2
+    assert sum(int(mask.sum()) for mask in masks(zoo).values()) == (96 + 6 * 64) // 2
     assert zoo.encoder.parametrizations["weight"] is zoo.decoder.parametrizations["weight"]
     assert len(list(zoo.parameters())) == plain_parameters + len(selected)  # one more for each product

@@ -9,11 +9,27 @@ import lightning_signin
 
 ROOT = Path(lightning_signin.__file__).parent
 FLOORS = {
-    0: ["_version", "functional", "bits", "files", "naming", "warn", "errors", "altered", "sharded", "workspace"],
+    0: [
+        "_version",
+        "functional",
+        "bits",
+        "files",
+        "naming",
+        "warn",
+        "errors",
+        "altered",
+        "sharded",
+        "workspace",
+        "words",
+        "layout",
+        "kinds",
+        "unfused",
+    ],
     1: ["masks", "storage", "parametrizations"],
     2: [
-        "weights",
+        "matrices",
         "selection",
+        "weights",
         "state",
         "optimizers",
         "optimizer_state",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_signin import masks, sparsify
+from lightning_signin.layout import Layout
 from lightning_signin.masks import NM, Blocks, ConstantFanIn, NMCap, Unstructured, build_masks
 from lightning_signin.masks.structures import Structure, parse_structure
 from tests import reference
@@ -16,7 +17,7 @@ from tests import reference
 def test_transposed_convolution_has_its_inputs_in_the_first_dimension():
     net = nn.ConvTranspose2d(8, 6, 3)
     for name in ("2:4", "2:4-cap", "2x8-block", "constant-fan-in"):
-        kept = build_masks({"w": net.weight}, sparsity=2 / 3, structure=name, transposed=["w"])["w"]
+        kept = build_masks({"w": net.weight}, sparsity=2 / 3, structure=name, layouts={"w": Layout("io")})["w"]
         assert kept.shape == (8, 6, 3, 3)
         assert int(kept.sum()) == 144
         assert reference.in_pattern(name)(kept.transpose(0, 1).numpy())

@@ -82,7 +82,7 @@ def test_stopped_and_killed_sweep_goes_on_with_what_is_missing(tmp_path, monkeyp
 
     main(["sweep", "mnist1d", *GRID, *SHORT, "--metric", "val_acc"])
     assert "val_acc (%)" in capsys.readouterr().out
-    assert "They have signin/scaling, " in refused(capsys, "mnist1d", *GRID, *SHORT, "--metric", "f1")
+    assert "They have signin/model_sparsity, " in refused(capsys, "mnist1d", *GRID, *SHORT, "--metric", "f1")
     more = refused(capsys, "mnist1d", *GRID, *SHORT, "--trainer.max_epochs=2")
     assert "was begun with options='--trainer.max_epochs=1 " in more
     same_folder = ["--folder", str(folder)]

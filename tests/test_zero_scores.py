@@ -302,7 +302,9 @@ def test_scores_that_are_not_a_number_name_their_layer(mask):
         def forward(self, x: Tensor) -> Tensor:
             return self.first(x) + (self.second(x) * 0).sqrt()
 
-    with pytest.raises(ValueError, match=r"gave NaN scores for 'second\.weight'\. Check that its weights are finite, and its grad"):
+    with pytest.raises(
+        ValueError, match=r"gave NaN scores for 'second\.weight'\. Check that its weights are finite, and its grad"
+    ):
         sparsify(Roots(), mask=mask, data=data_of_floats())
 
 

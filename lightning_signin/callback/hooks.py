@@ -17,6 +17,7 @@ from lightning_signin.callback.exporting import export_fit
 from lightning_signin.callback.position import Position
 from lightning_signin.callback.resuming import NOT_SPARSE, STATE_KEY, check_complete, check_same_run
 from lightning_signin.callback.start import Start
+from lightning_signin.callback.told import say_start
 from lightning_signin.callback.training import Training, TrainingOptions
 from lightning_signin.callback.wrapped import wrapped_hooks
 from lightning_signin.factor_state import (
@@ -49,6 +50,7 @@ class FitHooks(Callback):
         self._module: LightningModule | None = None
         self._training: Training | None = None  # while the model is sparse
         self._finished: State = {}  # the last state, from the merge until the next fit
+        self._origin: str | None = None  # of the masks, where the arguments do not say it
         self._replaced: dict[int, tuple[nn.Parameter, SparseWeight]] = {}  # plain parameters, until the fit starts
         self._undo = ExitStack()
 
@@ -84,6 +86,7 @@ class FitHooks(Callback):
             exchange_parameters(optimizer, {key: weight for key, (_, weight) in self._replaced.items()})
         self._replaced = {}
         self._ongoing.check()
+        say_start(pl_module, self.start.in_words(self._origin))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Get ready to train; on resuming, restore the random generators."""
@@ -142,7 +145,7 @@ class FitHooks(Callback):
         with told_if_altered("The checkpoint's state of SignInCallback", ValueError):
             self._training.load(state_dict)
             self._position.load(state_dict["position"])
-        self._resumed = True
+        self._resumed, self._origin = True, "of the checkpoint"
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: State) -> None:
         """Refuse to resume what was not a sparse run."""
@@ -160,8 +163,10 @@ class FitHooks(Callback):
         self, trainer: Trainer, module: LightningModule, known: dict[str, Tensor] | None, resumes: bool
     ) -> None:
         parameters = dict(module.named_parameters())
+        self._origin = "of the last fit" if known else None
         if sparse_weights(module):  # by `configure_model`, or by the last fit if it is sharded
             adopt(module, self.start, self.options)
+            self._origin = "of `configure_model`"
         else:
             self.start.sparsify(trainer, module, known, resumes)
         if trainer.world_size > 1:  # ranks that start from other weights would choose other magnitudes

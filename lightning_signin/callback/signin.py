@@ -26,7 +26,8 @@ class SignInCallback(FitHooks):
         sparsity: Exact fraction of zeros over the selected weights, in [0, 1). None is 0.9, or of ``distribution``.
         mask: Which weights are kept: a name in `masks.SCORES`, an import path, or e.g. ``SNIP(num_batches=10)``.
         distribution: How many a layer: "balanced" (the paper's), "erk", "uniform", "global", or a dict of glob pattern
-            → sparsity. None is what the paper of the score, or of an update rule that prunes, uses.
+            → sparsity, a name for the rest, or ``{"max_sparsity": s}``. None is what the paper of the score, or of an
+            update rule that prunes, uses.
         structure: In which pattern: "unstructured", "2:4" (any n:m), "2:4-cap" (at most 2 of 4), "4x4-block",
             "constant-fan-in", or a dict of glob pattern → structure. None: what the update rule needs.
         mask_from: A file to take the whole mask from: a checkpoint, a state dict, masks of other libraries.
@@ -51,8 +52,9 @@ class SignInCallback(FitHooks):
             training loss in θ, on the mask, within 1e-3 (Figure 4).
         sharpness_batches: On how many training batches, the same every time.
         sharpness_mode: The network's mode meanwhile: "eval", or "train", with dropout and batch statistics on.
-        include: Glob patterns of the weights to make sparse; None takes every Conv and Linear weight.
-        exclude: Glob patterns of weights to leave dense.
+        include: Glob patterns on the names of the weights to make sparse, or on the types of their layers
+            ("type:Conv2d"). None takes every weight that multiplies activations: see `lightning_signin.kinds`.
+        exclude: Patterns of the same form, of weights to leave dense.
         storage: "compact" (factors are vectors of the non-zeros), "dense", or "auto".
         seed: Seed of the random mask; None takes the seed of ``seed_everything``, or 0.
         export: "safetensors", "compressed", or a list of them: at the end of ``fit``, the merged weights are written
@@ -75,7 +77,7 @@ class SignInCallback(FitHooks):
         *,
         sparsity: float | None = None,
         mask: str | Score = "random",
-        distribution: str | dict[str, float] | None = None,
+        distribution: str | dict[str, float | str | dict[str, float]] | None = None,
         structure: str | int | Structure | dict[str, str | int] | None = None,
         mask_from: str | os.PathLike | None = None,
         signs_from: str | os.PathLike | None = None,

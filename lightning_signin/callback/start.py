@@ -15,11 +15,13 @@ from lightning.pytorch.utilities import find_shared_parameters, set_shared_param
 from torch import Tensor
 
 from lightning_signin.callback.both import both
+from lightning_signin.callback.earlier import check_known, to_be_loaded
 from lightning_signin.callback.scoring import LightningData
 from lightning_signin.functional import check_beta
 from lightning_signin.initial import flip_signs_, transplant_
-from lightning_signin.masks.build import check_choice, check_distribution
+from lightning_signin.masks.build import check_choice
 from lightning_signin.masks.distributions import budget
+from lightning_signin.masks.groups import Distribution, check_distribution, has_groups_alone
 from lightning_signin.masks.scores import Score, parse_score
 from lightning_signin.masks.structures import Structure, parse_structure
 from lightning_signin.model import sparsify
@@ -42,7 +44,7 @@ class Start:
 
     sparsity: float | None
     mask: str | Score
-    distribution: str | dict[str, float] | None
+    distribution: Distribution | None
     structure: str | int | Structure | dict[str, str | int] | None
     mask_from: str | os.PathLike | None
     signs_from: str | os.PathLike | None
@@ -94,7 +96,7 @@ class Start:
     def sparsity_at_start(self) -> float | None:
         """Of the mask that training starts with, for those that do not start with that of the end."""
         start = self.rule.start_sparsity if self.rule is not None else None
-        from_all = start is None and self.sparsity is None and not isinstance(self.distribution, Mapping)
+        from_all = start is None and self.sparsity is None and not has_groups_alone(self.distribution)
         return 0.0 if from_all and self.form.prunes and self.rule is None else start
 
     @property
@@ -130,8 +132,10 @@ class Start:
             names = list(select_weights(module, **selection))
         shapes = {name: module.get_parameter(name).shape for name in names}
         _to_run(trainer, module)  # before a checkpoint is loaded too: float64 factors would be rounded to float32
+        if known:
+            check_known(known, shapes)
         if known or resumes:
-            sparsify(module, mask=known or _to_be_loaded(shapes), **options, **selection)
+            sparsify(module, mask=known or to_be_loaded(shapes), **options, **selection)
             return
         transplant_(module, names=names, signs_from=self.signs_from, magnitudes_from=self.magnitudes_from)
         chosen: Any = {"mask": self.mask, "sparsity": self.sparsity, "seed": self.seed_in_force}
@@ -146,6 +150,23 @@ class Start:
             sparsify(module, data=data, **chosen, **options, **selection)
         if self.flip_signs:
             flip_signs_(module, self.flip_signs, seed=self.seed_in_force)
+
+    def in_words(self, origin: str | None) -> str:
+        """Where the mask is from, and how it moves.
+
+        Args:
+            origin: What it is a mask of, if the arguments do not say it.
+        """
+        if origin is None and self.mask_from is not None:
+            origin = f"of {os.fspath(self.mask_from)}"
+        if origin is not None:
+            mask = f"mask {origin}"
+        elif self.sparsity_at_start == 0:
+            mask = "dense at the start"
+        else:
+            spread = self.distribution or getattr(parse_score(self.mask), "distribution", "balanced")
+            mask = f"{shown(self.mask)} mask, {'by groups' if isinstance(spread, Mapping) else spread}"
+        return mask if self.rule is None else f"{mask}, moved by {type(self.rule).__name__}"
 
     def storage_of(self, trainer: Trainer) -> str:
         """The storage, chosen for the device of the run, wherever the module is now.
@@ -196,14 +217,6 @@ class Start:
 def _read_in_base_60(structure: Any) -> Any:
     """The n:m that YAML 1.1 takes for a time where it is not quoted: 2:4 becomes 2 · 60 + 4."""
     return "{}:{}".format(*divmod(structure, 60)) if isinstance(structure, int) else structure
-
-
-def _to_be_loaded(shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    """The least masks that there are: those of the checkpoint take their place, without scoring anew."""
-    masks = {name: torch.zeros(shape, dtype=torch.bool) for name, shape in shapes.items()}
-    for mask in masks.values():
-        mask.view(-1)[0] = True
-    return masks
 
 
 def _to_run(trainer: Trainer, module: LightningModule) -> None:

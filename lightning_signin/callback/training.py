@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from lightning_signin.altered import told_if_altered
 from lightning_signin.callback.curvature import Curvature
 from lightning_signin.callback.start import Start
+from lightning_signin.callback.told import Reached, say_untrained
 from lightning_signin.masks.build import check_choice
 from lightning_signin.metrics.numbers import layer_numbers, whole_numbers
 from lightning_signin.metrics.sign_flips import SignFlips
@@ -80,6 +81,7 @@ class Training:
         self._decaying = [factor for weight in sign_in_weights(module).values() for factor in weight.factors]
         self._seen = (-1, -1)
         self._losses = torch.zeros(2, dtype=torch.float64)  # their sum and number in this epoch
+        self._reached = Reached(self.weights)
         self._to_load: State | None = None
         self._begun = False
         self._lost = False  # a weight is not finite, and that was said
@@ -89,6 +91,7 @@ class Training:
         check_optimizers(self.weights.values(), self.trainer.optimizers)
         if self.rescales:
             check_rescale(self.options.rescale_momentum, self.trainer.optimizers)
+        say_untrained(self.module, self.trainer.optimizers)
 
     def begin(self) -> None:
         """Note the signs that flips are counted from, and get ready to move masks."""
@@ -125,6 +128,7 @@ class Training:
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Move masks, if it is due, and decay: gradients are accumulated and unscaled by now, and not yet clipped."""
+        self._reached.note(optimizer)
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         scale = 1.0 if scaler is None else scaler.get_scale()
         if self.updates is not None and self.updates.before_step(optimizer, scale):
@@ -149,6 +153,7 @@ class Training:
         if epochs == self.options.warmup_epochs:
             self.flips.mark("warmup", self.module)
         self._say_lost()
+        self._reached.say()
         self.flips.update(self.module)
         numbers = whole_numbers(self.module, self.flips)
         if self.updates is not None:

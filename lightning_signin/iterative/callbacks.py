@@ -10,14 +10,13 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
-from torch.nn.modules.conv import _ConvTransposeNd
 
 from lightning_signin.callback import SignInCallback
 from lightning_signin.iterative.folder import Folder, State
 from lightning_signin.iterative.levels import Levels
 from lightning_signin.iterative.seeds import enter_level
 from lightning_signin.masks.choice import Choice
-from lightning_signin.selection import select_weights
+from lightning_signin.selection import layout_of, select_weights
 
 
 class LevelSignIn(SignInCallback):
@@ -72,9 +71,8 @@ class LevelSignIn(SignInCallback):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # `sparsify` says the same again
             selected = select_weights(module, self.start.include, self.start.exclude)
-        transposed = [name for name, owners in selected.items() if isinstance(owners[0][0], _ConvTransposeNd)]
         shapes = {name: tuple(module.get_parameter(name).shape) for name in selected}
-        return shapes, self.levels.choice(shapes, transposed)
+        return shapes, self.levels.choice(shapes, {name: layout_of(owners) for name, owners in selected.items()})
 
 
 class EpochEnds(Checkpoint):

@@ -1,11 +1,12 @@
 """How sparse each level is, and which weights are left."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
 from torch import Tensor
 
+from lightning_signin.layout import Layout
 from lightning_signin.masks.build import StructureOf, check_choice, make_choice
 from lightning_signin.masks.choice import Choice
 from lightning_signin.masks.distributions import DISTRIBUTIONS, budget
@@ -63,17 +64,17 @@ class Levels:
         """1 − d of a level."""
         return float(1 - max((1 - _exact(self.prune_rate)) ** level, 1 - _exact(self.sparsity)))
 
-    def choice(self, shapes: Mapping[str, tuple[int, ...]], transposed: Collection[str]) -> Choice:
+    def choice(self, shapes: Mapping[str, tuple[int, ...]], layouts: Mapping[str, Layout]) -> Choice:
         """How scores become masks.
 
         Args:
             shapes: Shape of every weight by name, in model order.
-            transposed: Names of the weights that are stored as (inputs, outputs, …).
+            layouts: How weights are stored that are not (outputs, inputs, …).
 
         Raises:
             ValueError: If the structure does not fit a weight, or the last level is below one unit a layer.
         """
-        return make_choice(shapes, self.sparsity, self.distribution, self.structure, transposed)
+        return make_choice(shapes, self.sparsity, self.distribution, self.structure, layouts)
 
     def masks(
         self, level: int, choice: Choice, theta: Mapping[str, Tensor], before: Mapping[str, Tensor]

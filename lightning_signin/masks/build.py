@@ -1,13 +1,14 @@
 """From a score, a distribution and a structure to one exact mask a weight."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from lightning_signin.errors import SignInError, in_one_line
+from lightning_signin.layout import Layout
 from lightning_signin.masks.choice import Choice
-from lightning_signin.masks.distributions import DISTRIBUTIONS, budget
+from lightning_signin.masks.groups import Distribution, check_distribution
 from lightning_signin.masks.patterns import by_pattern
 from lightning_signin.masks.scores import Score, parse_score
 from lightning_signin.masks.structures import Structure, parse_structure
@@ -16,7 +17,6 @@ from lightning_signin.masks.zeros import decided
 from lightning_signin.naming import shown
 from lightning_signin.warn import warn
 
-Distribution = str | Mapping[str, float] | None
 StructureOf = str | Structure | Mapping[str, str | Structure]
 DEFAULT_SPARSITY = 0.9
 
@@ -26,12 +26,12 @@ def build_masks(
     *,
     sparsity: float | None = None,
     mask: str | Score = "random",
-    distribution: Distribution = None,
+    distribution: Distribution | None = None,
     structure: StructureOf = "unstructured",
     seed: int = 0,
     module: nn.Module | None = None,
     data: TrainingData | None = None,
-    transposed: Collection[str] = (),
+    layouts: Mapping[str, Layout] | None = None,
 ) -> dict[str, Tensor]:
     """Choose the weights to keep.
 
@@ -40,13 +40,13 @@ def build_masks(
         sparsity: Fraction of zeros over all weights, in [0, 1); None is 0.9, or what groups in ``distribution`` say.
         mask: Which weights are kept: the name of a score, its import path, or a score, e.g. ``SNIP(num_batches=10)``.
         distribution: How the kept weights are spread: "balanced", "erk", "uniform"; "global", where the scores of all
-            layers compete; or groups, a dict of glob pattern → sparsity, where the first match wins. None is what the
-            score's paper uses.
+            layers compete; or a dict of glob pattern → sparsity, a name for the rest, or ``{"max_sparsity": s}``, where
+            the first match wins: see `make_groups`. None is what the score's paper uses.
         structure: In which pattern: see `parse_structure`; or a dict of glob pattern → structure.
         seed: Seed of the scores' generator.
         module: The plain module that has the weights, for scores that run it.
         data: Loss and batches, for scores that train or run it.
-        transposed: Names of the weights of transposed convolutions, stored as (inputs, outputs, …).
+        layouts: How weights are stored that are not (outputs, inputs, …), such as those of transposed convolutions.
 
     Returns:
         A bool mask for each weight, True keeps. Together they keep exactly (1 − sparsity) · N weights, rounded half to
@@ -69,7 +69,7 @@ def build_masks(
         distribution = getattr(score, "distribution", "balanced")
     check_distribution(sparsity, distribution)
     shapes = {n: tuple(weight.shape) for n, weight in weights.items()}
-    choice = make_choice(shapes, sparsity, distribution, structure, transposed)
+    choice = make_choice(shapes, sparsity, distribution, structure, layouts)
     task = Task(module, weights, choice, torch.Generator().manual_seed(seed), data, name)
     scores = _scored(score, task)
     _check_scores(scores, task)
@@ -82,26 +82,14 @@ def build_masks(
 def make_choice(
     shapes: Mapping[str, tuple[int, ...]],
     sparsity: float | None,
-    distribution: str | Mapping[str, float],
+    distribution: Distribution,
     structure: StructureOf,
-    transposed: Collection[str],
+    layouts: Mapping[str, Layout] | None,
 ) -> Choice:
     """The choice that the arguments of `build_masks` stand for."""
     structures = by_pattern("structure", structure, list(shapes))
     parsed = {name: parse_structure(value) for name, value in structures.items()}  # type: ignore[arg-type]
-    return Choice(shapes, DEFAULT_SPARSITY if sparsity is None else sparsity, distribution, parsed, transposed)
-
-
-def check_distribution(sparsity: float | None, distribution: Distribution) -> None:
-    """Raise `ValueError` for values out of range and unknown names."""
-    if isinstance(distribution, Mapping):
-        if sparsity is not None:
-            raise ValueError("`sparsity` must be left out where `distribution` says it for each group; got both.")
-        for value in distribution.values():
-            budget(value, 1)
-    else:
-        budget(DEFAULT_SPARSITY if sparsity is None else sparsity, 1)
-        check_choice("distribution", distribution, [*DISTRIBUTIONS, "global", None])
+    return Choice(shapes, DEFAULT_SPARSITY if sparsity is None else sparsity, distribution, parsed, layouts)
 
 
 def check_choice(argument: str, value: object, allowed: object) -> None:

@@ -1,12 +1,13 @@
 """From scores to masks: a distribution says how many weights a layer keeps, a structure in which pattern."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 
 from torch import Tensor
 
-from lightning_signin.masks.distributions import DISTRIBUTIONS, allocate, budget, global_counts
-from lightning_signin.masks.patterns import by_first_match
+from lightning_signin.layout import PLAIN, Layout
+from lightning_signin.masks.distributions import DISTRIBUTIONS, allocate, global_counts
+from lightning_signin.masks.groups import Distribution, Group, make_groups
 from lightning_signin.masks.structures import Structure, Unstructured
 from lightning_signin.warn import warn
 
@@ -20,10 +21,9 @@ class Choice:
     Args:
         shapes: Shape of every weight by name, in model order.
         sparsity: Fraction of zeros over all weights, in [0, 1).
-        distribution: "balanced", "uniform", "erk", "global", or a dict of glob pattern → sparsity of each weight that
-            it matches (groups; the first match wins), for which ``sparsity`` has no part.
+        distribution: "balanced", "uniform", "erk", "global", or a dict of glob pattern → sparsity; see `make_groups`.
         structures: The structure of every weight.
-        transposed: Names of the weights that are stored as (inputs, outputs, …): those of transposed convolutions.
+        layouts: How weights are stored that are not (outputs, inputs, kernel…).
 
     Raises:
         ValueError: If a structure does not fit a weight, a pattern matches nothing, a weight is in no group, or the
@@ -34,35 +34,32 @@ class Choice:
         self,
         shapes: Mapping[str, Shape],
         sparsity: float,
-        distribution: str | Mapping[str, float],
+        distribution: Distribution,
         structures: Mapping[str, Structure],
-        transposed: Collection[str] = (),
+        layouts: Mapping[str, Layout] | None = None,
     ) -> None:
-        self.structures, self.transposed = structures, transposed
-        self.shapes = {n: (s[1], s[0], *s[2:]) if n in transposed else tuple(s) for n, s in shapes.items()}
-        self._check_structures(shapes)
-        self.groups: list[tuple[list[str], float, str]]  # names, sparsity, how the budget is spread inside
-        if isinstance(distribution, Mapping):
-            spread = by_first_match("distribution", distribution, list(shapes))
-            self.groups = [([n for n in shapes if spread[n] == p], s, "uniform") for p, s in distribution.items()]
-        else:
-            self.groups = [(list(shapes), sparsity, distribution)]
+        self.structures = structures
+        self.layouts = {name: (layouts or {}).get(name, PLAIN) for name in shapes}
+        self._stored = {name: tuple(shape) for name, shape in shapes.items()}
+        self.shapes = {name: self.layouts[name].shape(shape) for name, shape in self._stored.items()}
+        self._check_structures()
+        self.groups = make_groups({name: prod(shape) for name, shape in self.shapes.items()}, sparsity, distribution)
         self._check_budgets()
 
     @property
     def is_global(self) -> bool:
         """The layers' counts depend on their scores."""
-        return self.groups[0][2] == "global"
+        return any(group.spread == "global" for group in self.groups)
 
     @property
     def target(self) -> int:
         """The number of weights to keep that sparsity asks for."""
-        return sum(number for _, number in self.targets)
+        return sum(group.total for group in self.groups)
 
     @property
     def targets(self) -> list[tuple[list[str], int]]:
         """The names in each group, and the number of weights to keep that its sparsity asks for."""
-        return [(names, budget(sparsity, self._size(names))) for names, sparsity, _ in self.groups]
+        return [(group.names, group.total) for group in self.groups]
 
     def masks(
         self,
@@ -84,13 +81,13 @@ class Choice:
         structures = self.structures if density is None else dict.fromkeys(scores, _FREE)
         masks = {}
 
-        def turned(name: str) -> Tensor:  # one at a time: scores may be made when they are asked for
-            return scores[name].transpose(0, 1) if name in self.transposed else scores[name]
+        def read(name: str) -> Tensor:  # one at a time: scores may be made when they are asked for
+            return self.layouts[name].read(scores[name])
 
-        counts = self._counts(turned, density, structures, most or {})
+        counts = self._counts(read, density, structures, most or {})
         for name in scores:
-            mask = structures[name].pick(turned(name), counts[name])
-            masks[name] = (mask.transpose(0, 1) if name in self.transposed else mask).contiguous()
+            mask = structures[name].pick(read(name), counts[name])
+            masks[name] = self.layouts[name].write(mask).contiguous()
         return masks
 
     def counts(self) -> dict[str, int]:
@@ -105,35 +102,50 @@ class Choice:
         most: Mapping[str, int],
     ) -> dict[str, int]:
         counts: dict[str, int] = {}
-        for names, sparsity, spread in self.groups:
+        for group in self.groups:
+            names = group.names
             units = [structures[name].unit(self.shapes[name]) for name in names]
-            capacities = [structures[name].capacity(self.shapes[name]) for name in names]
-            if most:
-                least = [most[name] // unit * unit for name, unit in zip(names, units, strict=True)]
-                capacities = [max(unit, min(both)) for unit, *both in zip(units, capacities, least, strict=True)]
-            size = self._size(names)
-            total = budget(sparsity, size) if density is None else round(size * density(sparsity))
-            total = min(total, sum(capacities))
-            if spread == "global":
+            capacities = self._capacities(group, structures, most)
+            least = self._least(group, units, capacities)
+            total = min(group.total if density is None else group.on_the_way(density), sum(capacities))
+            if group.spread == "global":
                 assert scores is not None
                 values = [structures[name].values(scores(name)) for name in names]
-                found, empty = global_counts(values, units, capacities, total)
+                found, empty = global_counts(values, units, capacities, total, least)
                 if empty and density is None:
                     some = ", ".join(names[layer] for layer in empty)
                     warn(f"distribution='global' would leave {some} without any weight: each keeps its best.")
             else:
-                shares = [DISTRIBUTIONS[spread](self.shapes[name]) for name in names]
-                found = allocate(shares, units, capacities, total)
+                found = allocate(self._shares(group), units, capacities, total, least)
             counts.update(zip(names, found, strict=True))
         return {name: counts[name] for name in self.shapes}
 
-    def _check_structures(self, shapes: Mapping[str, Shape]) -> None:
+    def _shares(self, group: Group) -> list[int]:
+        """What each weight asks for: of stacked layers, each for itself."""
+        layers = [self.layouts[name].layers(self._stored[name]) for name in group.names]
+        return [number * DISTRIBUTIONS[group.spread](shape) for number, shape in layers]
+
+    def _capacities(self, group: Group, structures: Mapping[str, Structure], most: Mapping[str, int]) -> list[int]:
+        found = []
+        for name in group.names:
+            unit, capacity = structures[name].unit(self.shapes[name]), structures[name].capacity(self.shapes[name])
+            found.append(max(unit, min(capacity, most[name] // unit * unit)) if most else capacity)
+        return found
+
+    def _least(self, group: Group, units: Sequence[int], capacities: Sequence[int]) -> list[int]:
+        """The least that each weight keeps: a unit of its structure, or what its maximum sparsity leaves."""
+        found = []
+        for name, unit, capacity in zip(group.names, units, capacities, strict=True):
+            found.append(min(max(-(-group.least.get(name, 1) // unit), 1) * unit, capacity))
+        return found
+
+    def _check_structures(self) -> None:
         misfits = {}
-        for name in shapes:
+        for name in self.shapes:
             try:
                 self.structures[name].unit(self.shapes[name])
             except ValueError as error:
-                misfits[name] = f"{name} of shape {tuple(shapes[name])}: {error}"
+                misfits[name] = f"{name} of shape {self._stored[name]}: {error}"
         if misfits:
             instead = ", ".join(f"'{name}': 'unstructured'" for name in misfits)
             raise ValueError(
@@ -142,15 +154,15 @@ class Choice:
             )
 
     def _check_budgets(self) -> None:
-        for (names, sparsity, _), (_, total) in zip(self.groups, self.targets, strict=True):
-            units = [self.structures[name].unit(self.shapes[name]) for name in names]
-            if total < sum(units):
+        for group in self.groups:
+            units = [self.structures[name].unit(self.shapes[name]) for name in group.names]
+            capacities = self._capacities(group, self.structures, {})
+            needed = sum(self._least(group, units, capacities))
+            if group.total < needed:
                 least = "one weight" if set(units) == {1} else "one unit of the structure"
+                least = "what `max_sparsity` leaves it" if group.least else f"at least {least}"
                 raise ValueError(
-                    f"`sparsity`={sparsity} keeps {total} of {self._size(names)} weights, but each of {len(names)} "
-                    f"layers must keep at least {least}, together {sum(units)}. Lower `sparsity`, or leave layers "
-                    "dense with `exclude`."
+                    f"`sparsity`={group.sparsity:.6g} keeps {group.total} of {group.size} weights, but each of "
+                    f"{len(group.names)} layers must keep {least}, together {needed}. Lower `sparsity`, or leave "
+                    "layers dense with `exclude`."
                 )
-
-    def _size(self, names: Sequence[str]) -> int:
-        return sum(prod(self.shapes[name]) for name in names)

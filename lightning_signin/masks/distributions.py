@@ -78,58 +78,72 @@ def erk(shape: tuple[int, ...]) -> int:
 DISTRIBUTIONS: dict[str, Callable[[tuple[int, ...]], int]] = {"balanced": balanced, "uniform": uniform, "erk": erk}
 
 
-def allocate(shares: Sequence[int], units: Sequence[int], capacities: Sequence[int], total: int) -> list[int]:
+def allocate(
+    shares: Sequence[int],
+    units: Sequence[int],
+    capacities: Sequence[int],
+    total: int,
+    least: Sequence[int] | None = None,
+) -> list[int]:
     """Spread a budget over layers in proportion to their shares, within bounds, in whole units.
 
     Args:
         shares: What each layer asks for, positive.
         units: Each layer's count must be a positive multiple of this.
         capacities: The most that each layer can keep, a multiple of its unit.
-        total: The budget, at least one unit a layer and at most all capacities.
+        total: The budget, at least the least of all layers and at most all capacities.
+        least: The least that each layer keeps, a multiple of its unit; None is one unit.
 
     Returns:
         The counts. Their sum is ``total``, or the nearest that whole units can make; the counts are those nearest to
         the exact shares (for single weights: largest-remainder rounding), ties going up in the earlier layer.
     """
-    # λ ↦ Σ clamp(λ · share, unit, capacity) rises from one unit a layer to all capacities and bends where a layer meets
-    # a bound: between two bends it is linear, so λ is exact.
-    layers = zip(shares, units, capacities, strict=True)
-    bounds = [(share, Fraction(unit), Fraction(capacity)) for share, unit, capacity in layers]
+    # λ ↦ Σ clamp(λ · share, least, capacity) rises from the least of each layer to all capacities and bends where a
+    # layer meets a bound: between two bends it is linear, so λ is exact.
+    layers = zip(shares, least or units, capacities, strict=True)
+    bounds = [(share, Fraction(low), Fraction(capacity)) for share, low, capacity in layers]
 
     def spent(level: Fraction) -> Fraction:
-        return sum((min(max(level * share, unit), cap) for share, unit, cap in bounds), Fraction(0))
+        return sum((min(max(level * share, low), cap) for share, low, cap in bounds), Fraction(0))
 
     bends = sorted({Fraction(bound, share) for share, *both in bounds for bound in both})
-    low, high = 0, len(bends) - 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if spent(bends[middle]) <= total else (low, middle)
-    level, rise = bends[low], spent(bends[high]) - spent(bends[low])
+    first, last = 0, len(bends) - 1
+    while last - first > 1:
+        middle = (first + last) // 2
+        first, last = (middle, last) if spent(bends[middle]) <= total else (first, middle)
+    level, rise = bends[first], spent(bends[last]) - spent(bends[first])
     if rise:
-        level += (bends[high] - bends[low]) * (total - spent(level)) / rise
-    ideal = [min(max(level * share, unit), cap) for share, unit, cap in bounds]
+        level += (bends[last] - bends[first]) * (total - spent(level)) / rise
+    ideal = [min(max(level * share, low), cap) for share, low, cap in bounds]
     return round_to_units(ideal, units, capacities, total)
 
 
 def global_counts(
-    values: Sequence[Tensor], units: Sequence[int], capacities: Sequence[int], total: int
+    values: Sequence[Tensor],
+    units: Sequence[int],
+    capacities: Sequence[int],
+    total: int,
+    least: Sequence[int] | None = None,
 ) -> tuple[list[int], list[int]]:
-    """Let the units of all layers compete: the highest values are kept, and at least the best unit of each layer.
+    """Let the units of all layers compete: the highest values are kept, and the best of each layer in any case.
 
     Args:
         values: The value of each unit of each layer, comparable across layers.
         units: The number of weights in one unit of each layer.
         capacities: The most that each layer can keep.
         total: The budget in weights.
+        least: The least that each layer keeps, a multiple of its unit; None is one unit.
 
     Returns:
         The counts, rounded like those of `allocate`, and the layers that would have kept nothing.
     """
+    least = least or units
     ideal = _best_units(values, units, total)
     empty = [layer for layer, count in enumerate(ideal) if count < units[layer]]
-    if empty:
-        others = [_without_its_best(value.flatten()) for value in values]
-        ideal = [unit + more for unit, more in zip(units, _best_units(others, units, total - sum(units)), strict=True)]
+    if any(count < low for count, low in zip(ideal, least, strict=True)):
+        layers = zip(values, units, least, strict=True)
+        others = [_without_the_best(value.flatten(), low // unit) for value, unit, low in layers]
+        ideal = [low + more for low, more in zip(least, _best_units(others, units, total - sum(least)), strict=True)]
     return round_to_units([Fraction(count) for count in ideal], units, capacities, total), empty
 
 
@@ -157,6 +171,8 @@ def _best_units(values: Sequence[Tensor], units: Sequence[int], total: int) -> l
     return counts
 
 
-def _without_its_best(value: Tensor) -> Tensor:
-    best = int(value.argmax())
-    return torch.cat([value[:best], value[best + 1 :]])
+def _without_the_best(value: Tensor, number: int) -> Tensor:
+    if number == 1:  # without sorting
+        best = int(value.argmax())
+        return torch.cat([value[:best], value[best + 1 :]])
+    return value[value.argsort(descending=True, stable=True)[number:]]

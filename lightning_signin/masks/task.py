@@ -169,8 +169,7 @@ class Task:
     def check_scores(self, scores: Mapping[str, Tensor]) -> None:
         """Raise `SignInError` where layers compete and some have no score but zero with all their weights in place."""
         self.check_numbers(scores)
-        if self.counts is None:
-            check_competing(scores, self.total, self.name)
+        check_competing(scores, self._choice, self.name)
 
     def check_numbers(self, scores: Mapping[str, Tensor]) -> None:
         """Raise `SignInError` if a score is NaN."""

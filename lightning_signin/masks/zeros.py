@@ -1,7 +1,7 @@
 """Scores of exactly zero: they say nothing, so a choice among them is refused, or left to chance."""
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -9,42 +9,43 @@ from torch import Tensor
 from lightning_signin.errors import SignInError
 from lightning_signin.masks.choice import Choice
 from lightning_signin.warn import warn
+from lightning_signin.words import some
 
 _LEAST = 2.0**-1000  # stands for zero: above what ranks below all, and below the product of any two float32 numbers
-_SHOWN = 5
 
 
-def check_competing(scores: Mapping[str, Tensor], total: int, mask: str) -> None:
+def check_competing(scores: Mapping[str, Tensor], choice: Choice, mask: str) -> None:
     """Refuse scores of layers that compete, where they say nothing.
 
     Args:
-        scores: By name; a layer of one weight may have any.
-        total: How many weights are to be kept. All is no choice.
+        scores: By name; higher is kept.
+        choice: What will be made of them. Where all weights are kept there is nothing to choose.
         mask: The name of the score.
 
     Raises:
-        SignInError: If a layer has no score other than zero, or fewer weights have one than are to be kept.
+        SignInError: If a layer of more than one weight has no score other than zero, or fewer weights have one than are
+            to be kept.
     """
-    said = {name: int(score.count_nonzero()) for name, score in scores.items()}
-    if total == sum(score.numel() for score in scores.values()):
-        return
-    what, ways = (
-        "their scores are all zero",
-        "Start branches that begin at zero elsewhere (timm: `zero_init_last=False`)",
-    )
-    layers = [name for name, score in scores.items() if not said[name] and score.numel() > 1]
-    if not layers and total > sum(said.values()):
-        what = f"many scores are zero: {sum(said.values())} are not, and {total} weights are to be kept"
-        ways = "Raise `sparsity`, or score with more batches"
-        layers = [name for name, score in scores.items() if said[name] < score.numel()]
-    if not layers:
-        return
-    raise SignInError(
-        f"mask={mask!r} cannot choose in {some(layers)}: {what}, and distribution='global' lets the scores of all "
-        f"layers compete. {ways}; leave layers that no gradient reaches, such as an unused head or a teacher, dense "
-        f"with exclude={_listed(layers)}, or freeze them; choose mask='random'; or pass distribution='erk', with which "
-        "such weights are chosen at random."
-    )
+    for group in choice.groups:
+        if group.spread != "global" or group.total == group.size:
+            continue
+        said = {name: int(scores[name].count_nonzero()) for name in group.names}
+        number = sum(said.values())
+        if layers := [name for name in group.names if not said[name] and scores[name].numel() > 1]:
+            raise _refused(
+                f"in {some(layers)}: their scores are all zero",
+                "Start branches that begin at zero elsewhere (timm: `zero_init_last=False`)",
+                layers,
+                mask,
+            )
+        if group.total > number:
+            layers = [name for name in group.names if said[name] < scores[name].numel()]
+            raise _refused(
+                f"in {some(layers)}: many scores are zero: {number} are not, and {group.total} weights are to be kept",
+                "Raise `sparsity`, or score with more batches",
+                layers,
+                mask,
+            )
 
 
 def decided(
@@ -73,8 +74,7 @@ def decided(
     scores = {name: score.detach().cpu() for name, score in scores.items()}  # where there is float64
     if not (layers := _undecided(scores, choice)):
         return scores
-    if choice.is_global:
-        check_competing(scores, choice.target, mask)
+    check_competing(scores, choice, mask)
     warn(f"mask={mask!r} says nothing about weights of {some(layers)}, since their scores are zero: chance chooses.")
     return at_random(scores, generator)
 
@@ -90,14 +90,13 @@ def at_random(scores: Mapping[str, Tensor], generator: torch.Generator) -> dict[
     return {name: _replaced(score, generator) for name, score in scores.items()}
 
 
-def some(layers: Collection[str]) -> str:
-    """The first names, and how many there are besides."""
-    first = ", ".join(list(layers)[:_SHOWN])
-    return f"{first} and {len(layers) - _SHOWN} more" if len(layers) > _SHOWN else first
-
-
-def _listed(layers: Sequence[str]) -> str:
-    return f"[{', '.join(map(repr, layers[:_SHOWN]))}{', …' if len(layers) > _SHOWN else ''}]"
+def _refused(what: str, way: str, layers: Sequence[str], mask: str) -> SignInError:
+    named = ", ".join(map(repr, layers[:5])) + (", …" if layers[5:] else "")
+    return SignInError(
+        f"mask={mask!r} cannot choose {what}, and distribution='global' lets the scores of all layers compete. {way}; "
+        f"leave layers that no gradient reaches, such as an unused head or a teacher, dense with exclude=[{named}], or "
+        "freeze them; choose mask='random'; or pass distribution='erk', with which such weights are chosen at random."
+    )
 
 
 def _undecided(scores: Mapping[str, Tensor], choice: Choice) -> list[str]:

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -28,6 +27,7 @@ from torch.utils.module_tracker import ModuleTracker
 
 from lightning_signin.generators import untouched
 from lightning_signin.parametrizations.masked import SignIn
+from lightning_signin.unfused import unfused
 from lightning_signin.weights import SparseWeight, sparse_weights
 
 # A training step is a forward and a backward; a backward has two products of a forward's size, one for the gradient of
@@ -105,7 +105,7 @@ def flops(module: nn.Module, *args: Any, **kwargs: Any) -> FlopCount:
     """Count the operations of a call of a module, by weight.
 
     torch's own formulas (`torch.utils.flop_counter`) count each matrix product, convolution and attention. What has no
-    formula there, such as a custom kernel or a recurrent layer, counts 0. Causal attention counts in full.
+    formula there, such as a custom kernel, counts 0. Causal attention counts in full.
 
     Args:
         module: A module after `sparsify`, or a plain one, whose sparse counts are the dense ones.
@@ -129,7 +129,7 @@ def flops(module: nn.Module, *args: Any, **kwargs: Any) -> FlopCount:
         if parameter.is_floating_point():
             parameter.requires_grad_()
     counter = _Counter(twin)
-    with untouched(), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), counter.watching():
+    with untouched(), torch.enable_grad(), unfused(), counter.watching():
         twin(*args, **kwargs)
     return counter.result()
 
@@ -140,7 +140,7 @@ class _Counter(TorchDispatchMode):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.modules = ModuleTracker()
-        self.formulas = FlopCounterMode(display=False).flop_registry
+        self.formulas = _FORMULAS | FlopCounterMode(display=False).flop_registry
         self.sparse = sparse_weights(module)
         self.names: dict[int, str] = {}  # by storage
         self.dense: dict[str, int] = defaultdict(int)
@@ -198,6 +198,14 @@ class _Counter(TorchDispatchMode):
         # The tracker's names start with the class of the outermost module; "Global" stands for none.
         _, _, module = max(self.modules.parents - {"Global"}, key=len, default="").partition(".")
         return f"{module}: {func._overloadpacket.__name__}" if module else func._overloadpacket.__name__
+
+
+def _grouped(tokens: Tensor, experts: Tensor, *_: Any, out_val: Tensor, **__: Any) -> int:
+    return 2 * out_val.numel() * tokens.shape[-1]
+
+
+# Of operations that torch counts as 0; the experts of a mixture, each with the tokens that chose it.
+_FORMULAS = {getattr(torch.ops.aten, "_grouped_mm", None): _grouped}
 
 
 def _products(weight: SparseWeight | None) -> tuple[int, int]:

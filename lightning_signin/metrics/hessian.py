@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_signin.generators import untouched
 from lightning_signin.masks.training_data import Losses, TrainingData
 from lightning_signin.model import masks, merge_
+from lightning_signin.unfused import unfused
 
 
 class HessianOperator:
@@ -102,8 +102,7 @@ def hessian(
     with ExitStack() as stack:
         stack.enter_context(untouched())
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.enter_context(torch.backends.cudnn.flags(enabled=False))  # its recurrence has no second derivatives
+        stack.enter_context(unfused())
         losses = [_check(_one(data.loss(plain, batch))) for batch in batches]
         if not losses:
             raise ValueError("`batches` is empty. (An iterator gives its batches once: pass a list or a DataLoader.)")

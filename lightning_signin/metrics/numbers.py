@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from lightning_signin.metrics.model_sparsity import model_sparsity
 from lightning_signin.metrics.scaling import mean_scaling, scaling_by_weight
 from lightning_signin.metrics.sign_flips import SignFlips
 from lightning_signin.weights import sparse_weights, sparsity
@@ -17,13 +18,14 @@ _LAYER = {"start": "flips", "start_to_warmup": "flips_start_to_warmup", "warmup"
 
 
 def whole_numbers(module: nn.Module, flips: SignFlips) -> dict[str, float]:
-    """Of the whole module: ``sparsity``, ``sign_flips`` and its stages, and with products m ⊙ w ``scaling``.
+    """Of the whole module: ``sparsity``, ``model_sparsity``, sign flips by stage, and of products m ⊙ w ``scaling``.
 
     Args:
         module: A module after `sparsify`.
         flips: Updated with it.
     """
-    numbers = {"sparsity": sparsity(module)} | {_WHOLE[stage]: share for stage, share in flips.compute().items()}
+    numbers = {"sparsity": sparsity(module), "model_sparsity": model_sparsity(module)}
+    numbers |= {_WHOLE[stage]: share for stage, share in flips.compute().items()}
     scaling = mean_scaling(module)
     return numbers if scaling is None else numbers | {"scaling": scaling}
 

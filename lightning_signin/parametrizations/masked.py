@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_signin.functional import check_beta, check_beta_fits, factors_of
+from lightning_signin.layout import PLAIN
 from lightning_signin.parametrizations.outer import Outer
 from lightning_signin.sharded import is_sharded, whole
 from lightning_signin.storage import Storage
@@ -31,6 +32,7 @@ class Masked(nn.Module):
             such point.
         probe: A zero tensor of the weight's shape whose ``grad`` becomes the dense gradient, where one is wanted.
         stride: Of the plain weight, for the time after the merge.
+        layout: Which axes of the plain weight are outputs and inputs.
         read_only: Whether whoever asks for the weight now only reads it; see `mark_own_forward`.
     """
 
@@ -42,7 +44,13 @@ class Masked(nn.Module):
         self.storage, self.outer = storage, outer
         self.probe: Tensor | None = None
         self.stride = torch.empty(storage.shape, device="meta").stride()
+        self.layout = PLAIN
         self.read_only = False
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of the plain weight."""
+        return self.storage.shape
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -1,38 +1,79 @@
-"""While a layer of torch runs its own forward pass, nobody can write into the weight that it asks for."""
+"""How layers of torch read their weights in their own forward passes: what that allows, and what it asks for."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_signin.parametrizations.masked import Masked
 
-# Their forward passes hand the weight to one function and nothing else. Code that is not torch's may write into it, as
-# in ``layer.weight.data.add_(…)``, which no counter of torch sees.
-READERS = frozenset({nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d})
+# Their forward passes hand the weight to one function and nothing else, so that nobody can write into it meanwhile.
+# Code that is not torch's may, as in ``layer.weight.data.add_(…)``, which no counter of torch sees.
+READERS = frozenset({nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.RNN, nn.LSTM, nn.GRU})
+_IN_FORWARD = "_weights_in_forward"
 
 
 def mark_own_forward(owner: nn.Module) -> None:
     """Let the masked weights of a parametrized layer know when they are only read: see `Masked.read_only`.
 
-    Nothing is done to layers of other classes than `READERS`. The method is put on the class that torch made for this
-    one layer, and goes with it when the layer is plain again.
+    Nothing is done to layers of other classes than `READERS`, but that recurrent layers of any class find their present
+    weights where they look for them. The methods are put on the class that torch made for this one layer, and go with
+    it when the layer is plain again.
     """
     made_by_torch: Any = type(owner)
     plain: Any = made_by_torch.__bases__[0]
-    if plain not in READERS:
-        return
+    if isinstance(owner, nn.RNNBase):
+        _list_weights(owner, made_by_torch)
+    elif plain in READERS:
+        made_by_torch.forward = _reading(plain.forward)
 
+
+def _reading(plain_forward: Callable[..., Any]) -> Callable[..., Any]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
-            return plain.forward(self, *args, **kwargs)
+            return plain_forward(self, *args, **kwargs)
         weights = [holder[0] for holder in self.parametrizations.values() if isinstance(holder[0], Masked)]  # type: ignore[union-attr, operator]
         for weight in weights:
             weight.read_only = True
         try:
-            return plain.forward(self, *args, **kwargs)
+            return plain_forward(self, *args, **kwargs)
         finally:
             for weight in weights:
                 weight.read_only = False
 
-    made_by_torch.forward = forward
+    return forward
+
+
+def _list_weights(owner: nn.RNNBase, made_by_torch: Any) -> None:
+    """Recurrent layers read a list of references that they keep: it has to hold the values of this moment.
+
+    In a forward pass each is computed once; afterwards nothing holds on to the values and their graph, so that the
+    layer can be copied. cuDNN gets them one by one, and copies them into one piece of memory in every pass.
+    """
+    plain: Any = made_by_torch.__bases__[0]
+
+    def flat_weights(self: nn.RNNBase) -> list[Tensor | None]:
+        known = self.__dict__.get(_IN_FORWARD)
+        return [getattr(self, name, None) for name in self._flat_weights_names] if known is None else known
+
+    def like_parameters(self: nn.RNNBase) -> list[Tensor | None]:
+        if torch.is_grad_enabled():
+            return flat_weights(self)
+        # Here too they are such as require a gradient: for others torch adds up in another order.
+        with torch.inference_mode(False), torch.no_grad():
+            trained = any(parameter.requires_grad for parameter in self.parameters())
+            return [w if w is None else w.detach().requires_grad_(trained) for w in flat_weights(self)]
+
+    def forward(self: nn.RNNBase, *args: Any, **kwargs: Any) -> Any:
+        self.__dict__[_IN_FORWARD] = like_parameters(self)
+        try:
+            return plain.forward(self, *args, **kwargs)
+        finally:
+            del self.__dict__[_IN_FORWARD]
+
+    del owner.__dict__["_flat_weights"]  # the plain parameters
+    made_by_torch._flat_weights = property(flat_weights, lambda self, values: None)
+    for method in ("_init_flat_weights", "_update_flat_weights", "flatten_parameters"):
+        setattr(made_by_torch, method, lambda self: None)
+    made_by_torch.forward = _reading(forward) if plain in READERS else forward

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_signin.masks.build import StructureOf, make_choice
+from lightning_signin.masks.groups import Distribution, has_groups_alone
 from lightning_signin.optimizer_state import check_movable
 from lightning_signin.updates.change import change_mask_
 from lightning_signin.updates.finite import check_finite
@@ -86,7 +87,7 @@ class MaskUpdates:
         *,
         total_steps: int,
         sparsity: float | None = None,
-        distribution: str | Mapping[str, float] | None = None,
+        distribution: Distribution | None = None,
         structure: StructureOf | None = None,
         storage: str = "auto",
         seed: int = 0,
@@ -98,11 +99,11 @@ class MaskUpdates:
         self.lanes = self._lanes(optimizers)
         self.targets = {name: weight.storage.active for name, weight in self.weights.items()}
         shapes = {name: tuple(weight.storage.shape) for name, weight in self.weights.items()}
-        transposed = [name for name, weight in self.weights.items() if weight.transposed]
+        layouts = {name: weight.layout for name, weight in self.weights.items()}
         spread = distribution or self.rule.distribution or "balanced"
         pattern = structure or self.rule.structure or "unstructured"
-        final = None if isinstance(spread, Mapping) else sparsity
-        self.choice = make_choice(shapes, final, spread, pattern, transposed)
+        final = None if has_groups_alone(spread) else sparsity
+        self.choice = make_choice(shapes, final, spread, pattern, layouts)
         self._check()
         self.steps = self.rule.steps(total_steps)
         self.mask_change = 0.0

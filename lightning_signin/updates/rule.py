@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lightning_signin.layout import Layout
 from lightning_signin.masks.choice import Choice
 from lightning_signin.masks.structures import Structure
 from lightning_signin.masks.top import top
@@ -46,19 +47,20 @@ class Layer:
         """The number of weights on the mask."""
         return int(self.mask.sum())
 
-    def by_output(self, tensor: Tensor) -> Tensor:
-        """A tensor of the weight's shape with outputs in dimension 0; the same turns it back."""
-        return tensor.transpose(0, 1) if self.weight.transposed else tensor
+    @property
+    def layout(self) -> Layout:
+        """Which axes of the weight are outputs and inputs."""
+        return self.weight.layout
 
     @property
     def unit(self) -> int:
         """The number of weights that come and go together."""
-        return self.structure.unit(tuple(self.by_output(self.mask).shape))
+        return self.structure.unit(self.layout.shape(tuple(self.mask.shape)))
 
     @property
     def capacity(self) -> int:
         """The most weights that the pattern has room for."""
-        return self.structure.capacity(tuple(self.by_output(self.mask).shape))
+        return self.structure.capacity(self.layout.shape(tuple(self.mask.shape)))
 
     def largest(self, score: Tensor, count: int) -> Tensor:
         """The mask of the ``count`` kept weights with the highest scores, one by one; of equal ones the first."""
@@ -74,8 +76,8 @@ class Layer:
         if (unit := self.unit) == 1:
             return self.largest(score, count)
         whole = min(round(count / unit) * unit, self.kept // unit * unit)
-        mask = self.structure.pick(self.by_output(score.where(self.mask, -math.inf)), whole)
-        return self.by_output(mask)
+        mask = self.structure.pick(self.layout.read(score.where(self.mask, -math.inf)), whole)
+        return self.layout.write(mask)
 
     def grow(self, survivors: Tensor, score: Tensor, count: int) -> Tensor:
         """The mask of ``count`` weights in the layer's pattern: survivors first, then the highest scores.
@@ -86,8 +88,8 @@ class Layer:
             count: A multiple of the structure's unit.
         """
         first = 2 * score.max() + 1
-        mask = self.structure.pick(self.by_output(score.where(~survivors, first)), count)
-        return self.by_output(mask).contiguous()
+        mask = self.structure.pick(self.layout.read(score.where(~survivors, first)), count)
+        return self.layout.write(mask).contiguous()
 
 
 @dataclass(frozen=True)

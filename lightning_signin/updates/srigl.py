@@ -56,7 +56,7 @@ class SRigL(RigL):
         gradient = layer.gradient.abs()
         wanted = top(gradient.masked_fill(survivors, -1), dropped)
         rows, salient, active = (
-            layer.by_output(tensor).flatten(1) for tensor in (survivors, survivors | wanted, layer.mask)
+            layer.layout.read(tensor).flatten(1) for tensor in (survivors, survivors | wanted, layer.mask)
         )
         neurons = active.any(1)
         fan_in = kept / int(neurons.sum())
@@ -67,7 +67,7 @@ class SRigL(RigL):
         return self._regrown(layer, rows, gradient, left, goal)
 
     def _regrown(self, layer: Layer, rows: Tensor, gradient: Tensor, left: Tensor, fan_in: int) -> Tensor:
-        score = layer.by_output(gradient).flatten(1)
+        score = layer.layout.read(gradient).flatten(1)
         order = score.where(~rows, 2 * score.max() + 1).argsort(dim=1, descending=True, stable=True)
         mask = torch.zeros_like(rows).scatter_(1, order[:, :fan_in], True) & left.unsqueeze(1)
-        return layer.by_output(mask.view(layer.by_output(layer.mask).shape)).contiguous()
+        return layer.layout.write(mask.view(layer.layout.shape(tuple(layer.mask.shape)))).contiguous()

@@ -97,7 +97,7 @@ def rich(folder: Any) -> dict[str, Any]:
     return {**shown, "callbacks": [callbacks.RichProgressBar(), callbacks.RichModelSummary(max_depth=-1)]}
 
 
-FROZEN = "is frozen (requires_grad=False): it stays dense"
+FROZEN = "frozen (requires_grad=False)"
 CHECKPOINTING = {"enable_checkpointing": True}
 
 CALLBACKS = [

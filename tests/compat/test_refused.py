@@ -12,7 +12,7 @@ from torch import nn
 
 from lightning_signin import SignInCallback
 from tests.compat.module_rows import Manual
-from tests.compat.network_rows import NETS, images, normed
+from tests.compat.network_rows import images, normed, scripted
 from tests.compat.optimizer_rows import REFUSED, task
 from tests.compat.rows import Row, run, sparse
 from tests.compat.task import Net, Task
@@ -56,9 +56,9 @@ def optimized(name: str, **options: Any) -> Row:
 OF_A_LAYER = [
     (of("lazy", lazy), "net.2.weight", r"has no shape yet \(a lazy module\)\. Run one batch through the model first\."),
     (
-        of("LSTM", NETS["LSTM"], include=["net.between.weight_hh_l0"]),
-        "net.between.weight_hh_l0",
-        "belongs to a recurrent layer, which is not supported yet",
+        of("scripted", scripted, include=["*"]),
+        "net.1.weight",
+        "belongs to a scripted layer, which has compiled how it reads its weight",
     ),
     (of("weight_norm", normed(nn.utils.parametrizations.weight_norm)), "net.1.weight", r"is already parametrized \(_W"),
     (of("spectral_norm", normed(nn.utils.parametrizations.spectral_norm)), "net.1.weight", "is already parametrized"),

@@ -42,7 +42,9 @@ def check_connected(masks: Mapping[str, Tensor], network: Callable[[], Network])
         return
     try:
         cut, is_whole = _ways(network, masks)
-    except Exception as error:  # whatever the user's data, step and forward may raise: the fit will say it, if it matters
+    except (
+        Exception
+    ) as error:  # whatever the user's data, step and forward may raise: the fit will say it, if it matters
         if not any(full):
             warn(f"It could not be checked that the mask leaves a way from input to output: {cause(error)}")
         return

@@ -1,0 +1,74 @@
+"""What a fit says of its sparse weights: one line at its start, and parts that would not train."""
+
+from collections.abc import Iterable, Mapping
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch.optim import Optimizer
+
+from lightning_signin.matrices import dense_matrices
+from lightning_signin.warn import warn
+from lightning_signin.weights import SparseWeight, sparse_weights
+from lightning_signin.words import some
+
+
+def say_start(module: LightningModule, origin: str) -> None:
+    """Log, on rank 0, how much is sparse, by which mask, how much stays dense, and how parameters will be counted.
+
+    Args:
+        module: A module after `sparsify`.
+        origin: Where the mask is from.
+    """
+    weights = sparse_weights(module).values()
+    kept, size = sum(weight.kept for weight in weights), sum(weight.storage.shape.numel() for weight in weights)
+    tensors = sum(tensor.numel() for weight in weights for tensor in weight.tensors)
+    dense = dense_matrices(module)
+    share = sum(dense.values()) / (size + sum(dense.values()))
+    rest = f"{100 * share:.1f} % of the matrix entries stay dense ({some(list(dense), 3)})" if dense else ""
+    rank_zero_info(
+        f"SignIn: {len(weights)} weights, {kept:,} of {size:,} values kept ({100 * (1 - kept / size):.2f} % sparse), "
+        f"{origin}; {rest or 'no matrix stays dense'}. The model summary counts them as {tensors:,} parameters."
+    )
+
+
+def say_untrained(module: LightningModule, optimizers: Iterable[Optimizer]) -> None:
+    """Warn of unfrozen parameters that are in no optimizer."""
+    held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    names = [name for name, p in module.named_parameters() if p.requires_grad and id(p) not in held]
+    if names:
+        are, stay = ("is", "stays as it is") if len(names) == 1 else ("are", "stay as they are")
+        warn(
+            f"{some(names)} {are} unfrozen and in no optimizer: {stay}. Add to an optimizer in "
+            "`configure_optimizers` what shall train, and freeze the rest (requires_grad_(False))."
+        )
+
+
+class Reached:
+    """Notes which sparse weights a gradient reaches, and says in the end which were left out.
+
+    Args:
+        weights: The sparse weights of a module by name.
+    """
+
+    def __init__(self, weights: Mapping[str, SparseWeight]) -> None:
+        self._missing = {name: weight for name, weight in weights.items() if weight.tensors[0].requires_grad}
+        self._stepped: set[int] = set()
+
+    def note(self, optimizer: Optimizer) -> None:
+        """Look at the gradients that an optimizer is about to step on."""
+        if self._missing:
+            self._stepped |= {id(p) for group in optimizer.param_groups for p in group["params"]}
+            reached = [n for n, w in self._missing.items() if any(tensor.grad is not None for tensor in w.tensors)]
+            for name in reached:
+                del self._missing[name]
+
+    def say(self) -> None:
+        """Warn, once, of weights that their optimizer has stepped without a gradient."""
+        names = [name for name, weight in self._missing.items() if id(weight.tensors[0]) in self._stepped]
+        self._missing = {}
+        if names:
+            it = "it does" if len(names) == 1 else "they do"
+            warn(
+                f"No gradient has reached {some(names)} in the first epoch: {it} not train. If that is meant, as of a "
+                "teacher, freeze (requires_grad_(False)) or leave dense with `exclude`."
+            )

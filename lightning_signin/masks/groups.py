@@ -1,0 +1,141 @@
+"""Weights whose kept numbers are spread together: all of them, or groups with a sparsity of their own."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from lightning_signin.masks.distributions import DISTRIBUTIONS, budget
+from lightning_signin.masks.patterns import by_first_match
+
+Share = float | str | Mapping[str, float]
+Distribution = str | Mapping[str, Share]
+SPREADS = (*DISTRIBUTIONS, "global")
+_LIMIT = "max_sparsity"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Weights over which one budget is spread.
+
+    Attributes:
+        names: Their names, in model order.
+        size: Their number of entries.
+        total: How many of them are kept.
+        spread: How: a name in `DISTRIBUTIONS`, or "global".
+        sparsity: The fraction of zeros that ``total`` stands for.
+        least: The fewest that a weight keeps, where its sparsity has a maximum.
+    """
+
+    names: list[str]
+    size: int
+    total: int
+    spread: str
+    sparsity: float
+    least: dict[str, int] = field(default_factory=dict)
+
+    def on_the_way(self, density: Callable[[float], float]) -> int:
+        """How many are kept where a share of ``density(sparsity)`` is left."""
+        return round(self.size * density(self.sparsity))
+
+
+def check_distribution(sparsity: float | None, distribution: Distribution | None) -> None:
+    """Raise `ValueError` for values out of range and unknown names."""
+    if sparsity is not None:
+        budget(sparsity, 1)
+    if not isinstance(distribution, Mapping):
+        if distribution is not None and distribution not in SPREADS:
+            raise ValueError(f"`distribution` must be one of {_names()}; got {distribution!r}.")
+        return
+    spreads = {value for value in distribution.values() if isinstance(value, str)}
+    for pattern, value in distribution.items():
+        _check_share(pattern, value)
+    if len(spreads) > 1:
+        raise ValueError(f"`distribution` can spread the rest in one way, got {', '.join(sorted(spreads))}.")
+    if not spreads and any(isinstance(value, Mapping) for value in distribution.values()):
+        raise ValueError(
+            f"`distribution` has a {_LIMIT} and no way in which these weights compete. End it with '*': 'global'."
+        )
+    if not spreads and sparsity is not None:
+        raise ValueError(
+            "`sparsity` must be left out where `distribution` says it for each group; got both. To spread the rest of "
+            "one budget, end `distribution` with '*': 'erk' (or 'balanced', 'uniform', 'global')."
+        )
+
+
+def has_groups_alone(distribution: Distribution | None) -> bool:
+    """Whether groups say the sparsity of all weights, so that none is given beside them."""
+    if not isinstance(distribution, Mapping):
+        return False
+    return not any(isinstance(value, str) for value in distribution.values())
+
+
+def make_groups(sizes: Mapping[str, int], sparsity: float, distribution: Distribution) -> list[Group]:
+    """The groups of a distribution.
+
+    Args:
+        sizes: The number of entries of each weight by name, in model order.
+        sparsity: Fraction of zeros over all weights, in [0, 1).
+        distribution: A name, for all weights. Or a dict of glob pattern → value; the first match wins. A number is the
+            sparsity of what matches, spread uniformly. A name spreads what the numbers leave of the whole budget over
+            the weights that match it. ``{"max_sparsity": s}`` lets a weight compete with these, and keep at least the
+            share 1 − s.
+
+    Raises:
+        ValueError: If a pattern matches nothing, a weight is in no group, or the numbers leave less than nothing, or
+            more than there is.
+
+    Example:
+        >>> [g.total for g in make_groups({"a": 100, "b": 100, "c": 200}, 0.9, {"a": 0.8, "*": "erk"})]
+        [20, 20]
+    """
+    if not isinstance(distribution, Mapping):
+        size = sum(sizes.values())
+        return [Group(list(sizes), size, budget(sparsity, size), distribution, sparsity)]
+    patterns = by_first_match("distribution", distribution, list(sizes))
+    groups, competing = [], [name for name in sizes if not isinstance(distribution[patterns[name]], int | float)]
+    for pattern, value in distribution.items():
+        names = [name for name in sizes if patterns[name] == pattern]
+        if isinstance(value, int | float):
+            size = sum(sizes[name] for name in names)
+            groups.append(Group(names, size, budget(value, size), "uniform", value))
+    if competing:
+        groups.append(_rest(sizes, competing, sparsity, distribution, patterns, sum(group.total for group in groups)))
+    return groups
+
+
+def _rest(
+    sizes: Mapping[str, int],
+    names: list[str],
+    sparsity: float,
+    distribution: Mapping[str, Share],
+    patterns: Mapping[str, str],
+    taken: int,
+) -> Group:
+    spread = next(value for value in distribution.values() if isinstance(value, str))
+    limits = {name: distribution[patterns[name]] for name in names}
+    least = {n: budget(limit[_LIMIT], sizes[n]) for n, limit in limits.items() if isinstance(limit, Mapping)}
+    size, total = sum(sizes[name] for name in names), budget(sparsity, sum(sizes.values())) - taken
+    if not 0 < total <= size:
+        raise ValueError(
+            f"`sparsity`={sparsity} keeps {total + taken} of {sum(sizes.values())} weights, and the groups of "
+            f"`distribution` take {taken} of them: {total} would be left for the {size} weights of the others. Change "
+            "`sparsity` or the groups."
+        )
+    return Group(names, size, total, spread, 1 - total / size, least)
+
+
+def _check_share(pattern: str, value: object) -> None:
+    if isinstance(value, str) and value in SPREADS:
+        return
+    if isinstance(value, Mapping) and list(value) == [_LIMIT]:
+        budget(value[_LIMIT], 1)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        budget(value, 1)
+    else:
+        raise ValueError(
+            f"`distribution` of {pattern!r} must be a sparsity in [0, 1), one of {_names()} for the rest, or "
+            f"{{'{_LIMIT}': s}}; got {value!r}."
+        )
+
+
+def _names() -> str:
+    return ", ".join(map(repr, SPREADS))

@@ -1,24 +1,12 @@
-"""Second derivatives: kernels that have them, and words where a function of the model has none."""
+"""Second derivatives, and words where a function of the model has none."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_signin.errors import SignInError, in_one_line
-
-
-@contextmanager
-def twice_differentiable() -> Iterator[None]:
-    """Fused attention, and the recurrences of cuDNN and oneDNN, which have no second derivatives, are not used."""
-    with ExitStack() as stack:
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-        stack.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
-        torch._C._set_mkldnn_enabled(False)  # `torch.backends.mkldnn.flags` warns where there is no Intel GPU
-        yield
 
 
 @contextmanager

@@ -12,10 +12,11 @@ from lightning_signin.errors import SignInError
 from lightning_signin.masks.called import Called
 from lightning_signin.masks.choice import Choice
 from lightning_signin.masks.network import Network
-from lightning_signin.masks.second import second_derivatives, twice_differentiable
+from lightning_signin.masks.second import second_derivatives
 from lightning_signin.masks.top import top
 from lightning_signin.masks.training_data import TrainingData
 from lightning_signin.masks.zeros import at_random, check_competing
+from lightning_signin.unfused import unfused
 
 Scores = dict[str, Tensor]
 
@@ -137,7 +138,7 @@ class Task:
         """
         called = Called(self.module, self.data)
         swapped = {f"module.{name}": value for name, value in values.items()}
-        with twice_differentiable() if create_graph else nullcontext():
+        with unfused() if create_graph else nullcontext():
             losses = torch.func.functional_call(called, swapped, (batch,))
             gradients: dict[str, Tensor] = {}
             for place, (loss, theirs) in enumerate(losses):

@@ -213,7 +213,7 @@ def synflow(
     for k in range(1, iterations + 1):
         output = network(x).sum()
         gradients = torch.autograd.grad(output, [own[name] for name in names])
-        scores = [(gradient * own[name].detach()).flatten() for gradient, name in zip(gradients, names, strict=True)]
+        scores = [(g * own[name].detach()).abs().flatten() for g, name in zip(gradients, names, strict=True)]
         scores = [s.masked_fill(own[n].detach().flatten() == 0, -1.0) for s, n in zip(scores, names, strict=True)]
         total = round(size * density) if k == iterations else round(size * float(density) ** (k / iterations))
         if balanced:

@@ -28,7 +28,7 @@ def number(masks: dict[str, Tensor], *names: str) -> int:
 
 def all_equal(task: Task) -> dict[str, Tensor]:
     """A score of a user."""
-    return {name: torch.zeros_like(weight) for name, weight in task.weights.items()}
+    return {name: torch.ones_like(weight) for name, weight in task.weights.items()}
 
 
 def without_warnings(**options) -> dict[str, Tensor]:
@@ -159,7 +159,7 @@ EMPTY = re.escape("distribution='global' would leave 1.weight without any weight
 )
 def test_warnings_point_at_the_caller(options, text):
     net = nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 10))
-    nn.init.zeros_(net[1].weight)
+    nn.init.constant_(net[1].weight, 1e-9)
     weights = {"0.weight": net[0].weight.detach(), "1.weight": net[1].weight.detach()}
     options = {"sparsity": 0.87, **options}
     for choose in (lambda: build_masks(weights, **options), lambda: sparsify(net, **options)):

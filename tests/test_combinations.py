@@ -53,7 +53,7 @@ def distance(shapes: dict[str, tuple[int, ...]], structure: dict[str, str], tota
 
 def all_equal(task: Task) -> dict[str, Tensor]:
     """A score of a user."""
-    return {name: torch.zeros_like(weight) for name, weight in task.weights.items()}
+    return {name: torch.ones_like(weight) for name, weight in task.weights.items()}
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
@@ -75,7 +75,7 @@ def test_counts_of_every_layer_are_exact(model, structure):
 def test_every_score_distribution_and_structure_combine(model, structure, score):
     shapes = shapes_of(model)
     small = {n: s for n, s in shapes.items() if prod(s) < 75_000 or "blocks.0" in n or n == "head.weight"}
-    values = {name: torch.zeros(1).expand(shape) for name, shape in small.items()}
+    values = {name: torch.ones(1).expand(shape) for name, shape in small.items()}
     wanted = structures_of(small, structure)
     target = reference.budget("0.9", sum(map(prod, small.values())))
     for distribution in (*DISTRIBUTIONS, "global"):

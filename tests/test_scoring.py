@@ -100,7 +100,13 @@ class HoldsGenerator(Small):
 @pytest.mark.parametrize(
     ("module", "train", "error", "text"),
     [
-        (SetsUpLate, loader, RuntimeError, "'outputs'. It runs on a copy of the module before `on_fit_start`"),
+        (
+            SetsUpLate,
+            loader,
+            ValueError,
+            "^mask='snip' could not be computed: RuntimeError: The training step failed while it was scored, with "
+            "AttributeError: .*'outputs'. It runs on a copy of the module before `on_fit_start`",
+        ),
         (Reads, loader, ValueError, r"cannot be scored with a training_step\(dataloader_iter\)"),
         (HoldsGenerator, loader, ValueError, "on a copy of the module, which cannot be copied: cannot pickle"),
         (Small, lambda: DataLoader([], 8), ValueError, "mask='snip' needs training batches, and there are none"),

@@ -16,6 +16,7 @@ FLOORS = {
         "files",
         "naming",
         "warn",
+        "errors",
         "altered",
         "sharded",
         "workspace",

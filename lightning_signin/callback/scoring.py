@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from lightning_signin import generators
 from lightning_signin.callback.both import both
 from lightning_signin.callback.stand_in import Steps, number_of_batches, stand_in
+from lightning_signin.errors import SignInError, in_one_line
 from lightning_signin.masks.training_data import Losses, TrainingData
 
 _BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
@@ -69,7 +70,7 @@ class LightningData(TrainingData):
         """A copy of the module for training steps that train and log nothing.
 
         Raises:
-            ValueError: If it holds what cannot be copied.
+            SignInError: If it holds what cannot be copied.
         """
         scored = self._copy()
         self._steps[scored] = Steps(scored, self._copy)
@@ -83,13 +84,13 @@ class LightningData(TrainingData):
             where it only accumulates gradients, those.
 
         Raises:
-            ValueError: If the training step gives no loss.
+            SignInError: If the training step gives no loss.
             RuntimeError: If it fails.
         """
         assert isinstance(module, both(LightningModule))
         step, steps = module.training_step, self._steps[module]
         if is_param_in_hook_signature(step, "dataloader_iter", explicit=True):
-            raise ValueError("Masks cannot be scored with a training_step(dataloader_iter): it reads its own batches.")
+            raise SignInError("Masks cannot be scored with a training_step(dataloader_iter): it reads its own batches.")
         arguments = (batch, 0) if is_param_in_hook_signature(step, "batch_idx", min_args=2) else (batch,)
         steps.begin()
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -97,25 +98,26 @@ class LightningData(TrainingData):
             with warnings.catch_warnings(), self.trainer.precision_plugin.train_step_context():
                 warnings.simplefilter("ignore")  # they come again in the fit
                 result = step(*arguments)
+        except SignInError:
+            raise
         except Exception as error:
             raise RuntimeError(
-                f"The training step failed while it was scored, with {type(error).__name__}: {error}. It runs on a "
-                "copy of the module before `on_fit_start`: what it needs must be there after `setup` and "
-                "`configure_model`."
+                f"The training step failed while it was scored, with {in_one_line(error)}. It runs on a copy of the "
+                "module before `on_fit_start`: what it needs must be there after `setup` and `configure_model`"
             ) from error
         for parameter in trained:  # a step may end with a part frozen
             if not parameter.requires_grad:
                 parameter.requires_grad_()
         if not module.automatic_optimization:
             if not (losses := steps.losses()):
-                raise ValueError(
+                raise SignInError(
                     "The training step called no `self.manual_backward(loss)` on a first batch, so there is no loss to "
                     "score with. Use it instead of `loss.backward()`, or choose a mask that needs no data."
                 )
             return losses
         loss = result.get("loss") if isinstance(result, dict) else result
         if not isinstance(loss, Tensor):
-            raise ValueError(f"The training step returned {result!r} and no loss: there is nothing to score with.")
+            raise SignInError(f"The training step returned {result!r} and no loss: there is nothing to score with.")
         return loss
 
     def close(self) -> None:
@@ -145,7 +147,7 @@ class LightningData(TrainingData):
         for loader in combined.flattened:
             _check_dataloader_iterable(loader, source, TrainerFn.FITTING)  # in the words of the fit
             if isinstance(loader, Iterator):
-                raise ValueError(
+                raise SignInError(
                     "The training data is an iterator, which gives its batches once: those that are scored would be "
                     "missing from training. Pass a DataLoader, or choose a mask that needs no data."
                 )
@@ -158,7 +160,7 @@ class LightningData(TrainingData):
         try:
             scored = copy.deepcopy(self.module).to(self.trainer.strategy.root_device)
         except Exception as error:
-            raise ValueError(
+            raise SignInError(
                 f"Masks are scored on a copy of the module, which cannot be copied: {error}. Make what cannot be "
                 "copied in `on_fit_start`, or choose a mask that needs no data."
             ) from error

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from lightning_signin.errors import SignInError, in_one_line
 from lightning_signin.layout import Layout
 from lightning_signin.masks.choice import Choice
 from lightning_signin.masks.groups import Distribution, check_distribution
@@ -12,6 +13,7 @@ from lightning_signin.masks.patterns import by_pattern
 from lightning_signin.masks.scores import Score, parse_score
 from lightning_signin.masks.structures import Structure, parse_structure
 from lightning_signin.masks.task import Task, TrainingData
+from lightning_signin.masks.zeros import decided
 from lightning_signin.naming import shown
 from lightning_signin.warn import warn
 
@@ -50,11 +52,12 @@ def build_masks(
         A bool mask for each weight, True keeps. Together they keep exactly (1 − sparsity) · N weights, rounded half to
         even, or the nearest count that the structure can make, with a warning (each group for itself); and at least one
         unit of the structure in each layer (under "global" each layer's best is kept first, and a warning says where it
-        mattered). Equal scores keep the lower index.
+        mattered). Equal scores keep the lower index; among scores of zero chance chooses, with a warning.
 
     Raises:
-        ValueError: If a name is unknown, ``sparsity`` is out of range, a structure does not fit, a score is undefined
-            or not finite, or the budget is below one unit a layer.
+        ValueError: If a name is unknown, ``sparsity`` is out of range, a structure does not fit, or the budget is below
+            one unit a layer.
+        SignInError: If a score fails, is undefined or not finite, or leaves a choice among zeros where layers compete.
 
     Example:
         >>> masks = build_masks({"a": torch.randn(10, 10), "b": torch.randn(100, 100)}, sparsity=0.9)
@@ -68,10 +71,9 @@ def build_masks(
     shapes = {n: tuple(weight.shape) for n, weight in weights.items()}
     choice = make_choice(shapes, sparsity, distribution, structure, layouts)
     task = Task(module, weights, choice, torch.Generator().manual_seed(seed), data, name)
-    with torch.enable_grad():
-        scores = score(task)
-    _check_scores(scores, weights, name)
-    masks = choice.masks(scores)
+    scores = _scored(score, task)
+    _check_scores(scores, task)
+    masks = choice.masks(decided(scores, choice, task.generator, name))
     for names, target in choice.targets:
         _say_nearest({n: masks[n] for n in names}, target, structure)
     return masks
@@ -98,17 +100,30 @@ def check_choice(argument: str, value: object, allowed: object) -> None:
         raise ValueError(f"`{argument}` must be one of {shown}; got {value!r}.")
 
 
-def _check_scores(scores: object, weights: Mapping[str, Tensor], name: str) -> None:
+def _scored(score: Score, task: Task) -> Mapping[str, Tensor]:
+    try:
+        with torch.enable_grad():
+            return score(task)
+    except (SignInError, Warning):
+        raise
+    except Exception as error:  # whatever torch, the user's model or the user's score may raise
+        raise SignInError(
+            f"mask={task.name!r} could not be computed: {in_one_line(error)}. Check what the score runs, the training "
+            "step or the forward, on a first batch; or choose a mask that runs nothing, 'random' or 'magnitude'."
+        ) from error
+
+
+def _check_scores(scores: object, task: Task) -> None:
+    weights, name = task.weights, task.name
     if not isinstance(scores, Mapping):
-        raise ValueError(f"`mask`={name!r} must return a dict of weight name → score, got {type(scores).__name__}.")
+        raise SignInError(f"`mask`={name!r} must return a dict of weight name → score, got {type(scores).__name__}.")
     for weight in [*weights, *(other for other in scores if other not in weights)]:
         score = scores.get(weight)
         if weight not in weights or not isinstance(score, Tensor) or score.shape != weights[weight].shape:
-            raise ValueError(
+            raise SignInError(
                 f"`mask`={name!r} must give one tensor of the weight's shape for each weight; see {weight!r}."
             )
-        if score.isnan().any():
-            raise ValueError(f"`mask`={name!r} gave NaN scores for {weight!r}. Check that its weights are finite.")
+        task.check_numbers({weight: score})
 
 
 def _say_nearest(masks: Mapping[str, Tensor], target: int, structure: object) -> None:

@@ -1,7 +1,7 @@
 """Finding the network in a module: the one call that runs all the weights, whatever a training step does around it."""
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from lightning_signin.errors import SignInError
 from lightning_signin.masks.sample import Call, one_sample, tensors_of
 from lightning_signin.warn import cause
 
@@ -43,7 +44,7 @@ def find_network(
         step: Runs one training step of the module, to record from.
 
     Raises:
-        ValueError: If no single call of a training step runs all the weights.
+        SignInError: If no single call of a training step runs all the weights.
     """
     module = module.eval()
     part, prefix, call = (module, "", _as_call(example)) if example is not None else _record(module, weights, step)
@@ -54,11 +55,16 @@ def find_network(
     return Network(part.to(device).double(), args, kwargs, {name: name.removeprefix(prefix) for name in weights})
 
 
-@contextmanager
-def in_double() -> Iterator[None]:
+def in_double() -> AbstractContextManager[None]:
     """Tensors that a forward makes, such as the first state of a recurrence, are float64 like those of a `Network`."""
+    return in_dtype(torch.float64)
+
+
+@contextmanager
+def in_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Tensors that a forward makes are of this type."""
     before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(dtype)
     try:
         yield
     finally:
@@ -90,12 +96,12 @@ def _record(
     except Exception as error:  # whatever a user's step may raise
         if not calls:  # what comes after the call does not matter: there are no gradients here
             why = f"since a training step cannot run: {cause(error)}"
-            raise ValueError(f"The network's input is not known, {why}") from error
+            raise SignInError(f"The network's input is not known, {why}") from error
     finally:
         for hook in hooks:
             hook.remove()
     if not calls:
-        raise ValueError(
+        raise SignInError(
             "No single call in the training step runs all the selected weights, so the network's input is not known. "
             "Set `example_input_array` and `forward` of the module, or choose weights of one network with `include`."
         )

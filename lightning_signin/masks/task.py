@@ -1,17 +1,22 @@
 """What a score may look at: the weights, how scores become masks, and the user's own loss on the user's own data."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lightning_signin.errors import SignInError
+from lightning_signin.masks.called import Called
 from lightning_signin.masks.choice import Choice
 from lightning_signin.masks.network import Network
+from lightning_signin.masks.second import second_derivatives
+from lightning_signin.masks.top import top
 from lightning_signin.masks.training_data import TrainingData
+from lightning_signin.masks.zeros import at_random, check_competing
+from lightning_signin.unfused import unfused
 
 Scores = dict[str, Tensor]
 
@@ -58,7 +63,7 @@ class Task:
     def data(self) -> TrainingData:
         """Loss and batches."""
         if self._data is None:
-            raise ValueError(f"mask={self.name!r} needs the training loss or an input: pass data=TrainingData(…).")
+            raise SignInError(f"mask={self.name!r} needs the training loss or an input: pass data=TrainingData(…).")
         return self._data
 
     @cached_property
@@ -76,9 +81,30 @@ class Task:
         """The number of weights to keep in each layer; None where all layers compete."""
         return None if self._choice.is_global else self._choice.counts()
 
-    def select(self, scores: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
-        """The masks on the way: at ``progress`` t in (0, 1] they keep densityᵗ, without structure before the end."""
-        return self._choice.masks(scores, None if progress == 1 else lambda sparsity: (1 - sparsity) ** progress)
+    def select(
+        self, scores: Mapping[str, Tensor], progress: float, within: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """The masks on the way: at ``progress`` t in (0, 1) they keep densityᵗ, without structure.
+
+        Args:
+            scores: By name; higher is kept, and of those that are zero any.
+            progress: t.
+            within: The masks before, if what is pruned stays pruned: no layer keeps more than there, or less than at
+                the end, which rounding alone could bring about.
+
+        Raises:
+            SignInError: If a score is NaN.
+        """
+        self.check_numbers(scores)
+        scores = at_random(scores, self.generator)
+        most = None if within is None else {name: int(mask.sum()) for name, mask in within.items()}
+        masks = self._choice.masks(scores, lambda sparsity: (1 - sparsity) ** progress, most)
+        if within is not None:
+            for name, least in (self.counts or {}).items():
+                if int(masks[name].sum()) < least:
+                    masks[name] = top(scores[name], least)
+            assert not any((mask & ~within[name]).any() for name, mask in masks.items())
+        return masks
 
     def batches(self, number: int) -> Iterator[Any]:
         """The next training batches; after the last the data starts anew."""
@@ -90,7 +116,7 @@ class Task:
                 self._iterator = iter(self.data.batches)
                 batch = next(self._iterator, self)
             if batch is self:
-                raise ValueError(
+                raise SignInError(
                     f"mask={self.name!r} needs training batches, and there are none. (An iterator gives its batches "
                     "once: pass a list or a DataLoader.)"
                 )
@@ -108,14 +134,11 @@ class Task:
             The gradient with respect to each value; zero where the loss does not depend on it.
 
         Raises:
-            ValueError: If the loss is not one finite number.
+            SignInError: If the loss is not one finite number.
         """
-        called = _Called(self.module, self.data)
+        called = Called(self.module, self.data)
         swapped = {f"module.{name}": value for name, value in values.items()}
-        with ExitStack() as stack:
-            if create_graph:  # fused attention and cuDNN's recurrence have no second derivatives
-                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        with unfused() if create_graph else nullcontext():
             losses = torch.func.functional_call(called, swapped, (batch,))
             gradients: dict[str, Tensor] = {}
             for place, (loss, theirs) in enumerate(losses):
@@ -137,12 +160,26 @@ class Task:
         return found
 
     def check_felt(self, gradients: Mapping[str, Tensor]) -> None:
-        """Raise `ValueError` if all gradients are zero."""
+        """Raise `SignInError` if all gradients are zero."""
         if not any(gradient.any() for gradient in gradients.values()):
-            raise ValueError(
+            raise SignInError(
                 f"The training loss depends on none of the selected weights, so mask={self.name!r} cannot tell them "
                 "apart. Check the training step, or choose a mask that needs no data."
             )
+
+    def check_scores(self, scores: Mapping[str, Tensor]) -> None:
+        """Raise `SignInError` where layers compete and some have no score but zero with all their weights in place."""
+        self.check_numbers(scores)
+        check_competing(scores, self._choice, self.name)
+
+    def check_numbers(self, scores: Mapping[str, Tensor]) -> None:
+        """Raise `SignInError` if a score is NaN."""
+        for name, score in scores.items():
+            if score.isnan().any():
+                raise SignInError(
+                    f"`mask`={self.name!r} gave NaN scores for {name!r}. Check that its weights are finite, and its "
+                    "gradients."
+                )
 
     def mean_products(
         self, values: Mapping[str, Tensor], vector: Mapping[str, Tensor], batches: Iterable[Any]
@@ -154,11 +191,12 @@ class Task:
             gradients = self.gradients(leaves, batch, create_graph=True)
             inner = torch.stack([(gradients[name] * vector[name]).sum() for name in leaves]).sum()
             if not inner.requires_grad:
-                raise ValueError(
+                raise SignInError(
                     f"The training loss is linear in the selected weights: it has no Hessian for mask={self.name!r}. "
                     "Choose another mask, e.g. 'snip'."
                 )
-            found = torch.autograd.grad(inner, list(leaves.values()), materialize_grads=True)
+            with second_derivatives(self.name, [inner]):
+                found = torch.autograd.grad(inner, list(leaves.values()), materialize_grads=True)
             return dict(zip(leaves, found, strict=True))
 
         return self._mean(product(batch) for batch in batches)
@@ -169,15 +207,15 @@ class Task:
 
     def _known_module(self) -> nn.Module:
         if self._module is None:
-            raise ValueError(f"mask={self.name!r} looks at the whole model: call `sparsify` on it.")
+            raise SignInError(f"mask={self.name!r} looks at the whole model: call `sparsify` on it.")
         return self._module
 
     def _check_loss(self, loss: object) -> None:
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             shown = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
-            raise ValueError(f"The training loss must be a tensor of one number for mask={self.name!r}, got {shown}.")
+            raise SignInError(f"The training loss must be a tensor of one number for mask={self.name!r}, got {shown}.")
         if not loss.isfinite().all():
-            raise ValueError(
+            raise SignInError(
                 f"The training loss is {loss.item()} while scoring with mask={self.name!r}. Check the data and the "
                 "initial weights."
             )
@@ -191,30 +229,3 @@ class Task:
                 wide = torch.promote_types(gradient.dtype, torch.float32)
                 total[name] = total[name].add_(gradient) if name in total else gradient.to(wide, copy=True)
         return {name: self.data.average(value.div_(number)) for name, value in total.items()}
-
-
-class _Called(nn.Module):
-    """The loss as a forward, so that parameters can be exchanged for values while it runs."""
-
-    def __init__(self, module: nn.Module, data: TrainingData) -> None:
-        super().__init__()
-        self.module, self.data = module, data
-        self.originals = list(module.named_parameters())
-
-    def forward(self, batch: Any) -> list[tuple[Tensor, set[str] | None]]:
-        """The losses, each with the plain names of the parameters that it trains; None for all."""
-        owners = {id(parameter): name for name, parameter in self.originals}
-        with torch.enable_grad():
-            losses = self.data.loss(self.module, batch)
-        if not isinstance(losses, Sequence):
-            return [(losses, None)]
-        # The step may list the values that are in the module now, or what an optimizer took before.
-        owners |= {id(parameter): name for name, parameter in self.module.named_parameters()}
-        found: list[tuple[Tensor, set[str] | None]]
-        found = [(loss, {owners[id(p)] for p in trained if id(p) in owners}) for loss, trained in losses]
-        if not any(names for _, names in found):
-            raise ValueError(
-                "None of the losses trains a parameter of the module that `loss_fn` was called with, so there is "
-                "nothing to score with. List parameters of that module: it is a copy."
-            )
-        return found

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_signin.errors import SignInError
 from lightning_signin.masks.network import Network, find_network
 
 Losses = Tensor | Sequence[tuple[Tensor, Iterable[Tensor]]]
@@ -47,7 +48,7 @@ class TrainingData:
     def loss(self, module: nn.Module, batch: Any) -> Losses:
         """The training loss of a batch."""
         if self.loss_fn is None:
-            raise ValueError("This score needs the training loss: pass data=TrainingData(loss_fn, batches).")
+            raise SignInError("This score needs the training loss: pass data=TrainingData(loss_fn, batches).")
         return self.loss_fn(module, batch)
 
     def network(self, module: nn.Module, weights: Collection[str]) -> Network:
@@ -57,6 +58,6 @@ class TrainingData:
             for batch in self.batches:
                 self.loss(module, batch)
                 return
-            raise ValueError("There are no training batches to see the network's input in.")
+            raise SignInError("There are no training batches to see the network's input in.")
 
         return find_network(self.copy(module), weights, self.example_input, one_step)

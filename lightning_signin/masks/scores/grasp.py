@@ -3,9 +3,12 @@
 Wang, Zhang, Grosse: "Picking Winning Tickets Before Training by Preserving Gradient Flow", ICLR 2020.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
+from math import inf
 from typing import ClassVar
 
+from lightning_signin.masks.logits import divided_logits
 from lightning_signin.masks.scores.arguments import check_at_least_one
 from lightning_signin.masks.task import Scores, Task
 
@@ -15,11 +18,12 @@ class GraSP:
     """θ ⊙ Hg: how much removing a weight would lower the gradient norm (eq. 8), with the Hessian H and gradient g.
 
     The paper's score is −θ ⊙ Hg and the largest are removed; here higher is kept, so the sign is the other one. g and
-    Hg are averages over the same batches. The reference code divides the logits by 200 first, which needs a
-    classifier; here the loss is the user's own.
+    Hg are averages over the same batches.
 
     Args:
         num_batches: Training batches, at least 1; they are held in memory together.
+        temperature: T > 0: what the network returns (its floating outputs, not single numbers) is divided by T before
+            the training step makes a loss of it. The authors' code has T = 200; 1 leaves the user's loss as it is.
 
     Example:
         >>> GraSP(num_batches=2).distribution
@@ -27,15 +31,25 @@ class GraSP:
     """
 
     num_batches: int = 1
+    temperature: float = 1.0
 
     distribution: ClassVar[str] = "global"
 
     def __post_init__(self) -> None:
         check_at_least_one(num_batches=self.num_batches)
+        if not 0 < self.temperature < inf:
+            raise ValueError(
+                f"`temperature` must be positive and finite, got {self.temperature}. Pass 200 for that of the paper's "
+                "code, or 1.0 for the loss as it is."
+            )
 
     def __call__(self, task: Task) -> Scores:
         """The scores."""
         batches = list(task.batches(self.num_batches))
-        gradients = task.mean_gradients(task.weights, batches)
-        products = task.mean_products(task.weights, gradients, batches)
-        return {name: product * task.weights[name] for name, product in products.items()}
+        divided = divided_logits(task.module, task.weights, self.temperature, task.name)
+        with nullcontext() if self.temperature == 1 else divided:
+            gradients = task.mean_gradients(task.weights, batches)
+            products = task.mean_products(task.weights, gradients, batches)
+        scores = {name: product * task.weights[name] for name, product in products.items()}
+        task.check_scores(scores)
+        return scores

@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lightning_signin.errors import SignInError
 from lightning_signin.masks.scores.arguments import check_at_least_one
 from lightning_signin.masks.scores.unit_graph import unit_graph
 from lightning_signin.masks.task import Scores, Task
@@ -65,7 +66,7 @@ class NPB:
     def __call__(self, task: Task) -> Scores:
         """The scores: |w| of the layer scaled to at most 1, plus 2 for chosen weights."""
         if task.counts is None:
-            raise ValueError(
+            raise SignInError(
                 "mask='npb' needs a number of weights for each layer, and distribution='global' gives none. Choose "
                 "another `distribution`, e.g. 'erk'."
             )

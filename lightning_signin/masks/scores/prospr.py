@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 
 from lightning_signin.masks.scores.arguments import check_at_least_one
+from lightning_signin.masks.second import second_derivatives
 from lightning_signin.masks.task import Scores, Task
 
 
@@ -58,9 +59,11 @@ class ProsPr:
                 }
                 now = {name: theta - self.lr * velocity[name] for name, theta in now.items()}
             last = task.gradients(now, next(task.batches(1)))
-        found = torch.autograd.grad(
-            list(now.values()), list(gates.values()), [last[name] for name in now], materialize_grads=True
-        )
+        with second_derivatives(task.name, now.values()):
+            found = torch.autograd.grad(
+                list(now.values()), list(gates.values()), [last[name] for name in now], materialize_grads=True
+            )
         scores = {name: task.data.average(score).abs() for name, score in zip(gates, found, strict=True)}
         task.check_felt(scores)
+        task.check_scores(scores)
         return scores

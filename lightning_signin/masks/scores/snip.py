@@ -40,7 +40,9 @@ class SNIP:
     def __call__(self, task: Task) -> Scores:
         """The scores."""
         gradients = task.mean_gradients(task.weights, task.batches(self.num_batches))
-        return {name: gradient.mul_(task.weights[name]).abs_() for name, gradient in gradients.items()}
+        scores = {name: gradient.mul_(task.weights[name]).abs_() for name, gradient in gradients.items()}
+        task.check_scores(scores)
+        return scores
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class IterativeSNIP:
     num_batches: int = 1
 
     distribution: ClassVar[str] = "global"
+    _can_return: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_at_least_one(steps=self.steps, num_batches=self.num_batches)
@@ -73,16 +76,16 @@ class IterativeSNIP:
             kept = {name: weight * masks[name] for name, weight in task.weights.items()}
             gradients = task.mean_gradients(kept, task.batches(self.num_batches))
             scores = {name: self._score(gradient, name, kept, task) for name, gradient in gradients.items()}
-            scores = self._after(scores, masks)
+            if not self._can_return:
+                scores = {name: below_all(score, masks[name]) for name, score in scores.items()}
+            if step == 1:
+                task.check_scores(scores)
             if step < self.steps:
-                masks = task.select(scores, step / self.steps)
+                masks = task.select(scores, step / self.steps, within=None if self._can_return else masks)
         return scores
 
     def _score(self, gradient: Tensor, name: str, kept: Scores, task: Task) -> Tensor:
         return (gradient * kept[name]).abs()
-
-    def _after(self, scores: Scores, masks: Scores) -> Scores:
-        return {name: below_all(score, masks[name]) for name, score in scores.items()}
 
 
 @dataclass(frozen=True)
@@ -93,11 +96,10 @@ class FORCE(IterativeSNIP):
     Arguments as there.
     """
 
+    _can_return: ClassVar[bool] = True
+
     def _score(self, gradient: Tensor, name: str, kept: Scores, task: Task) -> Tensor:
         return (gradient * task.weights[name]).abs()
-
-    def _after(self, scores: Scores, masks: Scores) -> Scores:
-        return scores
 
 
 def below_all(score: Tensor, mask: Tensor) -> Tensor:

@@ -4,32 +4,36 @@ Tanaka, Kunin, Yamins, Ganguli: "Pruning neural networks without any data by ite
 NeurIPS 2020.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch import Tensor
 
-from lightning_signin.masks.network import in_double
+from lightning_signin.errors import SignInError
+from lightning_signin.masks.network import Network
 from lightning_signin.masks.scores.arguments import check_at_least_one
+from lightning_signin.masks.scores.flow import flow_of, linear_, runnable
 from lightning_signin.masks.scores.snip import below_all
 from lightning_signin.masks.task import Scores, Task
 
 
 @dataclass(frozen=True)
 class SynFlow:
-    """∂R/∂θ ⊙ θ, where R is the sum of the outputs for an input of ones and all parameters and buffers are |·| (eq. 2).
+    """|∂R/∂θ ⊙ θ|, where R sums the outputs for an input of ones, and all parameters and buffers are |·| (eq. 2).
 
-    After iteration k of n the share d^(k/n) is left (Algorithm 1). In eval mode and float64: single precision
-    overflows on deep networks. Inputs that are whole numbers, such as tokens, stay as they are.
+    After iteration k of n the share d^(k/n) is left, and what is pruned stays pruned (Algorithm 1). In eval mode and
+    float64: single precision overflows on deep networks. Inputs that are whole numbers, such as tokens, stay as they
+    are; a single number among other outputs, such as a loss, is no part of R.
 
-    On networks of linear layers, convolutions, ReLU and average or max pooling, the scores obey a conservation law
-    (Theorems 1, 2): for each hidden unit those of incoming weights, bias included, sum to those of outgoing ones, and
-    across every cut between input and output they sum to R. It does not hold for LayerNorm, GELU or softmax.
+    On networks of linear layers, convolutions, ReLU and average or max pooling, all scores are positive without the
+    absolute value, and obey a conservation law (Theorems 1, 2): for each hidden unit those of incoming weights, bias
+    included, sum to those of outgoing ones, and across every cut between input and output they sum to R. With
+    LayerNorm, GELU or softmax some are negative, which is why the authors' code takes |·|, and the law does not hold.
 
-    That is why no layer of a chain collapses. Residual branches may: the flow goes past them. Biases that are not 0 are
-    sources of flow of their own, so that at extreme sparsity the layers before them may collapse.
+    The law is why no layer of a chain collapses. Residual branches may: the flow goes past them. Biases that are not 0
+    are sources of flow of their own, so that at extreme sparsity the layers before them may collapse.
 
     Args:
         iterations: n; one iteration leads to layer collapse.
@@ -49,8 +53,8 @@ class SynFlow:
     def __call__(self, task: Task) -> Scores:
         """The scores of the last iteration; what is pruned ranks below everything else."""
         network = task.network()
-        args, kwargs = tree_map(_ones, (network.args, network.kwargs))
         linear_(network.module)
+        network = runnable(network, task.name)
         parameters = dict(network.module.named_parameters(remove_duplicate=False))
         weights = {name: parameters[inner] for name, inner in network.names.items()}
         full = {name: weight.detach().clone() for name, weight in weights.items()}
@@ -59,44 +63,27 @@ class SynFlow:
             with torch.no_grad():
                 for name, weight in weights.items():
                     torch.mul(full[name], masks[name], out=weight)
-            try:
-                with in_double():
-                    flow = flow_of(network.module, args, kwargs)
-            except RuntimeError as error:
-                raise ValueError(
-                    f"mask='synflow' cannot run the network in float64 and eval mode: {error}. Check the example "
-                    "input, and let the forward make and cast tensors in the dtype of its input."
-                ) from error
-            if not flow.isfinite():
-                raise ValueError(f"mask='synflow': the flow is {flow.item()}. Check that the weights are finite.")
-            gradients = torch.autograd.grad(flow, list(weights.values()), allow_unused=True)
-            if off := [name for gradient, name in zip(gradients, weights, strict=True) if gradient is None]:
-                raise ValueError(
-                    f"mask='synflow' is undefined for {', '.join(off)}: in eval mode the network's output does not "
-                    f"depend on it. Leave it dense with exclude={off}."
-                )
-            scores = {
-                name: below_all(gradient * weight.detach(), masks[name])
-                for gradient, (name, weight) in zip(gradients, weights.items(), strict=True)
-            }
+            found = _scores(network, weights, task.name)
+            scores = {name: below_all(score, masks[name]) for name, score in found.items()}
+            if iteration == 1:
+                task.check_scores(scores)
             if iteration < self.iterations:
-                masks = task.select(scores, iteration / self.iterations)
+                masks = task.select(scores, iteration / self.iterations, within=masks)
         return scores
 
 
-def linear_(module: nn.Module) -> None:
-    """Make all parameters and buffers their absolute values: a ReLU network becomes linear for inputs ≥ 0."""
-    with torch.no_grad():
-        for tensor in [*module.parameters(), *module.buffers()]:
-            if tensor.is_floating_point():
-                tensor.abs_()
-
-
-def flow_of(module: nn.Module, args: tuple, kwargs: dict) -> Tensor:
-    """R: the sum of all outputs."""
-    outputs = tree_leaves(module(*args, **kwargs))
-    return sum(o.sum() for o in outputs if isinstance(o, Tensor) and o.is_floating_point())  # type: ignore[return-value]
-
-
-def _ones(leaf: object) -> object:
-    return torch.ones_like(leaf) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+def _scores(network: Network, weights: Mapping[str, Tensor], mask: str) -> Scores:
+    """|∂R/∂θ ⊙ θ| of the weights as they are."""
+    flow = flow_of(network)
+    if not flow.isfinite():
+        raise SignInError(f"mask={mask!r}: the flow is {flow.item()}. Check that the weights are finite.")
+    given: tuple[Tensor | None, ...] = (None,) * len(weights)
+    if flow.requires_grad:
+        given = torch.autograd.grad(flow, list(weights.values()), allow_unused=True)
+    gradients = dict(zip(weights, given, strict=True))
+    if off := [name for name, gradient in gradients.items() if gradient is None]:
+        raise SignInError(
+            f"mask={mask!r} is undefined for {', '.join(off)}: in eval mode the network's output does not depend on "
+            f"it. Leave it dense with exclude={off}."
+        )
+    return {name: (gradient * weights[name].detach()).abs() for name, gradient in gradients.items()}  # type: ignore[operator]

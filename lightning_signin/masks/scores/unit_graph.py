@@ -1,5 +1,6 @@
 """The graph of units, for the scores that follow single units through the network."""
 
+from lightning_signin.errors import SignInError
 from lightning_signin.masks.task import Task
 from lightning_signin.masks.units.graph import Graph
 from lightning_signin.masks.units.tracing import trace
@@ -14,7 +15,7 @@ def unit_graph(task: Task, mask: str, why: str) -> Graph:
         why: What it does with units.
 
     Raises:
-        ValueError: If the forward cannot be traced, if an operation mixes units, or if a selected weight is on no way
+        SignInError: If the forward cannot be traced, if an operation mixes units, or if a selected weight is on no way
             from the network's input to its output.
     """
     network = task.network()
@@ -22,11 +23,14 @@ def unit_graph(task: Task, mask: str, why: str) -> Graph:
         graph = trace(network.module, network.args, network.kwargs, network.names)
     except ValueError as error:
         instead = "Choose another `mask`, one that follows no units, e.g. 'snip' or 'magnitude'."
-        raise ValueError(f"mask={mask!r}: {error} {instead}") from error
-    graph.check_units(mask, why)
+        raise SignInError(f"mask={mask!r}: {error} {instead}") from error
+    try:
+        graph.check_units(mask, why)
+    except ValueError as error:
+        raise SignInError(str(error)) from None
     aside = [*graph.cut({}), *(task.weights.keys() - {layer.parameter for layer in graph.layers})]
     if off := [name for name in task.weights if name in aside]:
-        raise ValueError(
+        raise SignInError(
             f"mask={mask!r} is undefined for {', '.join(off)}: in eval mode the network's output does not depend on "
             f"it. Leave it dense with exclude={off}."
         )

@@ -1,0 +1,64 @@
+"""Dividing the logits of a network by a temperature, inside whatever training step calls it."""
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from lightning_signin.errors import SignInError
+
+
+@contextmanager
+def divided_logits(module: nn.Module, weights: Collection[str], temperature: float, mask: str) -> Iterator[None]:
+    """While it lasts, the outermost call that runs all the weights returns its outputs divided.
+
+    Args:
+        module: The module; a call of its own counts too.
+        weights: Plain names of the weights.
+        temperature: What floating outputs that have dimensions are divided by.
+        mask: The name of the score.
+
+    Raises:
+        SignInError: If no call runs all the weights, or what it returns is a loss.
+    """
+    depth = divided = 0
+
+    def enter(part: nn.Module, args: tuple) -> None:
+        nonlocal depth
+        depth += 1
+
+    def leave(part: nn.Module, args: tuple, output: Any) -> Any:
+        nonlocal depth
+        depth -= 1
+        return tree_map(divide, output) if depth == 0 else None
+
+    def divide(leaf: object) -> object:
+        nonlocal divided
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            return leaf
+        if leaf.ndim == 0:
+            raise _without_logits(mask, "the network returns a single number, the loss, itself")
+        divided += 1
+        return leaf / temperature
+
+    hooks = []
+    for name, part in module.named_modules():
+        prefix = f"{name}." if name else ""
+        if {prefix + inner for inner, _ in part.named_parameters(remove_duplicate=False)} >= set(weights):
+            hooks += [part.register_forward_pre_hook(enter), part.register_forward_hook(leave)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not divided:
+        raise _without_logits(mask, "no single call in the training step runs all the selected weights")
+
+
+def _without_logits(mask: str, why: str) -> SignInError:
+    return SignInError(
+        f"mask={mask!r}: there are no logits to divide by `temperature`, since {why}. Let the training step compute "
+        "the loss from what the network returns, or pass temperature=1.0."
+    )

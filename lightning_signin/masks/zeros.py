@@ -1,0 +1,122 @@
+"""Scores of exactly zero: they say nothing, so a choice among them is refused, or left to chance."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_signin.errors import SignInError
+from lightning_signin.masks.choice import Choice
+from lightning_signin.warn import warn
+from lightning_signin.words import some
+
+_LEAST = 2.0**-1000  # stands for zero: above what ranks below all, and below the product of any two float32 numbers
+
+
+def check_competing(scores: Mapping[str, Tensor], choice: Choice, mask: str) -> None:
+    """Refuse scores of layers that compete, where they say nothing.
+
+    Args:
+        scores: By name; higher is kept.
+        choice: What will be made of them. Where all weights are kept there is nothing to choose.
+        mask: The name of the score.
+
+    Raises:
+        SignInError: If a layer of more than one weight has no score other than zero, or fewer weights have one than are
+            to be kept.
+    """
+    for group in choice.groups:
+        if group.spread != "global" or group.total == group.size:
+            continue
+        said = {name: int(scores[name].count_nonzero()) for name in group.names}
+        number = sum(said.values())
+        if layers := [name for name in group.names if not said[name] and scores[name].numel() > 1]:
+            raise _refused(
+                f"in {some(layers)}: their scores are all zero",
+                "Start branches that begin at zero elsewhere (timm: `zero_init_last=False`)",
+                layers,
+                mask,
+            )
+        if group.total > number:
+            layers = [name for name in group.names if said[name] < scores[name].numel()]
+            raise _refused(
+                f"in {some(layers)}: many scores are zero: {number} are not, and {group.total} weights are to be kept",
+                "Raise `sparsity`, or score with more batches",
+                layers,
+                mask,
+            )
+
+
+def decided(
+    scores: Mapping[str, Tensor], choice: Choice, generator: torch.Generator, mask: str
+) -> Mapping[str, Tensor]:
+    """Scores that need no choice among zeros.
+
+    Args:
+        scores: By name; higher is kept.
+        choice: What will be made of them.
+        generator: CPU generator.
+        mask: The name of the score.
+
+    Returns:
+        The same scores, if the masks are the same whichever of the weights that score zero come first; else scores in
+        which these have a random order.
+
+    Raises:
+        SignInError: If they would not be the same, and `check_competing` refuses the scores where layers compete.
+
+    Warns:
+        UserWarning: If they would not be the same otherwise.
+    """
+    if not any(bool((scores[name] == 0).any()) for name in scores):
+        return scores
+    scores = {name: score.detach().cpu() for name, score in scores.items()}  # where there is float64
+    if not (layers := _undecided(scores, choice)):
+        return scores
+    check_competing(scores, choice, mask)
+    warn(f"mask={mask!r} says nothing about weights of {some(layers)}, since their scores are zero: chance chooses.")
+    return at_random(scores, generator)
+
+
+def at_random(scores: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    """The scores, in which those of zero have a random order, below all positive and above all negative ones.
+
+    Example:
+        >>> found = at_random({"a": torch.tensor([1.0, 0.0, 0.0, -1.0])}, torch.Generator().manual_seed(0))["a"]
+        >>> found.argsort(descending=True).tolist() in ([0, 1, 2, 3], [0, 2, 1, 3])
+        True
+    """
+    return {name: _replaced(score, generator) for name, score in scores.items()}
+
+
+def _refused(what: str, way: str, layers: Sequence[str], mask: str) -> SignInError:
+    named = ", ".join(map(repr, layers[:5])) + (", …" if layers[5:] else "")
+    return SignInError(
+        f"mask={mask!r} cannot choose {what}, and distribution='global' lets the scores of all layers compete. {way}; "
+        f"leave layers that no gradient reaches, such as an unused head or a teacher, dense with exclude=[{named}], or "
+        "freeze them; choose mask='random'; or pass distribution='erk', with which such weights are chosen at random."
+    )
+
+
+def _undecided(scores: Mapping[str, Tensor], choice: Choice) -> list[str]:
+    """The layers whose masks differ between the first zeros first and the last zeros first."""
+    size = sum(score.numel() for score in scores.values())
+    turned, start = {}, 0
+    for name, score in scores.items():
+        turned[name] = _replaced(score, torch.arange(start, start + score.numel(), dtype=torch.float64) / size)
+        start += score.numel()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what there is to warn of is said of the masks that are taken
+        first, last = choice.masks(scores), choice.masks(turned)
+    return [name for name in scores if not torch.equal(first[name], last[name])]
+
+
+def _replaced(score: Tensor, order: torch.Generator | Tensor) -> Tensor:
+    """The score in float64 with least numbers for zeros; one without zeros itself."""
+    zero = score == 0
+    if not zero.any():
+        return score
+    if isinstance(order, torch.Generator):
+        order = torch.rand(score.numel(), generator=order, dtype=torch.float64)
+    return score.double().where(~zero, _LEAST * (1 + order.view(score.shape).to(score.device)))

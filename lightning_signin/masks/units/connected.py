@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from lightning_signin.errors import SignInError, in_one_line
 from lightning_signin.masks.network import Network
 from lightning_signin.masks.units.tracing import trace
-from lightning_signin.warn import cause, warn
+from lightning_signin.warn import warn
 from lightning_signin.words import some
 
 
@@ -44,10 +45,10 @@ def check_connected(masks: Mapping[str, Tensor], network: Callable[[], Network])
         cut, is_whole = _ways(network, masks)
     except Exception as error:  # whatever data, step and forward may raise: the fit says it, if it matters
         if not any(full):
-            warn(f"It could not be checked that the mask leaves a way from input to output: {cause(error)}")
+            warn(f"It could not be checked that the mask leaves a way from input to output: {in_one_line(error)}.")
         return
     if not is_whole:
-        raise ValueError(
+        raise SignInError(
             f"The mask cuts the network from input to output: no way leads through {some(cut)}. Lower `sparsity`, or "
             "choose another `mask` or `distribution`."
         )

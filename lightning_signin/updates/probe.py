@@ -5,7 +5,7 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from lightning_signin.storage import Compact
+from lightning_signin.masked_product import strided
 from lightning_signin.weights import SparseWeight
 
 
@@ -22,16 +22,16 @@ def probe_of(weight: SparseWeight) -> Tensor:
         Zeros of the weight's shape, which require a gradient.
     """
     factors = weight.factors
-    if isinstance(weight.storage, Compact):
-        weight.storage.release()  # θ with the probe added is a tensor of its own
+    weight.storage.release()  # θ with the probe added is a tensor of its own
     probe = torch.zeros(weight.storage.shape, dtype=factors[0].dtype, device=factors[0].device, requires_grad=True)
     itself = ref(probe)  # a hook that holds its tensor would keep it alive
 
     # Called before the probe's own gradient is added, and before those of the factors are, further back in the graph.
-    def begin_anew(_: Tensor) -> None:
+    def begin_anew(gradient: Tensor) -> Tensor:
         known = itself()
         if known is not None and all(factor.grad is None or not factor.grad.any() for factor in factors):
             known.grad = None
+        return strided(gradient)
 
     probe.register_hook(begin_anew)
     return probe

@@ -1,10 +1,10 @@
 """A product that is zero off a mask, whatever its factors hold there, at nearly the cost of the product.
 
-``mask * m * w`` lets NaN and infinities through, and ``where`` takes ten times as long as the product on the CPU. Here a
-mask has as many bits as a value, all of them ones or zeros, and a bitwise "and" puts it on the result.
+``mask * m * w`` lets NaN and infinities through, and ``where`` takes ten times as long as the product on the CPU. Here
+a mask has as many bits as a value, all of them ones or zeros, and a bitwise "and" puts it on the result.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,8 +12,30 @@ from torch import Tensor
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+def masked_product(a: Tensor, b: Tensor | None, bits: Tensor, memory: Tensor | None = None) -> Tensor:
+    """mask ⊙ a ⊙ b, or mask ⊙ a where b is None.
+
+    It is linear in a and in b: each derivative is such a product again, zero off the mask as well.
+
+    Args:
+        a: The one factor.
+        b: The other.
+        bits: The mask as −1 and 0, from `bits_like`.
+        memory: What to write it into, if any.
+
+    Example:
+        >>> a, bits = torch.tensor([2.0, torch.nan]), torch.tensor([-1, 0], dtype=torch.int32)
+        >>> masked_product(a, a, bits).tolist()
+        [4.0, 0.0]
+    """
+    if torch._C._are_functorch_transforms_active():  # which would need a slower form of the function below
+        a, b = (None if factor is None else torch.where(bits.bool(), factor, 0) for factor in (a, b))  # type: ignore[assignment]
+        return a if b is None else a * b
+    return cast(Tensor, _MaskedProduct.apply(a, b, bits, memory))
+
+
 def bits_like(bits: Tensor, values: Tensor) -> Tensor:
-    """A mask of −1 and 0 as `MaskedProduct` wants it for some values: their size of an entry, and their strides.
+    """A mask of −1 and 0 in the form that some values need: of their size of an entry, and with their strides.
 
     Example:
         >>> bits_like(torch.tensor([-1, 0]), torch.ones(2, dtype=torch.float16))
@@ -26,46 +48,6 @@ def bits_like(bits: Tensor, values: Tensor) -> Tensor:
         return torch.empty_strided(bits.shape, values.stride(), dtype=dtype, device=bits.device).copy_(bits)
 
 
-class MaskedProduct(torch.autograd.Function):
-    """mask ⊙ a ⊙ b, or mask ⊙ a where b is None, for a mask of `bits_like`; with memory to write it into, if any.
-
-    It is linear in a and in b, so that each derivative is such a product again, zero off the mask as well.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(a: Tensor, b: Tensor | None, bits: Tensor, memory: Tensor | None) -> Tensor:
-        """The product."""
-        if b is not None:
-            product = torch.mul(a, b, out=memory)
-        else:
-            product = a.clone() if memory is None else memory.copy_(a)
-        product.view(bits.dtype).bitwise_and_(bits)
-        return product
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor | None, Tensor, Tensor | None], output: Tensor) -> None:
-        """Keep the factors and the mask."""
-        ctx.save_for_backward(*inputs[:3])
-        ctx.save_for_forward(*inputs[:3])
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        """The gradient times the other factor."""
-        a, b, bits = ctx.saved_tensors
-        gradient = strided(gradient)
-        of_a = MaskedProduct.apply(gradient, b, bits, None)
-        return of_a, None if b is None else MaskedProduct.apply(gradient, a, bits, None), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, of_a: Tensor, of_b: Tensor | None, *_: None) -> Tensor:
-        """The sum over the factors."""
-        a, b, bits = ctx.saved_tensors
-        tangent = MaskedProduct.apply(of_a, b, bits, None)
-        return tangent if b is None else tangent + MaskedProduct.apply(a, of_b, bits, None)
-
-
 def strided(gradient: Tensor) -> Tensor:
     """A gradient as an ordinary tensor: that of ``F.embedding(…, sparse=True)`` is a sparse one.
 
@@ -74,3 +56,35 @@ def strided(gradient: Tensor) -> Tensor:
         [[1.0, 0.0], [0.0, 1.0]]
     """
     return gradient if gradient.layout == torch.strided else gradient.to_dense()
+
+
+def _product(a: Tensor, b: Tensor | None, bits: Tensor, memory: Tensor | None = None) -> Tensor:
+    if b is not None:
+        product = torch.mul(a, b, out=memory)
+    else:
+        product = a.clone() if memory is None else memory.copy_(a)
+    product.view(bits.dtype).bitwise_and_(bits)
+    return product
+
+
+class _MaskedProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor | None, bits: Tensor, memory: Tensor | None) -> Tensor:
+        ctx.save_for_backward(a, b, bits)
+        ctx.save_for_forward(a, b, bits)
+        return _product(a, b, bits, memory)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        a, b, bits = ctx.saved_tensors
+        gradient = strided(gradient)
+        product = masked_product if torch.is_grad_enabled() else _product  # the one can be differentiated again
+        of_a = product(gradient, b, bits) if ctx.needs_input_grad[0] else None
+        of_b = product(gradient, a, bits) if ctx.needs_input_grad[1] else None
+        return of_a, of_b, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, of_a: Tensor, of_b: Tensor | None, *_: None) -> Tensor:
+        a, b, bits = ctx.saved_tensors
+        tangent = masked_product(of_a, b, bits)
+        return tangent if of_b is None else tangent + masked_product(a, of_b, bits)

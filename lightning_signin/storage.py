@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lightning_signin.masked_product import MaskedProduct, bits_like, strided
+from lightning_signin.masked_product import bits_like, masked_product, strided
 from lightning_signin.sharded import sharded_like
 from lightning_signin.workspace import Workspace
 
@@ -54,7 +54,7 @@ class Compact:
         """The values themselves, or their product: none is masked."""
         return values if times is None else values * times
 
-    def unpack(self, values: Tensor, times: Tensor | None = None, lend: bool = False) -> Tensor:
+    def unpack(self, values: Tensor, times: Tensor | None = None, *, lend: bool = False) -> Tensor:
         """Put values into their places of a zero tensor of the weight's shape.
 
         Args:
@@ -126,8 +126,11 @@ class _Scatter(torch.autograd.Function):
         return tangent.new_zeros(ctx.shape.numel()).index_copy_(0, index.long(), tangent).view(ctx.shape)
 
 
+_FAULTED = 2**25  # bytes: glibc's malloc takes larger blocks from the system every time, page by page
+
+
 class Dense:
-    """Values have the weight's shape. What they hold where the mask is False never reaches θ, nor do they get a gradient.
+    """Values have the weight's shape; those where the mask is False never reach θ, and get no gradient.
 
     They are zeros there, and stay so with optimizers that change each entry for itself. Noise on gradients, centralized
     gradients and some optimizers fill them.
@@ -163,7 +166,7 @@ class Dense:
         """The values, or their product, with zeros for the masked entries."""
         return self.unpack(values, times)
 
-    def unpack(self, values: Tensor, times: Tensor | None = None, lend: bool = False) -> Tensor:
+    def unpack(self, values: Tensor, times: Tensor | None = None, *, lend: bool = False) -> Tensor:
         """The same: stored values have the weight's shape.
 
         Args:
@@ -177,9 +180,9 @@ class Dense:
         memory = None
         if isinstance(values, nn.Parameter):  # another tensor may be one of `torch.func`
             self.bits = bits_like(self.bits, values)
-            if lend and values.device.type == "cpu" and values.is_contiguous():
+            if lend and values.nbytes > _FAULTED and values.device.type == "cpu" and values.is_contiguous():
                 memory = self._workspace.lend(values.numel(), values.dtype).view(self.shape)
-        return cast(Tensor, MaskedProduct.apply(values, times, bits_like(self.bits, values), memory))
+        return masked_product(values, times, bits_like(self.bits, values), memory)
 
     def release(self) -> None:
         """Give up the memory that is lent in turn."""

@@ -9,7 +9,18 @@ import lightning_signin
 
 ROOT = Path(lightning_signin.__file__).parent
 FLOORS = {
-    0: ["_version", "functional", "bits", "files", "naming", "warn", "altered", "sharded", "workspace", "masked_product"],
+    0: [
+        "_version",
+        "functional",
+        "bits",
+        "files",
+        "naming",
+        "warn",
+        "altered",
+        "sharded",
+        "workspace",
+        "masked_product",
+    ],
     1: ["masks", "storage", "parametrizations"],
     2: [
         "weights",

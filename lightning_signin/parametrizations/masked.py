@@ -89,7 +89,7 @@ class Masked(nn.Module):
         """The full weight, from the trainable tensors; see `Compact.unpack`."""
         if self.outer is not None or is_sharded(tensors[0]):
             return self.storage.unpack(whole(self.values(*tensors)), lend=lend)
-        return self.storage.unpack(tensors[0], *tensors[1:], lend=lend)  # product and scatter in one
+        return self.storage.unpack(*tensors, lend=lend)  # product and scatter in one
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """The full weight, from the trainable tensors, and a probe where there is one."""

@@ -13,7 +13,7 @@ _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def masked_product(a: Tensor, b: Tensor | None, bits: Tensor, memory: Tensor | None = None) -> Tensor:
-    """mask ⊙ a ⊙ b, or mask ⊙ a where b is None.
+    """Mask ⊙ a ⊙ b, or mask ⊙ a where b is None.
 
     It is linear in a and in b: each derivative is such a product again, zero off the mask as well.
 
@@ -59,10 +59,10 @@ def strided(gradient: Tensor) -> Tensor:
 
 
 def _product(a: Tensor, b: Tensor | None, bits: Tensor, memory: Tensor | None = None) -> Tensor:
-    if b is not None:
-        product = torch.mul(a, b, out=memory)
+    if memory is None:
+        product = a.clone() if b is None else a * b
     else:
-        product = a.clone() if memory is None else memory.copy_(a)
+        product = memory.copy_(a) if b is None else torch.mul(a, b, out=memory)
     product.view(bits.dtype).bitwise_and_(bits)
     return product
 

@@ -80,9 +80,14 @@ class SparseWeight:
 
     @property
     def kept(self) -> int:
-        """The number of entries on the mask, less the zeros that the parametrization makes of them."""
-        outer = self.parametrization.outer
-        return self.storage.active if outer is None or not outer.makes_zeros else int(self.values().count_nonzero())
+        """The number of entries on the mask, less the zeros that the parametrization makes of them; counted on θ.
+
+        Non-zeros off the mask would count: there are none, unless something was put on top of the parametrization.
+        """
+        outer, filled = self.parametrization.outer, self.effective() != 0
+        if outer is None or not outer.makes_zeros:
+            filled |= self.storage.mask
+        return int(filled.count_nonzero())
 
     @torch.no_grad()
     def set_factors(self, values: Iterable[Tensor]) -> None:

@@ -1,5 +1,6 @@
 """The dense gradient of a weight, where one is wanted: also that of masked entries, which no factor has."""
 
+from collections.abc import Callable, Mapping
 from weakref import ref
 
 import torch
@@ -35,3 +36,26 @@ def probe_of(weight: SparseWeight) -> Tensor:
 
     probe.register_hook(begin_anew)
     return probe
+
+
+def dense_gradients(
+    weights: Mapping[str, SparseWeight], average: Callable[[Tensor], Tensor], scale: float
+) -> dict[str, Tensor]:
+    """The gradients that probes have collected, averaged over ranks; zeros for weights that nothing went backward to.
+
+    Every rank averages every weight, in the same order, whatever it has seen itself. The probes begin anew.
+
+    Args:
+        weights: Weights with a probe, by name.
+        average: Averages a tensor over ranks.
+        scale: What the loss was multiplied with.
+    """
+    found = {}
+    for name, weight in weights.items():
+        probe = weight.parametrization.probe
+        assert probe is not None
+        # After a `zero_grad` and no backward what it holds is that of another loss.
+        begun = any(factor.grad is not None for factor in weight.factors)
+        own = probe.grad.detach() if begun and probe.grad is not None else torch.zeros_like(probe)
+        found[name], probe.grad = average(own).div_(scale), None
+    return found

@@ -28,7 +28,7 @@ def masked_product(a: Tensor, b: Tensor | None, bits: Tensor, memory: Tensor | N
         >>> masked_product(a, a, bits).tolist()
         [4.0, 0.0]
     """
-    if torch._C._are_functorch_transforms_active():  # which would need a slower form of the function below
+    if _is_transformed(a):
         a, b = (None if factor is None else torch.where(bits.bool(), factor, 0) for factor in (a, b))  # type: ignore[assignment]
         return a if b is None else a * b
     return cast(Tensor, _MaskedProduct.apply(a, b, bits, memory))
@@ -67,6 +67,11 @@ def _product(a: Tensor, b: Tensor | None, bits: Tensor, memory: Tensor | None = 
     return product
 
 
+def _is_transformed(tensor: Tensor) -> bool:
+    """Whether `torch.func` or batched gradients are at work, which need a slower form of the function below."""
+    return torch._C._are_functorch_transforms_active() or torch._C._functorch.is_legacy_batchedtensor(tensor)
+
+
 class _MaskedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor | None, bits: Tensor, memory: Tensor | None) -> Tensor:
@@ -78,9 +83,8 @@ class _MaskedProduct(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         a, b, bits = ctx.saved_tensors
         gradient = strided(gradient)
-        product = masked_product if torch.is_grad_enabled() else _product  # the one can be differentiated again
-        of_a = product(gradient, b, bits) if ctx.needs_input_grad[0] else None
-        of_b = product(gradient, a, bits) if ctx.needs_input_grad[1] else None
+        of_a = masked_product(gradient, b, bits) if ctx.needs_input_grad[0] else None
+        of_b = masked_product(gradient, a, bits) if ctx.needs_input_grad[1] else None
         return of_a, of_b, None, None
 
     @staticmethod

@@ -28,11 +28,10 @@ def probe_of(weight: SparseWeight) -> Tensor:
     itself = ref(probe)  # a hook that holds its tensor would keep it alive
 
     # Called before the probe's own gradient is added, and before those of the factors are, further back in the graph.
-    def begin_anew(gradient: Tensor) -> Tensor:
+    def begin_anew(_: Tensor) -> None:
         known = itself()
         if known is not None and all(factor.grad is None or not factor.grad.any() for factor in factors):
             known.grad = None
-        return strided(gradient)
 
     probe.register_hook(begin_anew)
     return probe
@@ -56,6 +55,6 @@ def dense_gradients(
         assert probe is not None
         # After a `zero_grad` and no backward what it holds is that of another loss.
         begun = any(factor.grad is not None for factor in weight.factors)
-        own = probe.grad.detach() if begun and probe.grad is not None else torch.zeros_like(probe)
+        own = strided(probe.grad.detach()) if begun and probe.grad is not None else torch.zeros_like(probe)
         found[name], probe.grad = average(own).div_(scale), None
     return found

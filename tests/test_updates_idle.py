@@ -131,7 +131,7 @@ def test_mest_goes_on_without_a_gradient_and_keeps_its_counts(kind, soft):
     counts = [sum(int(mask.sum()) for mask in masks.values()) for masks in found]
     size = sum(mask.numel() for mask in found[0].values())
     assert said == []
-    assert all(not torch.equal(a["second.weight"], b["second.weight"]) for a, b in pairwise(found[: STEPS // 2]))
+    assert len({tuple(mask["second.weight"].flatten().tolist()) for mask in found}) > 3
     assert counts[0] == counts[-1] == round(0.4 * size)
     assert counts[1] == counts[0] + (round(0.05 * size) if soft else 0)
 

@@ -80,14 +80,14 @@ class SparseWeight:
 
     @property
     def kept(self) -> int:
-        """The number of entries on the mask, less the zeros that the parametrization makes of them; counted on θ.
+        """The number of entries on the mask, less the zeros that the parametrization makes of them."""
+        outer = self.parametrization.outer
+        return self.storage.active if outer is None or not outer.makes_zeros else int(self.values().count_nonzero())
 
-        Non-zeros off the mask would count: there are none, unless something was put on top of the parametrization.
-        """
-        outer, filled = self.parametrization.outer, self.effective() != 0
-        if outer is None or not outer.makes_zeros:
-            filled |= self.storage.mask
-        return int(filled.count_nonzero())
+    @property
+    def counted(self) -> int:
+        """`kept`, and the non-zeros of θ off the mask: there are none, unless something is put on the parametrization."""
+        return self.kept + int((self.effective() != 0).logical_and_(~self.storage.mask).sum())
 
     @torch.no_grad()
     def set_factors(self, values: Iterable[Tensor]) -> None:
@@ -97,7 +97,7 @@ class SparseWeight:
 
 
 def sparsity(module: nn.Module) -> float:
-    """The share of zeros of the sparse weights: masked entries, and those that the parametrization makes.
+    """The share of zeros of the sparse weights, counted: masked entries, and those that the parametrization makes.
 
     Example:
         >>> from lightning_signin import sparsify
@@ -105,7 +105,7 @@ def sparsity(module: nn.Module) -> float:
         0.75
     """
     weights = sparse_weights(module).values()
-    return 1 - sum(weight.kept for weight in weights) / sum(weight.storage.shape.numel() for weight in weights)
+    return 1 - sum(weight.counted for weight in weights) / sum(weight.storage.shape.numel() for weight in weights)
 
 
 def sparse_weights(module: nn.Module) -> dict[str, SparseWeight]:

@@ -86,7 +86,7 @@ class SparseWeight:
 
     @property
     def counted(self) -> int:
-        """`kept`, and the non-zeros of θ off the mask: there are none, unless something is put on the parametrization."""
+        """`kept`, and the non-zeros of θ off the mask: none, unless something is put on top of the parametrization."""
         return self.kept + int((self.effective() != 0).logical_and_(~self.storage.mask).sum())
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -68,27 +69,25 @@ def _product(a: Tensor, b: Tensor | None, bits: Tensor, memory: Tensor | None = 
 
 
 def _is_transformed(tensor: Tensor) -> bool:
-    """Whether `torch.func` or batched gradients are at work, which need a slower form of the function below."""
-    return torch._C._are_functorch_transforms_active() or torch._C._functorch.is_legacy_batchedtensor(tensor)
+    """Whether `torch.func`, forward-mode AD or batched gradients are at work, which do not know of bits."""
+    return (
+        torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._functorch.is_legacy_batchedtensor(tensor)
+    )
 
 
 class _MaskedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor | None, bits: Tensor, memory: Tensor | None) -> Tensor:
         ctx.save_for_backward(a, b, bits)
-        ctx.save_for_forward(a, b, bits)
         return _product(a, b, bits, memory)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         a, b, bits = ctx.saved_tensors
         gradient = strided(gradient)
-        of_a = masked_product(gradient, b, bits) if ctx.needs_input_grad[0] else None
-        of_b = masked_product(gradient, a, bits) if ctx.needs_input_grad[1] else None
+        product = masked_product if torch.is_grad_enabled() or _is_transformed(gradient) else _product
+        of_a = product(gradient, b, bits) if ctx.needs_input_grad[0] else None
+        of_b = product(gradient, a, bits) if ctx.needs_input_grad[1] else None
         return of_a, of_b, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, of_a: Tensor, of_b: Tensor | None, *_: None) -> Tensor:
-        a, b, bits = ctx.saved_tensors
-        tangent = masked_product(of_a, b, bits)
-        return tangent if of_b is None else tangent + masked_product(a, of_b, bits)

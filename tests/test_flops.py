@@ -175,7 +175,7 @@ def test_bytes_are_those_that_are_held(make, tensors, scalar, storage, stepped):
     held = count.total.sparse
     assert (held.parameters, held.gradients) == (4 * entries, 4 * entries)
     assert held.optimizer_state == 4 * tensors * entries + scalar * len(list(net.parameters()))
-    assert held.index == (4 * 150 if storage == "compact" else 750)
+    assert held.index == 4 * (150 if storage == "compact" else 750)
     assert count.total.dense.total == 4 * (2 + tensors) * 785 + scalar * 4
     if stepped:
         state = [value for state in optimizer.state.values() for value in state.values() if value is not None]

@@ -60,7 +60,10 @@ class Network:
 
 NETWORKS = {
     "ResNet-18": Network(
-        lambda: timm.create_model("resnet18", zero_init_last=False), lambda: torch.randn(4, 3, 64, 64), 1000, "conv1.weight",
+        lambda: timm.create_model("resnet18", zero_init_last=False),
+        lambda: torch.randn(4, 3, 64, 64),
+        1000,
+        "conv1.weight",
         {"layer1.*": 0.8, "fc.*": 0.85, "*": 0.95},
     ),
     "DeiT-tiny": Network(

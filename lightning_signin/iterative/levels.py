@@ -96,7 +96,7 @@ class Levels:
         Example:
             >>> import torch
             >>> levels, theta = Levels(sparsity=0.75, prune_rate=0.5), {"w": torch.tensor([[1.0, -4.0], [3.0, -2.0]])}
-            >>> choice = levels.choice({"w": (2, 2)}, transposed=())
+            >>> choice = levels.choice({"w": (2, 2)}, layouts={})
             >>> levels.masks(1, choice, theta, {"w": torch.ones(2, 2, dtype=torch.bool)})["w"].tolist()
             [[False, True], [True, False]]
         """

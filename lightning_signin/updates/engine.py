@@ -42,8 +42,9 @@ class _Lane:
 class MaskUpdates:
     """Changes the masks of a module during training, as an update rule says.
 
-    Call `before_batch` before every batch, and `before_step` between ``backward`` and every ``step``. Optimizers count
-    for themselves: the weights of each change by its own steps. In the end, `close`.
+    Call `before_batch` before every batch, and `before_step` between ``backward`` and every ``step``. For rules that look
+    at gradients the weights of each optimizer change by its own steps; for others all change together, by the steps of
+    the optimizer that has taken the most. In the end, `close`.
 
     Args:
         module: A module after `sparsify`, with the sparsity that training starts with (`UpdateRule.start_sparsity`).

@@ -60,8 +60,11 @@ class Network:
 
 NETWORKS = {
     "ResNet-18": Network(
-        lambda: timm.create_model("resnet18", zero_init_last=False), lambda: torch.randn(4, 3, 64, 64), 1000,
-        "conv1.weight", {"layer1.*": 0.8, "fc.*": 0.85, "*": 0.95},
+        lambda: timm.create_model("resnet18", zero_init_last=False),
+        lambda: torch.randn(4, 3, 64, 64),
+        1000,
+        "conv1.weight",
+        {"layer1.*": 0.8, "fc.*": 0.85, "*": 0.95},
     ),
     "DeiT-tiny": Network(
         lambda: timm.create_model("deit_tiny_patch16_224"), lambda: torch.randn(2, 3, 224, 224), 1000,

@@ -46,7 +46,7 @@ def relative_bytes(shape: tuple[int, int], density: float) -> float:
     layer = sparsify(nn.Linear(shape[1], shape[0], bias=False), sparsity=1 - density, storage="compact")
     (weight,) = sparse_weights(layer).values()
     active, size = weight.storage.active, shape[0] * shape[1]
-    return (3 * 2 * 4 + 4) * active / ((3 * 2 * 4 + 1) * size)
+    return (3 * 2 * 4 + 4) * active / ((3 * 2 * 4 + 4) * size)
 
 
 def main() -> None:

@@ -6,11 +6,13 @@ class SignInError(ValueError):
 
 
 def in_one_line(error: BaseException) -> str:
-    """The type of an error and the first line of what it says.
+    """The first line of what an error says, without its full stop, after its type where the words are not our own.
 
     Example:
-        >>> in_one_line(KeyError("labels")), in_one_line(AssertionError())
-        ("KeyError: 'labels'", 'AssertionError')
+        >>> in_one_line(KeyError("labels")), in_one_line(AssertionError()), in_one_line(SignInError("Pass `data`."))
+        ("KeyError: 'labels'", 'AssertionError', 'Pass `data`')
     """
     said = str(error).strip().partition("\n")[0].rstrip(".")
+    if isinstance(error, SignInError):
+        return said
     return f"{type(error).__name__}: {said}" if said else type(error).__name__

@@ -48,7 +48,7 @@ def _matrices(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for attribute, parameter in own_parameters(owner).items():
             if multiplies(owner, attribute, parameter):
                 yield prefix + attribute, parameter
-        holders = owner.parametrizations.items() if is_parametrized(owner) else ()  # type: ignore[operator]
+        holders = owner.parametrizations.items() if is_parametrized(owner) else ()  # type: ignore[operator, union-attr]
         for attribute, holder in holders:
             if axes_of(owner, attribute) is not None and not isinstance(holder[0], Masked):
                 yield prefix + attribute, max(holder.parameters(recurse=False), key=Tensor.numel)

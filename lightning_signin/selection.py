@@ -101,7 +101,7 @@ def _candidates(module: nn.Module) -> Users:
                 found[prefix + attribute] = (owner, attribute)
         replaced = [attribute for attribute, value in vars(owner).items() if isinstance(value, Tensor)]
         if is_parametrized(owner):
-            replaced += owner.parametrizations  # type: ignore[operator]
+            replaced += owner.parametrizations  # type: ignore[arg-type]
         for attribute in replaced:
             if axes_of(owner, attribute) is not None:
                 found[prefix + attribute] = (owner, attribute)

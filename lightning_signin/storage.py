@@ -1,4 +1,4 @@
-"""How the entries on a fixed mask are stored: as a vector of the active ones, or in full shape with zeros.
+"""How the entries on a fixed mask are stored: as a vector of the active ones, or in full shape under the mask.
 
 A storage turns a full weight into stored values (`pack`) and back (`unpack`). The index or mask inside is a plain
 tensor, never a buffer: averaging callbacks average buffers, and DDP broadcasts them at every forward.
@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from lightning_signin.masked_product import bits_like, masked_product, strided
 from lightning_signin.sharded import sharded_like
 from lightning_signin.workspace import Workspace
 
@@ -49,11 +50,11 @@ class Compact:
         """Take the active entries of a tensor of the weight's shape."""
         return full.reshape(-1).index_select(0, self.index)
 
-    def restrict(self, values: Tensor) -> Tensor:
-        """The values themselves: none is masked."""
-        return values
+    def restrict(self, values: Tensor, times: Tensor | None = None) -> Tensor:
+        """The values themselves, or their product: none is masked."""
+        return values if times is None else values * times
 
-    def unpack(self, values: Tensor, times: Tensor | None = None, lend: bool = False) -> Tensor:
+    def unpack(self, values: Tensor, times: Tensor | None = None, *, lend: bool = False) -> Tensor:
         """Put values into their places of a zero tensor of the weight's shape.
 
         Args:
@@ -63,10 +64,9 @@ class Compact:
         """
         if torch.compiler.is_compiling():  # it plans its memory itself
             full = torch.zeros(self.size, dtype=values.dtype, device=values.device)
-            product = values if times is None else values * times
-            return full.index_copy(0, self.index.long(), product).view(self.shape)
+            return full.index_copy(0, self.index.long(), self.restrict(values, times)).view(self.shape)
         lend = lend and type(values) in (Tensor, nn.Parameter) and values.device.type == "cpu"
-        return cast(Tensor, _Scatter.apply(values, times, self, lend)).view(self.shape)
+        return cast(Tensor, _Scatter.apply(values, times, self, lend))
 
     def blank(self, like: Tensor, lend: bool) -> Tensor:
         """A flat tensor with zeros wherever `index` does not point."""
@@ -94,9 +94,9 @@ class _Scatter(torch.autograd.Function):
 
     @staticmethod
     def forward(values: Tensor, times: Tensor | None, storage: Compact, lend: bool) -> Tensor:
-        """The flat weight."""
+        """The weight."""
         product = values if times is None else values * times
-        return storage.blank(values, lend).index_copy_(0, storage.index.long(), product)
+        return storage.blank(values, lend).index_copy_(0, storage.index.long(), product).view(storage.shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor | None, Compact, bool], output: Tensor) -> None:
@@ -105,13 +105,13 @@ class _Scatter(torch.autograd.Function):
         factors = (None, None) if times is None else (values, times)
         ctx.save_for_backward(storage.index, *factors)
         ctx.save_for_forward(storage.index, *factors)
-        ctx.size = storage.size
+        ctx.shape = storage.shape
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         """The gather, times the other factor."""
         index, values, times = ctx.saved_tensors
-        own = gradient.index_select(0, index)
+        own = strided(gradient).reshape(-1).index_select(0, index)
         if times is None:
             return own, None, None, None
         of_values = own * times
@@ -123,46 +123,82 @@ class _Scatter(torch.autograd.Function):
         """The scatter again: it is linear in each factor."""
         index, values, times = ctx.saved_tensors
         tangent = of_values if times is None else of_values * times + values * of_times
-        return tangent.new_zeros(ctx.size).index_copy_(0, index.long(), tangent)
+        return tangent.new_zeros(ctx.shape.numel()).index_copy_(0, index.long(), tangent).view(ctx.shape)
+
+
+_FAULTED = 2**25  # bytes: glibc's malloc takes larger blocks from the system every time, page by page
 
 
 class Dense:
-    """Values have the weight's shape, and zeros where the mask is False.
+    """Values have the weight's shape; those where the mask is False never reach θ, and get no gradient.
+
+    They are zeros there, and stay so with optimizers that change each entry for itself. Noise on gradients, centralized
+    gradients and some optimizers fill them.
 
     Args:
         mask: Bool mask of the weight's shape, True for active entries.
+
+    Attributes:
+        bits: −1, all bits ones, where the mask is True, else 0; in the form that the values last asked for.
     """
 
     name = "dense"
 
     def __init__(self, mask: Tensor) -> None:
-        self.shape, self.mask = mask.shape, mask.clone()
+        self.shape, self.bits = mask.shape, torch.zeros_like(mask, dtype=torch.int32).masked_fill_(mask, -1)
+        self._workspace = Workspace()
+
+    @property
+    def mask(self) -> Tensor:
+        """The bool mask, made anew."""
+        return self.bits.bool()
 
     @property
     def active(self) -> int:
         """The number of active entries."""
-        return int(self.mask.sum())
+        return int(self.bits.count_nonzero())
 
     def pack(self, full: Tensor) -> Tensor:
         """Zero the masked entries, whatever they hold: an infinity there leaves no NaN."""
         return full.where(sharded_like(self.mask, full), full.new_zeros(()))
 
-    restrict = pack  # stored values have the weight's shape
+    def restrict(self, values: Tensor, times: Tensor | None = None) -> Tensor:
+        """The values, or their product, with zeros for the masked entries."""
+        return self.unpack(values, times)
 
-    def unpack(self, values: Tensor, times: Tensor | None = None, lend: bool = False) -> Tensor:
-        """The values themselves, or their product: their masked entries are zeros already."""
-        return values if times is None else values * times
+    def unpack(self, values: Tensor, times: Tensor | None = None, *, lend: bool = False) -> Tensor:
+        """The same: stored values have the weight's shape.
+
+        Args:
+            values: Of the weight's shape.
+            times: What to multiply them by.
+            lend: As in `Compact.unpack`.
+        """
+        ordinary = type(values) in (Tensor, nn.Parameter) and values.device.type in ("cpu", "cuda")
+        if not ordinary or torch.compiler.is_compiling():  # a compiler makes one loop of it
+            return self.pack(values) if times is None else self.pack(values) * self.pack(times)
+        memory = None
+        if isinstance(values, nn.Parameter):  # another tensor may be one of `torch.func`
+            self.bits = bits_like(self.bits, values)
+            if lend and values.nbytes > _FAULTED and values.device.type == "cpu" and values.is_contiguous():
+                memory = self._workspace.lend(values.numel(), values.dtype).view(self.shape)
+        return masked_product(values, times, bits_like(self.bits, values), memory)
+
+    def release(self) -> None:
+        """Give up the memory that is lent in turn."""
+        self._workspace = Workspace()
 
     def follow(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Move the mask to where ``fn`` moves the parameters."""
-        self.mask = _follow(self.mask, fn)
+        self.bits = _follow(self.bits, fn)
+        self.release()
 
 
 Storage = Compact | Dense
 
 # Compact storage of the two factors needs 2 · (value + gradient + momentum) + one 32-bit index for each active entry,
-# which is 7 float32 values against 6 for each entry of dense storage: less memory below a density of 6/7. It is the
-# faster one below about 1/2 (benchmarks/storage.py).
+# dense storage as much with the bits of the mask for every entry. It is the faster one below about 1/2
+# (benchmarks/storage.py).
 COMPACT_BELOW = 0.5
 
 

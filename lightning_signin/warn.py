@@ -1,4 +1,4 @@
-"""Warnings that name the user's line, however deep in this package they arise, and errors in one line."""
+"""Warnings that name the user's line, however deep in this package they arise."""
 
 import sys
 import warnings
@@ -11,16 +11,3 @@ def warn(message: str) -> None:
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == package:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, UserWarning, stacklevel=level)
-
-
-def cause(error: BaseException) -> str:
-    """The first line of an error, with its type where it is not one that this package words itself.
-
-    Example:
-        >>> cause(KeyError("labels"))
-        "KeyError: 'labels'"
-    """
-    kind, said = type(error).__name__, str(error).strip().partition("\n")[0]
-    if not said:
-        return kind
-    return said if isinstance(error, ValueError | RuntimeError) else f"{kind}: {said}"

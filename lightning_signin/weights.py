@@ -84,6 +84,11 @@ class SparseWeight:
         outer = self.parametrization.outer
         return self.storage.active if outer is None or not outer.makes_zeros else int(self.values().count_nonzero())
 
+    @property
+    def counted(self) -> int:
+        """`kept`, and the non-zeros of θ off the mask: none, unless something is put on top of the parametrization."""
+        return self.kept + int((self.effective() != 0).logical_and_(~self.storage.mask).sum())
+
     @torch.no_grad()
     def set_factors(self, values: Iterable[Tensor]) -> None:
         """Write the factors in place: optimizers and DDP hold on to them."""
@@ -92,7 +97,7 @@ class SparseWeight:
 
 
 def sparsity(module: nn.Module) -> float:
-    """The share of zeros of the sparse weights: masked entries, and those that the parametrization makes.
+    """The share of zeros of the sparse weights, counted: masked entries, and those that the parametrization makes.
 
     Example:
         >>> from lightning_signin import sparsify
@@ -100,7 +105,7 @@ def sparsity(module: nn.Module) -> float:
         0.75
     """
     weights = sparse_weights(module).values()
-    return 1 - sum(weight.kept for weight in weights) / sum(weight.storage.shape.numel() for weight in weights)
+    return 1 - sum(weight.counted for weight in weights) / sum(weight.storage.shape.numel() for weight in weights)
 
 
 def sparse_weights(module: nn.Module) -> dict[str, SparseWeight]:

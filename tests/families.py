@@ -1,22 +1,22 @@
-"""Small networks of transformers, PyTorch Geometric and torch, as users bring them, with random weights."""
+"""Small networks with weights of kinds that torch's own layers do not have, as users bring them."""
 
-import os
 from typing import Any
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-
 import torch
-import transformers
 from torch import Tensor, nn
 
-transformers.logging.set_verbosity_error()
-WORDS = 64
+from tests.compat.hugging_rows import MODELS, transformers
+
+WORDS = 32
 _DECODER: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
+    "head_dim": 16,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
     "vocab_size": WORDS,
     "bos_token_id": 0,
     "eos_token_id": 1,
@@ -24,31 +24,16 @@ _DECODER: dict[str, Any] = {
 }
 
 
-def gpt2() -> nn.Module:
-    ends = {"bos_token_id": 0, "eos_token_id": 1}
-    config = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=WORDS, n_positions=16, **ends)
-    return transformers.GPT2LMHeadModel(config)
-
-
 def mixtral() -> nn.Module:
-    return transformers.MixtralForCausalLM(transformers.MixtralConfig(**_DECODER, num_local_experts=4))
+    return MODELS["Mixtral"].make()
 
 
 def gpt_oss() -> nn.Module:
-    config = transformers.GptOssConfig(**_DECODER, head_dim=16, num_local_experts=4, num_experts_per_tok=2)
-    return transformers.GptOssForCausalLM(config)
+    return transformers.GptOssForCausalLM(transformers.GptOssConfig(**_DECODER))
 
 
 def llama4() -> nn.Module:
-    config = transformers.Llama4TextConfig(**_DECODER, head_dim=16, num_local_experts=4, intermediate_size_mlp=48)
-    return transformers.Llama4TextModel(config)
-
-
-def vit() -> nn.Module:
-    config = transformers.ViTConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=4
-    )
-    return transformers.ViTForImageClassification(config)
+    return transformers.Llama4TextModel(transformers.Llama4TextConfig(**_DECODER, intermediate_size_mlp=48))
 
 
 class WordModel(nn.Module):

@@ -7,6 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_signin import masks as masks_of
+from lightning_signin import sparsify
+from lightning_signin.masks import TrainingData
 from lightning_signin.masks.network import Network
 from lightning_signin.masks.units.connected import check_connected, cut_layers
 from tests.graph_networks import Branches, Concat, Recurrent, build, weight_names
@@ -117,3 +120,12 @@ def test_what_cannot_be_traced_is_a_warning_unless_the_masks_answer():
     masks["fc.weight"][0, 0] = False
     with pytest.warns(UserWarning, match="could not be checked .* The forward of Branches cannot be traced"):
         check_connected(masks, lambda: network_of(net, torch.rand(1, 2, dtype=torch.float64)))
+
+
+def test_a_module_that_cannot_be_copied_is_a_warning():
+    net = chain()
+    net.samples = (number for number in range(3))
+    data = TrainingData(lambda module, batch: module(batch).sum(), [torch.rand(2, 3)])
+    with pytest.warns(UserWarning, match="could not be checked .*: TypeError: cannot pickle 'generator' object"):
+        sparsify(net, sparsity=0.7, data=data)
+    assert list(masks_of(net)) == ["0.weight", "2.weight", "4.weight"]

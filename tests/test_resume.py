@@ -50,6 +50,38 @@ def test_resume_equals_uninterrupted(uninterrupted, moment):
     assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in pairs)
 
 
+class SaveWhenItFails(Callback):
+    def __init__(self, folder) -> None:
+        self.folder = folder
+
+    def on_exception(self, trainer, module, exception):
+        trainer.save_checkpoint(self.folder / "failed.ckpt")
+
+
+class Fails(Small):
+    """Fails in the middle of an epoch, in a batch that has drawn random numbers already."""
+
+    def training_step(self, batch, batch_idx):
+        if self.trainer.global_step == 15:
+            torch.rand(3)
+            raise ConnectionError("lost")
+        return super().training_step(batch, batch_idx)
+
+
+@with_sgd
+def test_batch_that_failed_is_trained_on_when_resumed(uninterrupted, tmp_path):
+    weights, optimizer_state, *_ = uninterrupted
+    seeded("SGD")
+    module = Fails("SGD")
+    module.load_state_dict(seeded("SGD").state_dict())
+    with pytest.raises(ConnectionError):
+        trainer(callback(frobenius_decay=1e-3), SaveWhenItFails(tmp_path)).fit(module, loader())
+    again, state_again, runner = fit("SGD", ckpt_path=tmp_path / "failed.ckpt")
+    assert runner.global_step == 4 * BATCHES
+    assert differing(weights, again) == []
+    assert all(torch.equal(a, b) for a, b in zip(optimizer_state, state_again, strict=True))
+
+
 @pytest.mark.parametrize(
     "options",
     [{"mask": "magnitude", "distribution": "global"}, {"parametrization": "plain"}],

@@ -79,7 +79,7 @@ def test_warnings_as_errors_stay_what_they_are():
     def warns(task):
         raise UserWarning("as an error")
 
-    with pytest.raises(UserWarning, match="^as an error$"):
+    with pytest.raises(UserWarning, match=r"^as an error$"):
         sparsify(nn.Linear(4, 3), mask=warns)
 
 

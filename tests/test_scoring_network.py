@@ -144,7 +144,7 @@ def test_networks_in_several_calls_are_refused():
     assert list(masks(sparsify(net, sparsity=0.5, mask="synflow", data=data, include=["a.weight"]))) == ["a.weight"]
 
 
-@pytest.mark.parametrize("error", [RuntimeError, ValueError])
+@pytest.mark.parametrize("error", [RuntimeError, ValueError, TypeError, KeyError, AssertionError])
 def test_a_step_may_fail_after_the_networks_call(error):
     def loss_fn(module, batch):
         module(batch)
@@ -152,6 +152,15 @@ def test_a_step_may_fail_after_the_networks_call(error):
 
     net = sparsify(nn.Linear(3, 4), sparsity=0.5, mask="synflow", data=TrainingData(loss_fn, [X]))
     assert int(masks(net)["weight"].sum()) == 6
+
+
+def test_a_step_that_fails_before_the_networks_call_is_one_line():
+    def loss_fn(module, batch):
+        raise KeyError("labels", "\n")
+
+    text = r"The network's input is not known, since a training step cannot run: KeyError: \('labels', '\\n'\)\.$"
+    with pytest.raises(ValueError, match=text):
+        sparsify(nn.Linear(3, 4), mask="synflow", data=TrainingData(loss_fn, [X]))
 
 
 def test_a_network_without_batches_is_refused():
@@ -170,7 +179,7 @@ def test_recurrent_and_attention_networks_are_scored(build, shape, name, dtype):
     assert all(part.isfinite().all() and part.any() for part in found.values())
     assert 2 * sum(int(mask.sum()) for mask in built.values()) == sum(mask.numel() for mask in built.values())
     if build is Recurrent:
-        assert list(found) == ["head.weight"]
+        assert list(found) == ["lstm.weight_ih_l0", "lstm.weight_hh_l0", "head.weight"]
 
 
 @pytest.mark.parametrize(("build", "shape"), [(Transformer, (5, 3)), (vit, (1, 8, 8))])

@@ -93,7 +93,7 @@ def test_storage_follows_a_module_without_being_cast(storage, move):
     before = copy.deepcopy(next(iter(sparse_weights(net).values())).storage)
     move(net)
     after = net.parametrizations.weight[0].storage
-    tensor = "index" if storage is Compact else "mask"
+    tensor = "index" if storage is Compact else "bits"
     assert getattr(after, tensor).dtype == getattr(before, tensor).dtype
     assert torch.equal(after.mask, before.mask)
     assert net.weight.dtype == net.bias.dtype != torch.float32
@@ -115,7 +115,7 @@ def test_storage_is_copied_with_its_module(storage):
     mine, its = (n.parametrizations.weight[0].storage for n in (net, twin))
     assert torch.equal(mine.mask, its.mask)
     assert mine is not its
-    tensor = "index" if storage is Compact else "mask"
+    tensor = "index" if storage is Compact else "bits"
     assert getattr(mine, tensor).data_ptr() != getattr(its, tensor).data_ptr()
 
 

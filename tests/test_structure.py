@@ -24,6 +24,7 @@ FLOORS = {
         "layout",
         "kinds",
         "unfused",
+        "masked_product",
     ],
     1: ["masks", "storage", "parametrizations"],
     2: [

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 import torch
@@ -83,7 +84,7 @@ def test_what_an_iteration_pruned_stays_pruned(build, shape, distribution, score
     data = data or TrainingData(example_input=torch.randn(1, *shape))
     steps = masks_on_the_way(net, score, data, sparsity=0.9, distribution=distribution)
     assert len(steps) in (20, 40)
-    for earlier, later in zip(steps, steps[1:], strict=False):
+    for earlier, later in pairwise(steps):
         for name in later:
             assert not (later[name] & ~earlier[name]).any(), name
 
@@ -263,5 +264,5 @@ def test_networks_without_numbers_or_gradients_are_refused():
     data = TrainingData(example_input=torch.ones(1, 4))
     with pytest.raises(ValueError, match=r"\(TypeError: its forward returns no tensor of floating-point numbers\)"):
         sparsify(Labels(4, 3), mask="synflow", data=data)
-    with pytest.raises(ValueError, match="mask='synflow' is undefined for weight: in eval mode .* does not depend on"):
+    with pytest.raises(ValueError, match=r"mask='synflow' is undefined for weight: in eval mode .* does not depend on"):
         sparsify(Detached(4, 3), mask="synflow", data=data)

@@ -1,6 +1,7 @@
 """What a fit says of its sparse weights, and how sparse the whole model comes out."""
 
 import logging
+from functools import partial
 
 import pytest
 import torch
@@ -11,20 +12,21 @@ from torch.nn import functional as F
 
 from lightning_signin import SignInCallback, masks, merge_, sparsify
 from lightning_signin.export import export
-from tests.families import WORDS, Graph, WordModel, gpt2, mixtral, vit
+from tests.compat.hugging_rows import MODELS
+from tests.families import Graph, WordModel
 from tests.small import Small, callback, loader, seeded, trainer
 
 
 class Fitted(LightningModule):
-    """Two steps of any network on any batch."""
+    """Two steps of any network that is called with keywords, on one batch."""
 
-    def __init__(self, net: nn.Module, batch: Tensor, targets: Tensor) -> None:
+    def __init__(self, net: nn.Module, batch: dict[str, Tensor], targets: Tensor | None = None) -> None:
         super().__init__()
         self.net, self.batch, self.targets = net, batch, targets
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        out = self.net(self.batch)
-        return F.cross_entropy(getattr(out, "logits", out).flatten(0, -2), self.targets)
+    def training_step(self, batch: int, batch_idx: int) -> Tensor:
+        out = self.net(**self.batch)
+        return out.loss if self.targets is None else F.cross_entropy(out.flatten(0, -2), self.targets)
 
     def train_dataloader(self) -> list[int]:
         return [0, 1]
@@ -33,13 +35,14 @@ class Fitted(LightningModule):
         return torch.optim.AdamW(self.parameters(), 1e-3)
 
 
-TOKENS = torch.arange(24).view(2, 12)
+def hugging(name: str) -> Fitted:
+    return Fitted(MODELS[name].make(), MODELS[name].batch())
+
+
 FAMILIES = {
-    "GPT-2": lambda: Fitted(gpt2(), TOKENS, torch.arange(24)),
-    "Mixtral": lambda: Fitted(mixtral(), TOKENS, torch.arange(24)),
-    "LSTM": lambda: Fitted(WordModel(), TOKENS % WORDS, torch.arange(24)),
-    "GCN": lambda: Fitted(Graph(), torch.randn(20, 16), torch.arange(20) % 4),
-    "ViT": lambda: Fitted(vit(), torch.randn(3, 3, 16, 16), torch.tensor([0, 1, 0])),
+    **{name: partial(hugging, name) for name in ("GPT-2", "Mixtral", "ViT")},
+    "LSTM": lambda: Fitted(WordModel(), {"tokens": torch.arange(24).view(2, 12)}, torch.arange(24)),
+    "GCN": lambda: Fitted(Graph(), {"nodes": torch.randn(20, 16)}, torch.arange(20) % 4),
 }
 
 

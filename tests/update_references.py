@@ -96,12 +96,22 @@ def drop_and_grow(mask: Tensor, drop: Tensor, grow: Tensor, keep: int, count: in
     return to_mask(survivors + best(others, grows, count - len(survivors)), mask)
 
 
+def growth(theta: Tensor, mask: Tensor, gradient: Tensor) -> Tensor:
+    """Places in the order in which they grow: by gradient; where it is 0, weights of the mask by magnitude; others."""
+    values, kept, found = (tensor.flatten().tolist() for tensor in (theta, mask, gradient))
+    key = lambda i: (-abs(found[i]), not kept[i], -abs(values[i]) if kept[i] and not found[i] else 0, i)  # noqa: E731
+    places = sorted(range(len(values)), key=key)
+    return torch.tensor([len(values) - places.index(i) for i in range(len(values))]).view(mask.shape)
+
+
 def rigl(net: Reference, step: int, end: int, alpha: float) -> list[Tensor]:
     fraction = alpha / 2 * (1 + math.cos(math.pi * step / end))
     masks = []
     for theta, mask, gradient in zip(net.thetas(), net.masks, net.dense, strict=True):
         kept = len(indices(mask))
-        masks.append(drop_and_grow(mask, theta.abs(), gradient.abs(), kept - int(fraction * kept), kept))
+        grow = growth(theta, mask, gradient)
+        new = drop_and_grow(mask, theta.abs(), grow, kept - int(fraction * kept), kept)
+        masks.append(new if gradient.any() else mask)
     return masks
 
 
@@ -110,10 +120,10 @@ def srigl(net: Reference, step: int, end: int, alpha: float, min_salient: float)
     masks = []
     for layer, (theta, mask, gradient) in enumerate(zip(net.thetas(), net.masks, net.dense, strict=True)):
         active, inputs = indices(mask), mask.shape[1]
-        if len(active) == mask.numel():
+        if len(active) == mask.numel() or not gradient.any():
             masks.append(mask)
             continue
-        drops, grows = theta.abs().flatten().tolist(), gradient.abs().flatten().tolist()
+        drops, grows = theta.abs().flatten().tolist(), growth(theta, mask, gradient).flatten().tolist()
         k = int(fraction * len(active))
         survivors = best(active, drops, len(active) - k)
         wanted = best([i for i in range(mask.numel()) if i not in survivors], grows, k)

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from lightning_signin.errors import SignInError
+from lightning_signin.errors import SignInError, in_one_line
 from lightning_signin.masks.sample import Call, one_sample, tensors_of
-from lightning_signin.warn import cause
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def _record(
             step(module)
     except Exception as error:  # whatever a user's step may raise
         if not calls:  # what comes after the call does not matter: there are no gradients here
-            why = f"since a training step cannot run: {cause(error)}"
+            why = f"since a training step cannot run: {in_one_line(error)}."
             raise SignInError(f"The network's input is not known, {why}") from error
     finally:
         for hook in hooks:

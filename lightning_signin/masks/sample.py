@@ -49,11 +49,8 @@ def _is_beginning(part: nn.Module, cut: Call, call: Call, alone: bool) -> bool:
         if alone:  # that one tensor is the batch
             return True
         many = tensors_of(part(*call[0], **call[1]))
-        return (
-            any(tensor.ndim > 0 for tensor in few)
-            and len(few) == len(many)
-            and all(_begins(whole, tensor) for tensor, whole in zip(few, many, strict=True))
-        )
+        pairs = zip(few, many, strict=True)
+        return bool(few) and all(_begins(whole, tensor) for tensor, whole in pairs)  # no single number begins another
     except Exception:  # whatever a forward raises for inputs that do not fit each other
         return False
 

@@ -85,9 +85,10 @@ def memory(module: nn.Module, optimizer: Optimizer | int = 1) -> ByteCount:
     seen: set[int] = set()
     for name, weight in sparse_weights(module).items():
         first, size = weight.tensors[0], weight.storage.shape.numel()
-        index = weight.storage.index if isinstance(weight.storage, Compact) else weight.storage.mask
+        mask = size * first.itemsize  # with as many bits as a value
+        index = weight.storage.index.nbytes if isinstance(weight.storage, Compact) else mask
         trained = _sum(_of_tensor(tensor, tensor.numel(), optimizer, name) for tensor in weight.tensors)
-        trained += Bytes(0, 0, 0, index.numel() * index.itemsize)
+        trained += Bytes(0, 0, 0, index)
         rows.append(LayerBytes(name, _of_tensor(first, size, optimizer, name), trained))
         seen.update(map(id, weight.tensors))
     others = [(name, parameter) for name, parameter in module.named_parameters() if id(parameter) not in seen]

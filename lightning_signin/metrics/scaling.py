@@ -31,8 +31,8 @@ def scaling_by_weight(module: nn.Module) -> dict[str, Scaling]:
     for name, weight in sign_in_weights(module).items():
         m, w = weight.factors
         active = weight.storage.active
-        # In dense storage both factors are zero on masked entries, so they add nothing to the sums.
-        values = whole(scaling(m.detach(), w.detach())).double()
+        # The zeros of masked entries in dense storage add nothing to the sums.
+        values = weight.storage.restrict(whole(scaling(m.detach(), w.detach()))).double()
         mean = values.sum().item() / active
         variance = (values.square().sum().item() - active * mean**2) / active
         found[name] = Scaling(mean, math.sqrt(max(variance, 0.0)), active)

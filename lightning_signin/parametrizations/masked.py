@@ -82,10 +82,9 @@ class Masked(nn.Module):
         """The factors of packed values of v."""
         return (inner,)
 
-    def join(self, theta: Tensor) -> Tensor:
-        """The stored form of v, from its factors."""
-        # In dense storage a plain weight gets a gradient on its masked entries too: only masking here keeps it out.
-        return self.storage.restrict(theta)
+    def join(self, *factors: Tensor) -> Tensor:
+        """The stored form of v, from its factors: their product, zero where dense storage is masked."""
+        return self.storage.restrict(*factors)
 
     def values(self, *tensors: Tensor) -> Tensor:
         """The stored form of θ, from the trainable tensors."""
@@ -96,7 +95,9 @@ class Masked(nn.Module):
 
     def full(self, *tensors: Tensor, lend: bool) -> Tensor:
         """The full weight, from the trainable tensors; see `Compact.unpack`."""
-        return self.storage.unpack(whole(self.values(*tensors)), lend=lend)
+        if self.outer is not None or is_sharded(tensors[0]):
+            return self.storage.unpack(whole(self.values(*tensors)), lend=lend)
+        return self.storage.unpack(*tensors, lend=lend)  # product and scatter in one
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """The full weight, from the trainable tensors, and a probe where there is one."""
@@ -120,7 +121,7 @@ class SignIn(Masked):
     """v = m ⊙ w on a mask, with m² − w² = β whenever θ is set (Section 4, Appendix C).
 
     In dense storage m = w = 0 on masked entries. Both gradients are zero there, so elementwise optimizers never move
-    them and no mask has to be multiplied in.
+    them; what else may is kept out of θ by the storage.
 
     Args:
         storage: The mask, and how the values on it are stored.
@@ -157,17 +158,6 @@ class SignIn(Masked):
         m, w = (factor.to(inner.dtype) for factor in factors_of(inner, self.beta))
         # The factors of 0 are (√β, 0): a masked m must be put back to zero, or w would start to move.
         return self.storage.restrict(m), w
-
-    def join(self, m: Tensor, w: Tensor) -> Tensor:  # type: ignore[override]
-        """The stored form of v = m ⊙ w."""
-        return m * w
-
-    def full(self, *tensors: Tensor, lend: bool) -> Tensor:
-        """The full weight, from the trainable tensors: product and scatter in one."""
-        if self.outer is not None or is_sharded(tensors[0]):
-            return super().full(*tensors, lend=lend)
-        m, w = tensors
-        return self.storage.unpack(m, w, lend=lend)
 
     def extra_repr(self) -> str:
         """Shape, active entries, storage and β, for `print(module)`."""

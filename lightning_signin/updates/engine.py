@@ -15,7 +15,7 @@ from lightning_signin.masks.groups import Distribution, has_groups_alone
 from lightning_signin.optimizer_state import check_movable
 from lightning_signin.updates.change import change_mask_
 from lightning_signin.updates.finite import check_finite
-from lightning_signin.updates.probe import probe_of
+from lightning_signin.updates.probe import dense_gradients, probe_of
 from lightning_signin.updates.resolve import parse_update
 from lightning_signin.updates.rule import Layer, Moment, UpdateRule
 from lightning_signin.warn import warn
@@ -106,7 +106,7 @@ class MaskUpdates:
         self.choice = make_choice(shapes, final, spread, pattern, layouts)
         self._check()
         self.steps = self.rule.steps(total_steps)
-        self.mask_change = 0.0
+        self.mask_change, self._said_idle = 0.0, False
         self._arm()
 
     @property
@@ -138,7 +138,7 @@ class MaskUpdates:
             return False
         gradients = self._gradients(lane, scale) if self._due(lane, lane.steps) else {}
         if gradients:
-            self._change(lane.weights, gradients, lane.steps, [lane])
+            self._change({name: lane.weights[name] for name in gradients}, gradients, lane.steps, [lane])
             if self.rule.skips_step:
                 for group in optimizer.param_groups:
                     for parameter in group["params"]:
@@ -207,23 +207,25 @@ class MaskUpdates:
                     weight.parametrization.probe = probe_of(weight)
 
     def _gradients(self, lane: _Lane, scale: float) -> dict[str, Tensor]:
-        """The dense gradients, averaged over ranks; none if nothing went backward, or they are not finite."""
-        probes = {name: weight.parametrization.probe for name, weight in lane.weights.items()}
-        if all(probe is None or probe.grad is None for probe in probes.values()):
+        """The dense gradients that the rule can work with; none if the update has to wait."""
+        found = dense_gradients(lane.weights, self.average, scale)
+        if broken := next((name for name, own in found.items() if not own.isfinite().all()), None):
+            check_finite(lane.weights, lane.steps)
+            if not lane.waits:
+                warn(f"The gradient of {broken} is not finite at step {lane.steps}: the mask update waits.")
+            lane.waits = True
             return {}
-        found = {}
-        for name, probe in probes.items():
-            assert probe is not None
-            own = torch.zeros_like(probe) if probe.grad is None else probe.grad
-            found[name] = self.average(own.detach()).div_(scale)
-            if not found[name].isfinite().all():
-                check_finite(lane.weights, lane.steps)
-                if not lane.waits:
-                    warn(f"The gradient of {name} is not finite at step {lane.steps}: the mask update waits.")
-                lane.waits = True
-                return {}
         lane.waits = False
-        return found
+        if self.rule.works_without_gradient:
+            return found
+        idle = [name for name, gradient in found.items() if not gradient.any()]
+        if 0 < len(idle) < len(found) and not self._said_idle:
+            self._said_idle = True
+            warn(
+                f"{type(self.rule).__name__}: {len(idle)} of {len(found)} layers had no gradient at the update of step "
+                f"{lane.steps} ({', '.join(idle)}): their masks stay. It is said once; larger batches may reach them."
+            )
+        return {name: gradient for name, gradient in found.items() if name not in idle}
 
     @torch.no_grad()
     def _change(
@@ -238,7 +240,8 @@ class MaskUpdates:
             name: Layer(w, w.storage.mask, self.choice.structures[name], self.targets[name], gradients.get(name))
             for name, w in weights.items()
         }
-        replaced, kept = 0.0, 0
+        idle = (w for lane in lanes for name, w in lane.weights.items() if name not in weights)
+        replaced, kept = 0.0, sum(weight.storage.active for weight in idle)
         for name, mask in self.rule.masks(layers, moment):
             share = change_mask_(weights[name], mask, [lane.optimizer for lane in lanes], self.storage)
             larger = max(layers[name].kept, weights[name].storage.active)

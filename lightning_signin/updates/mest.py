@@ -19,7 +19,8 @@ class MEST(PeriodicRule):
     bound ("EM&S") it drops down to the sparsity s of the run and grows to s − μ, so that up to the next update new
     weights can prove themselves beside the old; without it ("EM") it drops to s + μ and grows back to s. μ is halved at
     90/160 of the run and 0 from 120/160 on, where the mask gets its final number of weights. Layers share in
-    proportion to what they kept at the start. (In the released code gradients are masked by then, so its λ is inert.)
+    proportion to what they kept at the start. A layer without a gradient goes by |θ| alone. (In the released code
+    gradients are masked by then, so its λ is inert.)
 
     Args:
         update_every_n_steps: Optimizer steps between two updates; the paper has one every five epochs.
@@ -38,6 +39,7 @@ class MEST(PeriodicRule):
     gradient_weight: float = 1.0
 
     looks_at_gradients: ClassVar[bool] = True
+    works_without_gradient: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

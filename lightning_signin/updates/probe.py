@@ -1,11 +1,12 @@
 """The dense gradient of a weight, where one is wanted: also that of masked entries, which no factor has."""
 
+from collections.abc import Callable, Mapping
 from weakref import ref
 
 import torch
 from torch import Tensor
 
-from lightning_signin.storage import Compact
+from lightning_signin.masked_product import strided
 from lightning_signin.weights import SparseWeight
 
 
@@ -22,8 +23,7 @@ def probe_of(weight: SparseWeight) -> Tensor:
         Zeros of the weight's shape, which require a gradient.
     """
     factors = weight.factors
-    if isinstance(weight.storage, Compact):
-        weight.storage.release()  # θ with the probe added is a tensor of its own
+    weight.storage.release()  # θ with the probe added is a tensor of its own
     probe = torch.zeros(weight.storage.shape, dtype=factors[0].dtype, device=factors[0].device, requires_grad=True)
     itself = ref(probe)  # a hook that holds its tensor would keep it alive
 
@@ -35,3 +35,26 @@ def probe_of(weight: SparseWeight) -> Tensor:
 
     probe.register_hook(begin_anew)
     return probe
+
+
+def dense_gradients(
+    weights: Mapping[str, SparseWeight], average: Callable[[Tensor], Tensor], scale: float
+) -> dict[str, Tensor]:
+    """The gradients that probes have collected, averaged over ranks; zeros for weights that nothing went backward to.
+
+    Every rank averages every weight, in the same order, whatever it has seen itself. The probes begin anew.
+
+    Args:
+        weights: Weights with a probe, by name.
+        average: Averages a tensor over ranks.
+        scale: What the loss was multiplied with.
+    """
+    found = {}
+    for name, weight in weights.items():
+        probe = weight.parametrization.probe
+        assert probe is not None
+        # After a `zero_grad` and no backward what it holds is that of another loss.
+        begun = any(factor.grad is not None for factor in weight.factors)
+        own = strided(probe.grad.detach()) if begun and probe.grad is not None else torch.zeros_like(probe)
+        found[name], probe.grad = average(own).div_(scale), None
+    return found

@@ -18,7 +18,9 @@ class RigL(PeriodicRule):
 
     .. math:: f(t) = \frac{\alpha}{2} \left(1 + \cos\frac{\pi t}{T_{end}}\right)
 
-    Equal magnitudes keep the lower index; the authors' code adds noise of 1e-5 instead.
+    Equal magnitudes keep the lower index; the authors' code adds noise of 1e-5 instead. A gradient of 0 is no reason to
+    grow a weight: a layer with fewer others than k keeps the largest of its dropped weights instead, and one without
+    any keeps its mask.
 
     Args:
         update_every_n_steps: ΔT.
@@ -51,7 +53,6 @@ class RigL(PeriodicRule):
         """The new masks."""
         fraction = self.fraction(moment.step, moment.total)
         for name, layer in layers.items():
-            assert layer.gradient is not None
             kept = layer.kept
             survivors = layer.survivors(layer.theta.abs(), kept - int(fraction * kept))
-            yield name, layer.grow(survivors, layer.gradient.abs(), kept)
+            yield name, layer.grow(survivors, layer.growth(), kept)

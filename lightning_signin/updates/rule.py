@@ -28,7 +28,8 @@ class Layer:
         structure: The pattern that the mask keeps to.
         target: The number of weights that the layer kept at the start.
         gradient: The gradient of the training loss with respect to the full θ, masked entries included; only for rules
-            that look at gradients.
+            that look at gradients. All zeros where the loss does not depend on the layer, which is left out unless the
+            rule says `UpdateRule.works_without_gradient`.
     """
 
     weight: SparseWeight
@@ -61,6 +62,21 @@ class Layer:
     def capacity(self) -> int:
         """The most weights that the pattern has room for."""
         return self.structure.capacity(self.layout.shape(tuple(self.mask.shape)))
+
+    def growth(self) -> Tensor:
+        """Scores ≥ 0 to grow by: |∂L/∂θ|; weights of the mask without a gradient come after, by |θ|; others have 0.
+
+        So where a layer has fewer gradients than weights to grow, it keeps weights instead of growing arbitrary ones.
+        """
+        assert self.gradient is not None
+        score = self.gradient.abs()
+        places = (self.mask & (score == 0)).flatten().nonzero().squeeze(1)
+        if not places.numel() or not score.any():
+            return score
+        order = self.theta.flatten()[places].abs().argsort(descending=True, stable=True)
+        least, score = score[score > 0].min().double(), score.flatten().double()
+        score[places[order]] = least * torch.linspace(0.5, 0.25, len(order), dtype=torch.float64, device=score.device)
+        return score.view(self.mask.shape)
 
     def largest(self, score: Tensor, count: int) -> Tensor:
         """The mask of the ``count`` kept weights with the highest scores, one by one; of equal ones the first."""
@@ -126,6 +142,8 @@ class UpdateRule:
         start_sparsity: The sparsity that training starts with; None is that of the end.
         looks_at_gradients: Updates come just before an optimizer step and see the dense gradients of its batch; else
             they come before a batch and see weights alone.
+        works_without_gradient: Layers whose gradient is zero everywhere, as of a head that the batch did not use, are
+            given to the rule; else their masks stay at this update.
         skips_step: The optimizer step after an update is left out.
         grows: Masked weights may come back.
         keeps_counts: Every layer keeps its number of weights.
@@ -135,6 +153,7 @@ class UpdateRule:
     structure: ClassVar[str | None] = None
     start_sparsity: ClassVar[float | None] = None
     looks_at_gradients: ClassVar[bool] = False
+    works_without_gradient: ClassVar[bool] = False
     skips_step: ClassVar[bool] = False
     grows: ClassVar[bool] = True
     keeps_counts: ClassVar[bool] = True

@@ -17,10 +17,10 @@ class SRigL(RigL):
     """Structured RigL (Lasby et al.: "Dynamic Sparse Training with Structured Sparsity", ICLR 2024).
 
     Schedule and k are RigL's. A weight is salient if RigL would have it after the update: it is among the n − k of
-    largest |θ|, or among the k of largest gradient. A neuron (output) with fewer salient weights than γ times the
-    present fan-in is ablated, for good; its budget goes to the others, whose fan-in is the nearest whole number to
-    (weights of the layer) / (neurons left). Then the k smallest |θ| of the layer go, and every neuron grows those with
-    its largest gradients up to the fan-in. A layer that is dense is left as it is.
+    largest |θ|, or among the k of largest gradient (`Layer.growth`). A neuron (output) with fewer salient weights than
+    γ times the present fan-in is ablated, for good; its budget goes to the others, whose fan-in is the nearest whole
+    number to (weights of the layer) / (neurons left). Then the k smallest |θ| of the layer go, and every neuron grows
+    those with its largest gradients up to the fan-in. A layer that is dense is left as it is.
 
     Args:
         update_every_n_steps: ΔT.
@@ -51,9 +51,8 @@ class SRigL(RigL):
                 yield name, self._mask(layer, kept, int(fraction * kept))
 
     def _mask(self, layer: Layer, kept: int, dropped: int) -> Tensor:
-        assert layer.gradient is not None
         survivors = layer.largest(layer.theta.abs(), kept - dropped)
-        gradient = layer.gradient.abs()
+        gradient = layer.growth()
         wanted = top(gradient.masked_fill(survivors, -1), dropped)
         rows, salient, active = (
             layer.layout.read(tensor).flatten(1) for tensor in (survivors, survivors | wanted, layer.mask)

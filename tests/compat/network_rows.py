@@ -150,7 +150,7 @@ NETWORKS = [
     included("attention with its in_proj_weight", NETS["attention"], "net.*.in_proj_weight", "net.*.weight"),
     included("embedding tied to the output", Words, "net.embedding.weight", "net.*.weight"),
     included("Bilinear", Pair, "net.embed.weight", "net.pair.weight"),
-    Row("scripted part", lambda: Task(scripted)),
+    Row("scripted part", lambda: Task(scripted), says="entries stay dense: net.1.weight."),
     excluded("weight_norm beside", normed(nn.utils.parametrizations.weight_norm), "net.1.weight"),
     excluded("spectral_norm beside", normed(nn.utils.parametrizations.spectral_norm), "net.1.weight"),
     Row("frozen layer", lambda: Task(frozen), says="net.conv.weight is frozen"),

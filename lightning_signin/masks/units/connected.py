@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from lightning_signin.errors import SignInError, in_one_line
 from lightning_signin.masks.network import Network
-from lightning_signin.masks.units.graph import Graph
 from lightning_signin.masks.units.tracing import trace
-from lightning_signin.warn import cause, warn
+from lightning_signin.warn import warn
+from lightning_signin.words import some
 
 
 def check_connected(masks: Mapping[str, Tensor], network: Callable[[], Network]) -> None:
@@ -42,20 +43,18 @@ def check_connected(masks: Mapping[str, Tensor], network: Callable[[], Network])
         return
     try:
         cut, is_whole = _ways(network, masks)
-    except (
-        Exception
-    ) as error:  # whatever the user's data, step and forward may raise: the fit will say it, if it matters
+    except Exception as error:  # whatever data, step and forward may raise: the fit says it, if it matters
         if not any(full):
-            warn(f"It could not be checked that the mask leaves a way from input to output: {cause(error)}")
+            warn(f"It could not be checked that the mask leaves a way from input to output: {in_one_line(error)}.")
         return
     if not is_whole:
-        raise ValueError(
-            f"The mask cuts the network from input to output: no way leads through {_some(cut)}. Lower `sparsity`, or "
+        raise SignInError(
+            f"The mask cuts the network from input to output: no way leads through {some(cut)}. Lower `sparsity`, or "
             "choose another `mask` or `distribution`."
         )
     if cut:
         warn(
-            f"No way from input to output leads through the kept weights of {_some(cut)}: they train nothing. Lower "
+            f"No way from input to output leads through the kept weights of {some(cut)}: they train nothing. Lower "
             "`sparsity`, or choose another `mask` or `distribution`.",
         )
 
@@ -90,7 +89,3 @@ def _ways(network: Callable[[], Network], masks: Mapping[str, Tensor]) -> tuple[
     del found
     gc.collect()  # what `torch.export` leaves behind holds the copy of the network in a cycle
     return graph.cut(masks), graph.joins(masks) and (graph.weighs(masks) or not graph.weighs({}))
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if names[5:] else "")

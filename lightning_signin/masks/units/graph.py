@@ -12,6 +12,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from lightning_signin.errors import SignInError
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -175,7 +177,7 @@ class Graph:
         """
         if mixing := [layer.name for layer in self.layers if layer.kind == "mixing"]:
             more = f" and {len(mixing) - 1} more" if mixing[1:] else ""
-            raise ValueError(
+            raise SignInError(
                 f"mask={mask!r} is undefined for {mixing[0]}{more}: {why} single units, and there all units meet. "
                 "Choose another `mask`, e.g. 'synflow' or 'magnitude'."
             )

@@ -17,11 +17,11 @@ from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.fx import Node, map_arg
 from torch.utils._pytree import tree_map
 
+from lightning_signin.errors import SignInError, in_one_line
 from lightning_signin.masks.network import in_double
 from lightning_signin.masks.units.graph import Edge, Graph, Layer
 from lightning_signin.masks.units.streams import Stream, Streams, carry, distinct, operation, unexpanded
 from lightning_signin.masks.units.weighted import Arrange, Weighted, find_weight
-from lightning_signin.warn import cause
 
 
 def trace(module: nn.Module, args: tuple, kwargs: Mapping[str, Any], names: Mapping[str, str]) -> Graph:
@@ -58,8 +58,8 @@ def trace(module: nn.Module, args: tuple, kwargs: Mapping[str, Any], names: Mapp
             program = torch.export.export(module, args, kwargs, strict=False)
             return _Tracer(program, module, names).run()
     except Exception as error:  # whatever a user's forward, or the export of it, may raise
-        raise ValueError(
-            f"The forward of {type(module).__name__} cannot be traced to its units ({cause(error).rstrip('.')})."
+        raise SignInError(
+            f"The forward of {type(module).__name__} cannot be traced to its units ({in_one_line(error)})."
         ) from error
 
 
@@ -132,7 +132,7 @@ class _Tracer:
         carried: Streams | tuple[Streams, ...] | None = None
         if isinstance(node.target, OpOverload):  # others hold a block of operations under its own gradient mode
             if _writes_aside(node, operands):
-                raise ValueError(f"{self._module(node)} writes into a part of a tensor")
+                raise SignInError(f"{self._module(node)} writes into a part of a tensor")
             weighted = find_weight(node, self.constants)
             if weighted is not None and weighted.value in operands:
                 carried = self._layer(node, weighted, operands[weighted.value])
@@ -204,7 +204,7 @@ class _Tracer:
                 blocks = torch.ones(len(labels[0]), 1, 1, 1, dtype=torch.float64)
                 self._add(Layer("output", "output", blocks), streams, labels)
         if not any(layer.kind == "output" for layer in self.layers):
-            raise ValueError("its output does not depend on its input")
+            raise SignInError("its output does not depend on its input")
 
     def _add(self, layer: Layer, streams: Streams, labels: Sequence[Tensor]) -> None:
         self.layers.append(layer)

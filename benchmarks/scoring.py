@@ -39,7 +39,8 @@ def resident() -> float:
 def measure(network: str, score: str) -> dict[str, float]:
     """Seconds and MiB of one score, or of a training step without optimizer."""
     torch.manual_seed(0)
-    start: dict[str, Any] = {"zero_init_last": False} if network.startswith("resnet") else {}  # at 0 whole layers have no gradient
+    # A BatchNorm that starts at 0 would leave whole layers without a gradient.
+    start: dict[str, Any] = {"zero_init_last": False} if network.startswith("resnet") else {}
     net = timm.create_model(network, num_classes=1000, **start)
     batch = torch.randn(BATCH, 3, 224, 224), torch.randint(1000, (BATCH,))
     size = sum(p.numel() * p.itemsize for p in net.parameters()) / 2**20

@@ -39,12 +39,14 @@ class Manual(Small):
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     found = {}
-    for case in [*CASES, "unseeded snip", "manual snip"]:
+    for case in [*CASES, "unseeded snip", "manual snip", "silent snip"]:
         module, noted = seeded(), Masks()
         if "manual" in case:
             module = Manual()
         module.dropout.p = 0.0
-        sign_in = callback(mask=case.split()[-1], seed=3)
+        sign_in = callback(mask=case.split()[-1], seed=3, distribution="erk" if "silent" in case else None)
+        if "silent" in case:
+            torch.nn.init.zeros_(module.fc2.weight)
         runner = trainer(sign_in, noted, epochs=1, devices=2, strategy="ddp", limit_train_batches=1)
         if "unseeded" in case:
             torch.manual_seed(runner.global_rank)

@@ -19,7 +19,7 @@ def ranks(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("case", [*CASES, "unseeded snip", "manual snip"])
+@pytest.mark.parametrize("case", [*CASES, "unseeded snip", "manual snip", "silent snip"])
 def test_ranks_find_the_same_mask(ranks, case):
     first, second = (found[case] for found in ranks)
     assert differing(first, second) == []

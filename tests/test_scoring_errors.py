@@ -126,7 +126,8 @@ def test_functions_without_second_derivatives_are_named(kind, name):
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-def test_recurrences_in_single_precision_have_second_derivatives(kind):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # in which oneDNN runs LSTMs
+def test_recurrences_have_second_derivatives_in_low_precision(kind, dtype):
     net = Recurrent().double()
     net.lstm = kind(3, 4, batch_first=True).double()
     net.lstm = nn.Sequential(nn.Linear(3, 3).double(), net.lstm)
@@ -136,8 +137,9 @@ def test_recurrences_in_single_precision_have_second_derivatives(kind):
 
     batches = labelled((5, 3), 1)
     exact, _ = scored(net, GraSP(), TrainingData(loss, batches))
-    found, _ = scored(net.float(), GraSP(), TrainingData(loss, [(x.float(), y) for x, y in batches]))
+    found, _ = scored(net.to(dtype), GraSP(), TrainingData(loss, [(x.to(dtype), y) for x, y in batches]))
     assert "lstm.0.weight" in found
     for name, score in found.items():
-        torch.testing.assert_close(score.double(), exact[name].double(), rtol=1e-3, atol=1e-7)
+        error = (score.double() - exact[name]).norm() / exact[name].norm()
+        assert error < (1e-4 if dtype == torch.float32 else 0.3), name
     assert torch._C._get_mkldnn_enabled()

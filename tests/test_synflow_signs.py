@@ -89,19 +89,24 @@ def test_what_an_iteration_pruned_stays_pruned(build, shape, distribution, score
             assert not (later[name] & ~earlier[name]).any(), name
 
 
-def test_rounding_alone_brings_no_weight_back():
-    """Among these layers the share of the fourth is 2 weights of 453, and 3 of 404."""
-    shapes = [(3, 26), (3, 17), (28, 30), (2, 3), (8, 5)]
+@pytest.mark.parametrize(
+    ("shapes", "steps"),
+    [
+        ([(3, 26), (3, 17), (28, 30), (2, 3), (8, 5)], 20),  # the share of the fourth is 2 weights of 453, and 3 of 404
+        ([(4, 1), (8, 3), (8, 7), (7, 8), (2, 7)], 10),  # that of the last is 1 weight of 19, and 2 of 15 at the end
+    ],
+)
+def test_rounding_alone_brings_no_weight_back(shapes, steps):
     net = nn.ParameterList(nn.Parameter(torch.rand(shape, dtype=torch.float64)) for shape in shapes)
     data = TrainingData(lambda module, batch: sum((p * p).sum() for p in module), [None])
-    options = {"sparsity": 1 - 0.05, "distribution": "uniform"}
+    options = {"sparsity": 0.9, "distribution": "uniform"}
     found = []
 
     def iterated(task):
         masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in task.weights.items()}
-        for step in range(1, 20):
+        for step in range(1, steps):
             scores = {name: weight.where(masks[name], -1.0) for name, weight in task.weights.items()}
-            masks = task.select(scores, step / 20, within=masks)
+            masks = task.select(scores, step / steps, within=masks)
             found.append(masks)
         return {name: weight.where(masks[name], -1.0) for name, weight in task.weights.items()}
 

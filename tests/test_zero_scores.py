@@ -308,5 +308,17 @@ def test_scores_that_are_not_a_number_name_their_layer(mask):
         sparsify(Roots(), mask=mask, data=data_of_floats())
 
 
+def test_scores_that_are_not_a_number_on_the_way_name_their_layer():
+    """Afterwards the weights are pruned, and nobody would know."""
+
+    def loss(module: nn.Module, batch: int) -> Tensor:
+        squares = (module[0].weight * (batch != 1)).square().sum(1)
+        return squares.sqrt().sum() + module[1].weight.sum() if batch == 1 else squares.sum() + module[1].weight.sum()
+
+    net = nn.Sequential(nn.Linear(4, 3), nn.Linear(4, 3))
+    with pytest.raises(ValueError, match=r"gave NaN scores for '0\.weight'\. Check that its weights are finite"):
+        sparsify(net, mask=IterativeSNIP(steps=3), sparsity=0.5, data=TrainingData(loss, [0, 1, 2]))
+
+
 def data_of_floats() -> TrainingData:
     return TrainingData(classify, [(x.float(), y) for x, y in labelled((4,), 3)])

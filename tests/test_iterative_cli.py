@@ -27,7 +27,7 @@ def test_command_prunes_and_goes_on(tmp_path, monkeypatch, capsys):
     size = count(masks[0])
     assert [count(mask) for mask in masks] == [size, size // 2, size // 4]
     main(command)  # finished
-    assert capsys.readouterr().out == printed
+    assert printed.endswith(capsys.readouterr().out)  # with `rich`, Lightning prints its own tables while it trains
     with pytest.raises(SystemExit):
         main([*command[:-3], "--trainer.callbacks=null"])
     assert "`trainer.callbacks` must have a SignInCallback" in capsys.readouterr().err

@@ -157,3 +157,24 @@ def test_a_compiled_step_goes_on_through_updates_of_equal_size(name, graphs):
         updates.before_step(optimizer)
         optimizer.step()
     assert len(compiled_graphs) == graphs
+
+
+@pytest.mark.parametrize("faster", [0, 1])
+def test_rules_without_gradients_go_by_the_optimizer_that_has_taken_the_most_steps(faster):
+    net = sparsify(nn.Sequential(nn.Linear(20, 30), nn.Linear(30, 10)), sparsity=0.8)
+    with plain_view(net):
+        optimizers = [torch.optim.SGD(layer.parameters(), lr=0.1) for layer in net]
+    updates = MaskUpdates(net, SET(update_every_n_steps=10), optimizers, total_steps=1000)
+    before, changed = masks(net), []
+    for step in range(1, 46):
+        for place, optimizer in enumerate(optimizers):
+            if place == faster or step % 3 == 0:
+                updates.before_step(optimizer)
+        updates.before_batch()
+        now = masks(net)
+        changed += [step] if any(not torch.equal(now[name], before[name]) for name in now) else []
+        assert all(torch.equal(now[name], before[name]) for name in now) == (step not in changed)
+        if step in changed:
+            assert not any(torch.equal(now[name], before[name]) for name in now)  # all together
+        before = now
+    assert changed == [10, 20, 30, 40]

@@ -2,7 +2,6 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from lightning_signin.masks.groups import Distribution, has_groups_alone
 from lightning_signin.optimizer_state import check_movable
 from lightning_signin.updates.change import change_mask_
 from lightning_signin.updates.finite import check_finite
+from lightning_signin.updates.lane import Lane, lanes_of
 from lightning_signin.updates.probe import dense_gradients, probe_of
 from lightning_signin.updates.resolve import parse_update
 from lightning_signin.updates.rule import Layer, Moment, UpdateRule
@@ -24,27 +24,12 @@ from lightning_signin.weights import SparseWeight, sparse_weights
 State = dict[str, Any]
 
 
-@dataclass
-class _Lane:
-    """An optimizer, the sparse weights that it trains, its steps so far, and the step of its last update.
-
-    Attributes:
-        waits: A due update waits for a finite gradient, and that was said.
-    """
-
-    optimizer: Optimizer
-    weights: dict[str, SparseWeight]
-    steps: int = 0
-    updated: int = -1
-    waits: bool = False
-
-
 class MaskUpdates:
     """Changes the masks of a module during training, as an update rule says.
 
-    Call `before_batch` before every batch, and `before_step` between ``backward`` and every ``step``. For rules that look
-    at gradients the weights of each optimizer change by its own steps; for others all change together, by the steps of
-    the optimizer that has taken the most. In the end, `close`.
+    Call `before_batch` before every batch, and `before_step` between ``backward`` and every ``step``. With rules that
+    look at gradients, the weights of each optimizer change by its own steps; with others all change together, by the
+    steps of the optimizer that has taken the most. In the end, `close`.
 
     Args:
         module: A module after `sparsify`, with the sparsity that training starts with (`UpdateRule.start_sparsity`).
@@ -97,7 +82,7 @@ class MaskUpdates:
         self.rule, self.total, self.storage, self.seed = parse_update(update), total_steps, storage, seed
         self.average = average
         self.weights = sparse_weights(module)
-        self.lanes = self._lanes(optimizers)
+        self.lanes = lanes_of(self.weights, optimizers)
         self.targets = {name: weight.storage.active for name, weight in self.weights.items()}
         shapes = {name: tuple(weight.storage.shape) for name, weight in self.weights.items()}
         layouts = {name: weight.layout for name, weight in self.weights.items()}
@@ -168,17 +153,6 @@ class MaskUpdates:
         self.targets, self.mask_change = dict(state["targets"]), float(state["mask_change"])
         self._arm()
 
-    def _lanes(self, optimizers: Iterable[Optimizer]) -> list[_Lane]:
-        lanes = []
-        for optimizer in optimizers:
-            held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-            theirs = {name: weight for name, weight in self.weights.items() if id(weight.factors[0]) in held}
-            if theirs:
-                lanes.append(_Lane(optimizer, theirs))
-        if not lanes:
-            raise ValueError("`optimizers` train no sparse weight: build them inside `with plain_view(module):`.")
-        return lanes
-
     def _check(self) -> None:
         size = sum(weight.storage.shape.numel() for weight in self.weights.values())
         room = sum(self.choice.structures[n].capacity(shape) for n, shape in self.choice.shapes.items())
@@ -194,7 +168,7 @@ class MaskUpdates:
                     "rule that only drops weights, e.g. 'gmp'."
                 )
 
-    def _due(self, lane: _Lane, step: int) -> bool:
+    def _due(self, lane: Lane, step: int) -> bool:
         return bisect_right(self.steps, lane.updated) < bisect_right(self.steps, step)
 
     def _arm(self) -> None:
@@ -207,7 +181,7 @@ class MaskUpdates:
                 elif weight.parametrization.probe is None:
                     weight.parametrization.probe = probe_of(weight)
 
-    def _gradients(self, lane: _Lane, scale: float) -> dict[str, Tensor]:
+    def _gradients(self, lane: Lane, scale: float) -> dict[str, Tensor]:
         """The dense gradients that the rule can work with; none if the update has to wait."""
         found = dense_gradients(lane.weights, self.average, scale)
         if broken := next((name for name, own in found.items() if not own.isfinite().all()), None):
@@ -230,7 +204,7 @@ class MaskUpdates:
 
     @torch.no_grad()
     def _change(
-        self, weights: Mapping[str, SparseWeight], gradients: Mapping[str, Tensor], step: int, lanes: list[_Lane]
+        self, weights: Mapping[str, SparseWeight], gradients: Mapping[str, Tensor], step: int, lanes: list[Lane]
     ) -> None:
         check_finite(weights, step)
         seed = int(np.random.SeedSequence([self.seed % 2**32, step]).generate_state(1)[0])

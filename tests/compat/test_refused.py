@@ -81,7 +81,10 @@ OF_THE_RUN = [
         ValueError,
         r"called no `self\.manual_backward\(loss\)` on a first batch",
     ),
-    *((of(f"compiled {mask}", compiled, mask=mask), ValueError, "needs second derivatives") for mask in ("grasp", "prospr")),
+    *(
+        (of(f"compiled {mask}", compiled, mask=mask), ValueError, "needs second derivatives")
+        for mask in ("grasp", "prospr")
+    ),
     *((optimized(name, rescale_momentum="keep"), (ValueError, RuntimeError), text) for name, text in REFUSED.items()),
     (optimized("Adafactor", storage="compact", rescale_momentum="keep"), ValueError, "Pass storage='dense', or use an"),
     (optimized("Adamax"), ValueError, r"A rescale has no rule for Adamax\. Use momentum='keep'"),

@@ -1,0 +1,40 @@
+"""The optimizers of a run, each with the sparse weights that it trains and the steps that it has taken."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch.optim import Optimizer
+
+from lightning_signin.weights import SparseWeight
+
+
+@dataclass
+class Lane:
+    """An optimizer, the sparse weights that it trains, its steps so far, and the step of its last update.
+
+    Attributes:
+        waits: A due update waits for a finite gradient, and that was said.
+    """
+
+    optimizer: Optimizer
+    weights: dict[str, SparseWeight]
+    steps: int = 0
+    updated: int = -1
+    waits: bool = False
+
+
+def lanes_of(weights: Mapping[str, SparseWeight], optimizers: Iterable[Optimizer]) -> list[Lane]:
+    """A lane for each optimizer that trains sparse weights.
+
+    Raises:
+        ValueError: If none does.
+    """
+    lanes = []
+    for optimizer in optimizers:
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        theirs = {name: weight for name, weight in weights.items() if id(weight.factors[0]) in held}
+        if theirs:
+            lanes.append(Lane(optimizer, theirs))
+    if not lanes:
+        raise ValueError("`optimizers` train no sparse weight: build them inside `with plain_view(module):`.")
+    return lanes

@@ -15,7 +15,6 @@ from lightning_signin.masks.groups import Distribution, has_groups_alone
 from lightning_signin.masks.patterns import by_pattern
 from lightning_signin.masks.scores import Score
 from lightning_signin.masks.training_data import TrainingData
-from lightning_signin.masks.units.connected import check_connected
 from lightning_signin.optimizers import MOMENTUM, at_rescale
 from lightning_signin.parametrizations import Parametrization, parse_parametrization
 from lightning_signin.parametrizations.masked import Masked, SignIn
@@ -25,6 +24,7 @@ from lightning_signin.selection import layout_of, select_weights
 from lightning_signin.sharded import EXPORT, is_sharded, sharded_like, whole
 from lightning_signin.state import install_plain_state, plain_order, uninstall_plain_state
 from lightning_signin.storage import make_storage
+from lightning_signin.units.connected import check_connected
 from lightning_signin.weights import sign_in_weights, sparse_weights
 
 

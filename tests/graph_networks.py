@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_signin.masks.units.graph import Graph
-from lightning_signin.masks.units.tracing import trace
+from lightning_signin.units.graph import Graph
+from lightning_signin.units.tracing import trace
 
 
 class Residual(nn.Module):

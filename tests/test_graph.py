@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_signin.masks.units.tracing import trace
+from lightning_signin.units.tracing import trace
 from tests.graph_networks import EVERY_NET, Branches, Recurrent, build, graph_of, weight_names
 
 

@@ -13,7 +13,7 @@ from lightning_signin.masks import NPB
 from lightning_signin.masks.build import build_masks
 from lightning_signin.masks.scores.npb import spread, weights_per_input
 from lightning_signin.masks.task import TrainingData
-from lightning_signin.masks.units.tracing import trace
+from lightning_signin.units.tracing import trace
 
 
 def largest_flow(paths: Tensor, capacity: int, number: int) -> float:

@@ -9,8 +9,8 @@ from lightning_signin.masks import PHEW
 from lightning_signin.masks.build import build_masks
 from lightning_signin.masks.scores.phew import first_visits
 from lightning_signin.masks.task import TrainingData
-from lightning_signin.masks.units.graph import Graph
-from lightning_signin.masks.units.walks import Walks
+from lightning_signin.units.graph import Graph
+from lightning_signin.units.walks import Walks
 from tests.graph_networks import EVERY_NET, build, graph_of, weight_names
 
 NEVER = torch.iinfo(torch.long).max

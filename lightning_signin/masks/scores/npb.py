@@ -17,7 +17,7 @@ from lightning_signin.masks.scores.arguments import check_at_least_one
 from lightning_signin.masks.scores.unit_graph import unit_graph
 from lightning_signin.masks.task import Scores, Task
 from lightning_signin.masks.top import top
-from lightning_signin.masks.units.graph import Graph
+from lightning_signin.units.graph import Graph
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lightning_signin.masks.scores.unit_graph import unit_graph
 from lightning_signin.masks.task import Scores, Task
-from lightning_signin.masks.units.graph import Graph
-from lightning_signin.masks.units.walks import Walks
+from lightning_signin.units.graph import Graph
+from lightning_signin.units.walks import Walks
 
 _NEVER = torch.iinfo(torch.long).max
 _LEAST_NEW = 0.01  # share of the visits of a round that must find a new weight for the walks to go on

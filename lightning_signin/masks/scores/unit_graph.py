@@ -2,8 +2,8 @@
 
 from lightning_signin.errors import SignInError
 from lightning_signin.masks.task import Task
-from lightning_signin.masks.units.graph import Graph
-from lightning_signin.masks.units.tracing import trace
+from lightning_signin.units.graph import Graph
+from lightning_signin.units.tracing import trace
 
 
 def unit_graph(task: Task, mask: str, why: str) -> Graph:

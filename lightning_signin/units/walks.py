@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lightning_signin.masks.units.graph import Edge, Graph
+from lightning_signin.units.graph import Edge, Graph
 
 Steps = Iterator[tuple[int, Tensor, Tensor]]
 Arrivals = dict[int, list[tuple[Tensor, Tensor]]]  # by layer: walks, and the inputs or units at which they are

@@ -1,7 +1,7 @@
 """The unit graph of a network: which units of a layer feed which inputs of other layers.
 
 Units are the output channels of convolutions and the output features of linear layers and embeddings. The graph is read
-from the model's real forward (`lightning_signin.masks.units.tracing`), with residual sums, concatenations, flattening,
+from the model's real forward (`lightning_signin.units.tracing`), with residual sums, concatenations, flattening,
 gates, grouped convolutions and weights that are used twice. All places of a feature map are alike in it.
 """
 

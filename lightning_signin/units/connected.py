@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_signin.errors import SignInError, in_one_line
 from lightning_signin.masks.network import Network
-from lightning_signin.masks.units.tracing import trace
+from lightning_signin.units.tracing import trace
 from lightning_signin.warn import warn
 from lightning_signin.words import some
 

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map
 from lightning_signin.errors import SignInError, in_one_line
 from lightning_signin.masks.network import in_double
 from lightning_signin.units.graph import Edge, Graph, Layer
-from lightning_signin.units.streams import Stream, Streams, carry, distinct, operation, unexpanded
+from lightning_signin.units.labels import Stream, Streams, carry, distinct, operation, unexpanded
 from lightning_signin.units.weighted import Arrange, Weighted, find_weight
 
 
@@ -28,7 +28,7 @@ def trace(module: nn.Module, args: tuple, kwargs: Mapping[str, Any], names: Mapp
     """The unit graph of a module.
 
     The forward is recorded once by `torch.export`. Labels of units then follow its operations
-    (`lightning_signin.units.streams`); an operation in which units cannot be followed becomes a mixing layer.
+    (`lightning_signin.units.labels`); an operation in which units cannot be followed becomes a mixing layer.
 
     Args:
         module: A network in eval mode; it is moved to the CPU.

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Node
 
-from lightning_signin.units.streams import argument, collapse, operation
+from lightning_signin.units.labels import argument, collapse, operation
 
 Arrange = Callable[[Tensor], Tensor]
 _CONV = re.compile(r"conv(_transpose)?(\d)d")

@@ -14,7 +14,7 @@ from lightning_signin.masks.build import StructureOf, build_masks, check_choice
 from lightning_signin.masks.groups import Distribution, has_groups_alone
 from lightning_signin.masks.patterns import by_pattern
 from lightning_signin.masks.scores import Score
-from lightning_signin.masks.training_data import TrainingData
+from lightning_signin.objective.training_data import TrainingData
 from lightning_signin.optimizers import MOMENTUM, at_rescale
 from lightning_signin.parametrizations import Parametrization, parse_parametrization
 from lightning_signin.parametrizations.masked import Masked, SignIn

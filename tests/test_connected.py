@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_signin import masks as masks_of
 from lightning_signin import sparsify
 from lightning_signin.masks import TrainingData
-from lightning_signin.masks.network import Network
+from lightning_signin.objective.network import Network
 from lightning_signin.units.connected import check_connected, cut_layers
 from tests.graph_networks import Branches, Concat, Recurrent, build, weight_names
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_signin.masks.sample import one_sample, tensors_of
+from lightning_signin.objective.sample import one_sample, tensors_of
 
 X, Y = torch.randn(5, 3, 4), torch.arange(1, 6)
 

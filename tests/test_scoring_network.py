@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from lightning_signin import masks, sparsify
 from lightning_signin.masks import SCORES, ProsPr, SynFlow, TrainingData
-from lightning_signin.masks.network import Network
+from lightning_signin.objective.network import Network
 from tests import score_references as slow
 from tests.score_references import Recurrent, classify, labelled, scored
 

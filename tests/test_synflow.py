@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from lightning_signin import masks, sparsify
 from lightning_signin.masks import SynFlow, TrainingData, budget
-from lightning_signin.masks.network import Network
 from lightning_signin.masks.scores.flow import flow_of, linear_
+from lightning_signin.objective.network import Network
 from tests import score_references as slow
 from tests.score_references import Residual, scored
 

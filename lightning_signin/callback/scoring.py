@@ -25,7 +25,7 @@ from lightning_signin import generators
 from lightning_signin.callback.both import both
 from lightning_signin.callback.stand_in import Steps, number_of_batches, stand_in
 from lightning_signin.errors import SignInError, in_one_line
-from lightning_signin.masks.training_data import Losses, TrainingData
+from lightning_signin.objective.training_data import Losses, TrainingData
 
 _BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 

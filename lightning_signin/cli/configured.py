@@ -8,8 +8,8 @@ from lightning.pytorch.cli import LightningCLI
 from torch import Tensor
 
 from lightning_signin.cli.runs import silence_lightning
-from lightning_signin.masks.network import Network
-from lightning_signin.masks.training_data import TrainingData
+from lightning_signin.objective.network import Network
+from lightning_signin.objective.training_data import TrainingData
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from lightning_signin.cli.configured import configured
 from lightning_signin.files.paths import opened
 from lightning_signin.files.safe import is_safetensors
 from lightning_signin.files.zstd import MAGIC
-from lightning_signin.masks.network import in_double
 from lightning_signin.metrics.flops import flops
 from lightning_signin.metrics.memory import memory
 from lightning_signin.model import sparsify
+from lightning_signin.objective.network import in_double
 from lightning_signin.report.cost import byte_table, flop_table
 from lightning_signin.saved import masks_from_file
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_signin.errors import SignInError
-from lightning_signin.masks.training_data import TrainingData
+from lightning_signin.objective.training_data import TrainingData
 
 
 class Called(nn.Module):

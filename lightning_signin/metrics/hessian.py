@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_signin.generators import untouched
-from lightning_signin.masks.training_data import Losses, TrainingData
 from lightning_signin.model import masks, merge_
-from lightning_signin.unfused import unfused
+from lightning_signin.objective.training_data import Losses, TrainingData
+from lightning_signin.objective.unfused import unfused
 
 
 class HessianOperator:

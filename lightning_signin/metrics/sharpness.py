@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_signin.masks.training_data import TrainingData
 from lightning_signin.metrics.hessian import hessian
+from lightning_signin.objective.training_data import TrainingData
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch.fx import Node, map_arg
 from torch.utils._pytree import tree_map
 
 from lightning_signin.errors import SignInError, in_one_line
-from lightning_signin.masks.network import in_double
+from lightning_signin.objective.network import in_double
 from lightning_signin.units.graph import Edge, Graph, Layer
 from lightning_signin.units.labels import Stream, Streams, carry, distinct, operation, unexpanded
 from lightning_signin.units.weighted import Arrange, Weighted, find_weight

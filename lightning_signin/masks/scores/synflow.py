@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from lightning_signin.errors import SignInError
-from lightning_signin.masks.network import Network
 from lightning_signin.masks.scores.arguments import check_at_least_one
 from lightning_signin.masks.scores.flow import flow_of, linear_, runnable
 from lightning_signin.masks.scores.snip import below_all
 from lightning_signin.masks.task import Scores, Task
+from lightning_signin.objective.network import Network
 
 
 @dataclass(frozen=True)

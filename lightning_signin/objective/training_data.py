@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_signin.errors import SignInError
-from lightning_signin.masks.network import Network, find_network
+from lightning_signin.objective.network import Network, find_network
 
 Losses = Tensor | Sequence[tuple[Tensor, Iterable[Tensor]]]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from lightning_signin.errors import SignInError, in_one_line
-from lightning_signin.masks.sample import Call, one_sample, tensors_of
+from lightning_signin.objective.sample import Call, one_sample, tensors_of
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Network:
 
     Attributes:
         module: The outermost module that runs all selected weights. It returns a list of the tensors of its output, see
-            `lightning_signin.masks.sample.tensors_of`.
+            `lightning_signin.objective.sample.tensors_of`.
         args: Positional arguments of a call, of batch size 1 where they were recorded.
         kwargs: Its keyword arguments.
         names: The name within ``module`` of each selected weight.

@@ -10,8 +10,8 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from lightning_signin import masks
-from lightning_signin.factor_state import mask_digest
 from lightning_signin.updates import RigL
+from lightning_signin.weightfiles.factor_state import mask_digest
 from tests.small import Small, callback, copies, loader, trainer
 
 

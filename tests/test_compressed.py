@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from lightning_signin import sparsify
 from lightning_signin.export import export, load_compressed, save_compressed
-from lightning_signin.files.compressed import DIGEST, KEY, _digest, pack
-from lightning_signin.files.safe import read_safetensors
-from lightning_signin.files.zstd import compress
-from lightning_signin.saved import read_weights
+from lightning_signin.weightfiles.files.compressed import DIGEST, KEY, _digest, pack
+from lightning_signin.weightfiles.files.safe import read_safetensors
+from lightning_signin.weightfiles.files.zstd import compress
+from lightning_signin.weightfiles.saved import read_weights
 from tests.compat.network_rows import Tied
 from tests.compat.rows import Row, Watch, run, sparse
 from tests.compat.task import Task
@@ -228,7 +228,7 @@ def test_zstd_missing_is_said_with_its_extra(tmp_path, monkeypatch):
 
 
 def test_uniform_weights_that_no_reader_would_trust_are_not_written(monkeypatch):
-    monkeypatch.setattr("lightning_signin.files.zstd._ALWAYS", 1000)
+    monkeypatch.setattr("lightning_signin.weightfiles.files.zstd._ALWAYS", 1000)
     with pytest.raises(ValueError, match=r"almost all equal: .* Write them with zstd=False"):
         compress(bytes(10**7))
 

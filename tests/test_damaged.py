@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lightning_signin import masks_from_file
-from lightning_signin.saved import read_weights
+from lightning_signin.weightfiles.saved import read_weights
 from tests.small import Small, callback, copies, differing, loader, seeded, trainer
 
 

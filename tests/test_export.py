@@ -9,7 +9,7 @@ from torch import nn
 from lightning_signin import merge_, sparsify
 from lightning_signin.export import write_safetensors
 from lightning_signin.report import layer_table
-from lightning_signin.saved import SavedWeights, read_weights
+from lightning_signin.weightfiles.saved import SavedWeights, read_weights
 
 
 def net() -> nn.Module:

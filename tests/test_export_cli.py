@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from lightning_signin.cli.main import main
 from lightning_signin.export import load_compressed
 from lightning_signin.recipes.models import MLP, Classifier
-from lightning_signin.saved import read_weights
+from lightning_signin.weightfiles.saved import read_weights
 
 CONFIG = ["--config", "mnist1d", "--data.batch_size=100"]
 SILENT = pytest.mark.filterwarnings("ignore::UserWarning")

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from lightning_signin.export import FORMATS, export
 from lightning_signin.export.formats import output_beside
-from lightning_signin.saved import read_weights
+from lightning_signin.weightfiles.saved import read_weights
 
 from .small import Small, callback, copies, data, differing, loader, trainer
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lightning_signin import masks, sparsify
-from lightning_signin.factor_state import (
+from lightning_signin.weightfiles.factor_state import (
     factor_state,
     load_factor_state,
     mask_digest,

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.faults import RUNS, Faults, Killer
 from lightning_signin import masks_from_file
-from lightning_signin.files.paths import write_whole
+from lightning_signin.weightfiles.files.paths import write_whole
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ import resource, signal, sys
 from pathlib import Path
 from tests.small import callback, loader, seeded, trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning_signin.files.paths import write_whole
+from lightning_signin.weightfiles.files.paths import write_whole
 
 folder = Path(sys.argv[1])
 module = seeded()
@@ -70,7 +70,7 @@ def test_killed_write_leaves_the_previous_file_whole(tmp_path):
     write_whole(tmp_path / "file", b"before")
     script = (
         "import os, signal, sys\n"
-        "from lightning_signin.files.paths import write_whole\n"
+        "from lightning_signin.weightfiles.files.paths import write_whole\n"
         "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
         "write_whole(sys.argv[1], bytes(100_000))\n"
     )

@@ -9,11 +9,11 @@ import time
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from lightning_signin.files.paths import is_file, opened, write_whole
+from lightning_signin.weightfiles.files.paths import is_file, opened, write_whole
 
 WRITER = """
 import sys, time
-from lightning_signin.files.paths import write_whole
+from lightning_signin.weightfiles.files.paths import write_whole
 data = b"n" * 200_000_000
 print("ready", flush=True)
 while True:

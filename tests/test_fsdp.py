@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lightning_signin.cli import main
-from lightning_signin.files.safe import read_safetensors
-from lightning_signin.saved import read_weights
+from lightning_signin.weightfiles.files.safe import read_safetensors
+from lightning_signin.weightfiles.saved import read_weights
 from tests.fsdp_run import VARIANTS, Blocks, seeded
 from tests.ranks import run_ranks
 from tests.small import callback, copies, differing, loader, trainer

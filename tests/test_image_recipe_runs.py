@@ -20,7 +20,7 @@ from PIL import Image
 from lightning_signin.cli.main import main
 from lightning_signin.recipes.images import CIFAR10, ImageNet
 from lightning_signin.recipes.networks import cifar_resnet
-from lightning_signin.saved import read_weights
+from lightning_signin.weightfiles.saved import read_weights
 
 # How many weights Conv and Linear layers have, and which share of them is zero.
 SIZES = {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_signin import effective_weights, masks, sparsify
-from lightning_signin.initial import flip_signs_, transplant_
+from lightning_signin.weightfiles.transplants import flip_signs_, transplant_
 from lightning_signin.weights import sparse_weights
 
 NAMES = ["0.weight", "2.weight"]

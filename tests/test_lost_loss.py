@@ -5,9 +5,9 @@ import torch
 from lightning.pytorch import Callback
 
 from lightning_signin import masks
-from lightning_signin.factor_state import saved_masks
 from lightning_signin.parametrizations import STR
 from lightning_signin.updates import ACDC, GMP, MEST, SET, OneShot, RigL, SRigL
+from lightning_signin.weightfiles.factor_state import saved_masks
 from tests.small import Small, callback, loader, seeded, trainer
 
 

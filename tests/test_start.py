@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from lightning_signin import SignInCallback, effective_weights, masks
 from lightning_signin.export import write_safetensors
 from lightning_signin.masks import NM, SNIP, NMCap, Task
-from lightning_signin.saved import read_weights
+from lightning_signin.weightfiles.saved import read_weights
 from tests.resuming import SaveEverywhere
 from tests.small import Counted, Small, callback, copies, differing, loader, seeded, trainer
 

@@ -7,7 +7,7 @@ from lightning_signin import SignInCallback
 from lightning_signin.cli.main import main
 from lightning_signin.cli.runs import SignInCLI
 from lightning_signin.masks import SNIP, NMCap, SynFlow
-from lightning_signin.saved import masks_from_file
+from lightning_signin.weightfiles.saved import masks_from_file
 
 CONFIG = """\
 seed_everything: 1

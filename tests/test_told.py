@@ -116,7 +116,7 @@ class Counted(Callback):
 
 
 def masks_of(done: SignInCallback) -> dict[str, Tensor]:
-    from lightning_signin.factor_state import saved_masks
+    from lightning_signin.weightfiles.factor_state import saved_masks
 
     return saved_masks(done.state_dict())
 

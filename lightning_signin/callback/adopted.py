@@ -16,9 +16,9 @@ from lightning_signin.callback.both import both
 from lightning_signin.callback.resuming import NOT_SPARSE, STATE_KEY, check_complete
 from lightning_signin.callback.start import Start
 from lightning_signin.callback.training import TrainingOptions
-from lightning_signin.factor_state import check_factor_state
 from lightning_signin.masks.distributions import budget
 from lightning_signin.sharded import EXPORT, has_shards, is_sharded
+from lightning_signin.weightfiles.factor_state import check_factor_state
 from lightning_signin.weights import SparseWeight, sparse_weights
 
 _ONE_FILE = "Pass ModelParallelStrategy(save_distributed_checkpoint=False): rank 0 writes one file."

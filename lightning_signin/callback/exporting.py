@@ -8,9 +8,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_signin.callback.both import both
 from lightning_signin.export.formats import FORMATS, output_beside
-from lightning_signin.files.paths import is_file, is_url
 from lightning_signin.masks.build import check_choice
-from lightning_signin.saved import SavedWeights, read_weights
+from lightning_signin.weightfiles.files.paths import is_file, is_url
+from lightning_signin.weightfiles.saved import SavedWeights, read_weights
 
 _CHOICES = ("safetensors", "compressed")  # checkpoints are there already, and networks need an input
 

@@ -20,7 +20,10 @@ from lightning_signin.callback.start import Start
 from lightning_signin.callback.told import say_start
 from lightning_signin.callback.training import Training, TrainingOptions
 from lightning_signin.callback.wrapped import wrapped_hooks
-from lightning_signin.factor_state import (
+from lightning_signin.model import merge_
+from lightning_signin.plain_view import exchange_parameters
+from lightning_signin.sharded import has_shards
+from lightning_signin.weightfiles.factor_state import (
     factor_state,
     load_factor_state,
     mask_digest,
@@ -28,9 +31,6 @@ from lightning_signin.factor_state import (
     saved_factors,
     saved_masks,
 )
-from lightning_signin.model import merge_
-from lightning_signin.plain_view import exchange_parameters
-from lightning_signin.sharded import has_shards
 from lightning_signin.weights import SparseWeight, sparse_weights
 
 State = dict[str, Any]

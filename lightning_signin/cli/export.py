@@ -9,8 +9,8 @@ from torch.utils._pytree import tree_map
 
 from lightning_signin.export.batches import Inputs
 from lightning_signin.export.formats import FORMATS, export, load_exactly, output_beside
-from lightning_signin.files.paths import opened
-from lightning_signin.saved import SavedWeights, read_weights
+from lightning_signin.weightfiles.files.paths import opened
+from lightning_signin.weightfiles.saved import SavedWeights, read_weights
 
 
 def run_export(arguments: list[str]) -> None:

@@ -113,7 +113,7 @@ def _export(arguments: list[str]) -> None:
 
 def _inspect(arguments: list[str]) -> None:
     from lightning_signin.report.table import layer_table
-    from lightning_signin.saved import read_weights
+    from lightning_signin.weightfiles.saved import read_weights
 
     parser = argparse.ArgumentParser("lightning-signin inspect", description="A table of the layers of a file.")
     parser.add_argument("file", metavar="FILE", help="a checkpoint, a saved state dict or a safetensors file")

@@ -13,7 +13,7 @@ from lightning_signin.cli.runs import finish, silence_lightning, tested
 from lightning_signin.iterative import IterativePruning
 from lightning_signin.iterative.arguments import arguments_of
 from lightning_signin.masks.build import DEFAULT_SPARSITY
-from lightning_signin.saved import read_weights
+from lightning_signin.weightfiles.saved import read_weights
 
 _LEFT_OUT = {
     "mask": "random",

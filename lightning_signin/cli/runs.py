@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_signin.callback import SignInCallback
 from lightning_signin.export.safetensors import write_safetensors
-from lightning_signin.saved import SavedWeights, read_weights
+from lightning_signin.weightfiles.saved import SavedWeights, read_weights
 
 
 def run(arguments: ArgsType) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_signin.files.paths import PathLike, write_whole
-from lightning_signin.files.safe import checked
-from lightning_signin.saved import SavedWeights
+from lightning_signin.weightfiles.files.paths import PathLike, write_whole
+from lightning_signin.weightfiles.files.safe import checked
+from lightning_signin.weightfiles.saved import SavedWeights
 
 
 def write_checkpoint(weights: SavedWeights, output: PathLike) -> PathLike:

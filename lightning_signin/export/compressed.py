@@ -1,14 +1,14 @@
-"""Weights in compressed form: a bit a weight, and the non-zeros; `lightning_signin.files.compressed` has the format."""
+"""Weights in compressed form, in the format of `lightning_signin.weightfiles.files.compressed`."""
 
 from collections.abc import Mapping
 
 from torch import Tensor, nn
 
 from lightning_signin._version import __version__
-from lightning_signin.files import zstd as zstandard
-from lightning_signin.files.compressed import pack, unpack
-from lightning_signin.files.paths import PathLike, opened, write_whole
-from lightning_signin.saved import SavedWeights, read_weights
+from lightning_signin.weightfiles.files import zstd as zstandard
+from lightning_signin.weightfiles.files.compressed import pack, unpack
+from lightning_signin.weightfiles.files.paths import PathLike, opened, write_whole
+from lightning_signin.weightfiles.saved import SavedWeights, read_weights
 
 
 def save_compressed(source: nn.Module | Mapping[str, Tensor], path: PathLike, zstd: bool = False) -> PathLike:

@@ -14,9 +14,9 @@ from lightning_signin.export.onnx import write_onnx
 from lightning_signin.export.plain_copy import plain_copy
 from lightning_signin.export.safetensors import write_safetensors
 from lightning_signin.export.torch_export import write_sparse_torch_export, write_torch_export
-from lightning_signin.files.paths import PathLike
 from lightning_signin.masks.build import check_choice
-from lightning_signin.saved import read_weights
+from lightning_signin.weightfiles.files.paths import PathLike
+from lightning_signin.weightfiles.saved import read_weights
 
 _ZSTD_SUFFIX = ".zst"
 

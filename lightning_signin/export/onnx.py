@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_signin.export.batches import Inputs, check_outputs, dynamic_shapes
-from lightning_signin.files.paths import PathLike, write_whole
+from lightning_signin.weightfiles.files.paths import PathLike, write_whole
 
 _TOLERANCE = 1e-4
 _LARGEST = 2**31 - 1  # bytes, of one protobuf message

@@ -1,9 +1,9 @@
 """Merged weights as one safetensors file, written whole or not at all."""
 
 from lightning_signin._version import __version__
-from lightning_signin.files.paths import PathLike, write_whole
-from lightning_signin.files.safe import checked
-from lightning_signin.saved import SavedWeights
+from lightning_signin.weightfiles.files.paths import PathLike, write_whole
+from lightning_signin.weightfiles.files.safe import checked
+from lightning_signin.weightfiles.saved import SavedWeights
 
 
 def write_safetensors(weights: SavedWeights, output: PathLike) -> PathLike:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lightning_signin.export.batches import Inputs, check_outputs, dynamic_shapes
-from lightning_signin.files.paths import PathLike, write_whole
+from lightning_signin.weightfiles.files.paths import PathLike, write_whole
 
 _TOLERANCE = 1e-5
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
-from lightning_signin.files.archive import check_archive
+from lightning_signin.weightfiles.files.archive import check_archive
 
 State = dict[str, Any]
 

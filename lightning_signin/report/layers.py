@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from lightning_signin.saved import read_weights
+from lightning_signin.weightfiles.saved import read_weights
 
 _LONGEST = 26  # characters that fit under an axis
 

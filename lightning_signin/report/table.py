@@ -1,7 +1,7 @@
 """The table of a sparse model's layers."""
 
 from lightning_signin.report.columns import aligned
-from lightning_signin.saved import SavedWeights
+from lightning_signin.weightfiles.saved import SavedWeights
 
 _HEADER = ("weight", "shape", "non-zeros", "sparsity", "sign flips")
 

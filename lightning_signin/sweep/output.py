@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_signin.files.paths import write_whole
 from lightning_signin.sweep.picture import picture
 from lightning_signin.sweep.result import Result
 from lightning_signin.sweep.summary import summarize
 from lightning_signin.sweep.table import as_csv, markdown
+from lightning_signin.weightfiles.files.paths import write_whole
 
 
 def write_results(folder: Path, results: Sequence[Result], metric: str, methods_first: Sequence[str] = ()) -> str:

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 
 from lightning_signin.cli.runs import SignInCLI, silence_lightning
-from lightning_signin.files.paths import write_whole
+from lightning_signin.weightfiles.files.paths import write_whole
 
 
 class Diverged(ValueError):

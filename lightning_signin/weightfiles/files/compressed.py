@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_signin.bits import pack_bits, unpack_bits
-from lightning_signin.files import zstd
-from lightning_signin.files.safe import checked, read_safetensors
+from lightning_signin.weightfiles.bits import pack_bits, unpack_bits
+from lightning_signin.weightfiles.files import zstd
+from lightning_signin.weightfiles.files.safe import checked, read_safetensors
 
 KEY = "lightning_signin.compressed"
 DIGEST = "lightning_signin.digest"

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from lightning_signin.altered import told_if_altered
-from lightning_signin.bits import full_signs, unpack_bits
-from lightning_signin.factor_state import saved_masks
-from lightning_signin.files import compressed, zstd
-from lightning_signin.files.archive import check_archive
-from lightning_signin.files.paths import PathLike, is_url, opened
-from lightning_signin.files.safe import is_safetensors, read_safetensors
-from lightning_signin.foreign import as_mask, fit_shape, holds_only_masks, match_names, plain_weights
 from lightning_signin.functional import sign_flips
 from lightning_signin.model import masks as masks_of
 from lightning_signin.sharded import gathered
 from lightning_signin.warn import warn
+from lightning_signin.weightfiles.bits import full_signs, unpack_bits
+from lightning_signin.weightfiles.factor_state import saved_masks
+from lightning_signin.weightfiles.files import compressed, zstd
+from lightning_signin.weightfiles.files.archive import check_archive
+from lightning_signin.weightfiles.files.paths import PathLike, is_url, opened
+from lightning_signin.weightfiles.files.safe import is_safetensors, read_safetensors
+from lightning_signin.weightfiles.foreign import as_mask, fit_shape, holds_only_masks, match_names, plain_weights
 from lightning_signin.weights import sparse_weights
 
 LAYERS_KEY = "lightning_signin.layers"  # of a safetensors file's metadata: JSON, name → {"kept", "flips"}
@@ -73,7 +73,7 @@ def read_weights(source: PathLike | nn.Module) -> SavedWeights:
 
     A safetensors file may be one of `save_compressed`.
 
-    Files of `torch.nn.utils.prune`, TurboPrune and open_lth are read too (`lightning_signin.foreign`).
+    Files of `torch.nn.utils.prune`, TurboPrune and open_lth are read too (`lightning_signin.weightfiles.foreign`).
 
     Args:
         source: A path or fsspec URL of safetensors, or of anything that ``torch.save`` wrote; or a module.
@@ -100,13 +100,14 @@ def read_weights(source: PathLike | nn.Module) -> SavedWeights:
 def masks_from_file(path: str | os.PathLike, shapes: Mapping[str, Sequence[int]] | None = None) -> dict[str, Tensor]:
     """Read masks from a file.
 
-    A checkpoint of this package's callback, and the formats of `lightning_signin.foreign`, hold masks, so that kept
-    weights that are 0 stay kept. In every other file the zeros are the mask.
+    A checkpoint of this package's callback, and the formats of `lightning_signin.weightfiles.foreign`, hold masks, so
+    that kept weights that are 0 stay kept. In every other file the zeros are the mask.
 
     Args:
         path: What `read_weights` reads.
         shapes: Shapes of the weights that need a mask, by plain name. The file may have other prefixes
-            (`lightning_signin.foreign.match_names`) and trailing dimensions of size 1. Its other masks are not used.
+            (`lightning_signin.weightfiles.foreign.match_names`) and trailing dimensions of size 1. Its other masks are
+            not used.
 
     Returns:
         Bool masks, True keeps: by the names and in the shapes of ``shapes``; without it by the names in the file, of

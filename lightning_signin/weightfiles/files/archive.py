@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
-from lightning_signin.files.paths import PathLike, is_file, is_url, opened
+from lightning_signin.weightfiles.files.paths import PathLike, is_file, is_url, opened
 
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # the latter of torch's old format
 _OF_TORCH = "PytorchStreamReader"  # in its errors of archives

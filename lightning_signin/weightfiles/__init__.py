@@ -1,0 +1,1 @@
+"""Reading and writing weights, masks and signs: our own formats and those of other packages."""

@@ -9,7 +9,6 @@ from torch.nn.utils.parametrize import register_parametrization
 from torch.optim import Optimizer
 
 from lightning_signin.functional import check_beta
-from lightning_signin.generators import untouched
 from lightning_signin.masks.build import StructureOf, build_masks, check_choice
 from lightning_signin.masks.groups import Distribution, has_groups_alone
 from lightning_signin.masks.patterns import by_pattern
@@ -20,6 +19,7 @@ from lightning_signin.parametrizations import Parametrization, parse_parametriza
 from lightning_signin.parametrizations.masked import Masked, SignIn
 from lightning_signin.parametrizations.own_forward import mark_own_forward
 from lightning_signin.plain_view import show_plain
+from lightning_signin.randomness.generators import untouched
 from lightning_signin.selection import layout_of, select_weights
 from lightning_signin.sharded import EXPORT, is_sharded, sharded_like, whole
 from lightning_signin.state import install_plain_state, plain_order, uninstall_plain_state

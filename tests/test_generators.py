@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, RandomSampler, Subset, TensorDataset
 
-from lightning_signin import generators
+from lightning_signin.randomness import generators
 from tests.counting import lines_run
 
 IN_THIS_FILE = np.random.default_rng(0)

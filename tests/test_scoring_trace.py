@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
-from lightning_signin import generators
 from lightning_signin.masks import SNIP
+from lightning_signin.randomness import generators
 from tests.small import Masks, Small, callback, copies, data, differing, loader, seeded, trainer
 
 

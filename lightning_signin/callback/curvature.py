@@ -8,8 +8,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from lightning_signin.callback.scoring import LightningData
-from lightning_signin.generators import untouched
 from lightning_signin.metrics.sharpness import Sharpness, sharpness_of
+from lightning_signin.randomness.generators import untouched
 
 
 class Curvature:

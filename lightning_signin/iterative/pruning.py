@@ -8,13 +8,13 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_signin import generators
 from lightning_signin.iterative.arguments import check_same_arguments, plain_sign_in, plain_structure
 from lightning_signin.iterative.callbacks import EpochEnds, LevelSignIn, load_weights
 from lightning_signin.iterative.folder import Folder
 from lightning_signin.iterative.levels import Levels
 from lightning_signin.iterative.seeds import enter_level
 from lightning_signin.masks.build import StructureOf, check_choice
+from lightning_signin.randomness import generators
 
 REWINDS = ("lrr", "wr", "imp")
 

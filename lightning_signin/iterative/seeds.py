@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lightning_signin import generators
+from lightning_signin.randomness import generators
 
 
 def enter_level(level: int, start: dict[str, Any]) -> None:

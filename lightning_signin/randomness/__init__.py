@@ -1,0 +1,1 @@
+"""Random generators, and the order in which data comes: what exact resuming stands on."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightning_signin.masks import DISTRIBUTIONS, budget, build_masks
-from lightning_signin.masks.top import kth_largest, top
+from lightning_signin.masks.largest import kth_largest, top
 from tests import reference
 
 SHAPES = {"a": (7, 5), "conv": (4, 3, 3, 3), "b": (20, 11), "c": (7, 5)}

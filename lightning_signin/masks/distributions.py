@@ -14,8 +14,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from lightning_signin.masks.largest import kth_largest
 from lightning_signin.masks.rounding import round_to_units
-from lightning_signin.masks.top import kth_largest
 
 
 def budget(sparsity: float, size: int) -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_signin.masks.top import top
+from lightning_signin.masks.largest import top
 
 Shape = tuple[int, ...]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_signin.errors import SignInError
 from lightning_signin.masks.called import Called
 from lightning_signin.masks.choice import Choice
-from lightning_signin.masks.top import top
+from lightning_signin.masks.largest import top
 from lightning_signin.masks.zeros import at_random, check_competing
 from lightning_signin.objective.network import Network
 from lightning_signin.objective.second_derivatives import second_derivatives

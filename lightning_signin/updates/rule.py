@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lightning_signin.layout import Layout
 from lightning_signin.masks.choice import Choice
+from lightning_signin.masks.largest import top
 from lightning_signin.masks.structures import Structure
-from lightning_signin.masks.top import top
 from lightning_signin.weights import SparseWeight
 
 Masks = Iterator[tuple[str, Tensor]]

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_signin.masks.top import top
+from lightning_signin.masks.largest import top
 from lightning_signin.updates.rigl import RigL
 from lightning_signin.updates.rule import Layer, Masks, Moment, check_share
 

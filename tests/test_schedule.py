@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from lightning_signin.schedule import RescaleSchedule
+from lightning_signin.callback.schedule import RescaleSchedule
 from tests import reference
 
 Point = tuple[int, int]

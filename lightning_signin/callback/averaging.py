@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_signin.callback.both import both
-from lightning_signin.callback.wrapped import replaced_on_instances
+from lightning_signin.callback.wrapped_hooks import replaced_on_instances
 from lightning_signin.plain_view import show_plain
 from lightning_signin.weights import SparseWeight, sparse_weights
 

@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_signin.altered import told_if_altered
-from lightning_signin.callback.adopted import adopt, check_not_sharded, check_one_file, resuming_sharded, warn_of_shards
 from lightning_signin.callback.averaging import Averaging
-from lightning_signin.callback.companions import check_companions
 from lightning_signin.callback.exporting import export_fit
-from lightning_signin.callback.position import Position
+from lightning_signin.callback.fsdp import adopt, check_not_sharded, check_one_file, resuming_sharded, warn_of_shards
+from lightning_signin.callback.incompatible import check_companions
+from lightning_signin.callback.resume_position import Position
 from lightning_signin.callback.resuming import NOT_SPARSE, STATE_KEY, check_complete, check_same_run
 from lightning_signin.callback.start import Start
 from lightning_signin.callback.told import say_start
 from lightning_signin.callback.training import Training, TrainingOptions
-from lightning_signin.callback.wrapped import wrapped_hooks
+from lightning_signin.callback.wrapped_hooks import wrapped_hooks
 from lightning_signin.model import merge_
 from lightning_signin.plain_view import exchange_parameters
 from lightning_signin.sharded import has_shards

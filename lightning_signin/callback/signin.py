@@ -6,12 +6,12 @@ from typing import Literal
 
 from lightning_signin.callback.exporting import parse_exports
 from lightning_signin.callback.hooks import FitHooks
+from lightning_signin.callback.schedule import RescaleSchedule
 from lightning_signin.callback.start import Start
 from lightning_signin.callback.training import TrainingOptions
 from lightning_signin.masks.scores import Score
 from lightning_signin.masks.structures import Structure
 from lightning_signin.parametrizations import Parametrization
-from lightning_signin.schedule import RescaleSchedule
 from lightning_signin.updates import UpdateRule
 
 

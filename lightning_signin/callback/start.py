@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import find_shared_parameters, set_shared_param
 from torch import Tensor
 
 from lightning_signin.callback.both import both
-from lightning_signin.callback.earlier import check_known, to_be_loaded
+from lightning_signin.callback.earlier_masks import check_known, to_be_loaded
 from lightning_signin.callback.scoring import LightningData
 from lightning_signin.functional import check_beta
 from lightning_signin.masks.build import check_choice

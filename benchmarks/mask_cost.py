@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from benchmarks.overhead.networks import NETWORKS, OPTIMIZERS, Optimizer
 from lightning_signin import plain_view, sparsify
-from lightning_signin.masked_product import masked_product
+from lightning_signin.core.masked_product import masked_product
+from lightning_signin.core.weights import sparse_weights
 from lightning_signin.recipes.models import ResNet20
-from lightning_signin.weights import sparse_weights
 
 SIZES = (90_000, 2_359_296, 12_582_912)
 ROWS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[int, ...]]] = {

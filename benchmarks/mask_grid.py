@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_signin import TrainingData
+from lightning_signin.core.selection import select_weights
 from lightning_signin.masks import FORCE, SCORES, IterativeSNIP, ProsPr, Structure, SynFlow, build_masks
 from lightning_signin.masks.choice import Choice
 from lightning_signin.masks.scores import Score
 from lightning_signin.masks.structures import parse_structure
-from lightning_signin.selection import select_weights
 
 SPARSITY = 0.9
 FEW_STEPS: dict[str, Score] = {

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from benchmarks.stacked_training import BATCH, DECAY, MOMENTUM, WARMUP, Problem
 from lightning_signin import MaskUpdates, merge_, plain_view, rescale_, sparsify
-from lightning_signin.optimizers import add_frobenius_decay_
+from lightning_signin.core.optimizers import add_frobenius_decay_
+from lightning_signin.core.weights import sparse_weights
 from lightning_signin.updates import ACDC, UPDATES, OneShot, UpdateRule
-from lightning_signin.weights import sparse_weights
 
 UPDATES_A_RUN = 24  # of periodic rules: every 100 steps of MNIST-1D's 2,400
 RESCALE_EVERY, RESCALE_UNTIL = 5, 0.75

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_signin import rescale_, sparsify
+from lightning_signin.core.optimizers import add_frobenius_decay_
+from lightning_signin.core.weights import sparse_weights
 from lightning_signin.masks import SCORES, TrainingData, build_masks
-from lightning_signin.optimizers import add_frobenius_decay_
-from lightning_signin.weights import sparse_weights
 
 KINDS = ("weight", "bias")
 BATCH, WARMUP = 100, 0.2  # the learning rate rises linearly for 20 % of the steps, then falls to 0

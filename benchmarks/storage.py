@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from lightning_signin import sparsify
-from lightning_signin.weights import sparse_weights
+from lightning_signin.core.weights import sparse_weights
 
 SHAPES = {"conv 512×512×3×3": (512, 4608), "linear 1024×1024": (1024, 1024), "linear 300×300": (300, 300)}
 DENSITIES = (0.05, 0.1, 0.2, 0.4, 0.5, 0.6, 0.8)

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from benchmarks.scoring import in_own_process, resident
 from lightning_signin import MaskUpdates, plain_view, sparsify
+from lightning_signin.core.weights import sparse_weights
 from lightning_signin.updates import RigL
-from lightning_signin.weights import sparse_weights
 
 EVERY, STEPS, SPARSITY = 5, 16, 0.95
 ROWS = {"dense": "dense training", "static": "static mask", "rigl": "RigL"}

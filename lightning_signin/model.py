@@ -8,24 +8,24 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 from torch.optim import Optimizer
 
-from lightning_signin.functional import check_beta
+from lightning_signin.core.functional import check_beta
+from lightning_signin.core.layer_forward import mark_own_forward
+from lightning_signin.core.masked import Masked, SignIn
+from lightning_signin.core.optimizers import MOMENTUM, at_rescale
+from lightning_signin.core.plain_view import show_plain
+from lightning_signin.core.selection import layout_of, select_weights
+from lightning_signin.core.sharded import EXPORT, is_sharded, sharded_like, whole
+from lightning_signin.core.state_dict import install_plain_state, plain_order, uninstall_plain_state
+from lightning_signin.core.storage import make_storage
+from lightning_signin.core.weights import sign_in_weights, sparse_weights
 from lightning_signin.masks.build import StructureOf, build_masks, check_choice
 from lightning_signin.masks.groups import Distribution, has_groups_alone
 from lightning_signin.masks.patterns import by_pattern
 from lightning_signin.masks.scores import Score
 from lightning_signin.objective.training_data import TrainingData
-from lightning_signin.optimizers import MOMENTUM, at_rescale
 from lightning_signin.parametrizations import Parametrization, parse_parametrization
-from lightning_signin.parametrizations.masked import Masked, SignIn
-from lightning_signin.parametrizations.own_forward import mark_own_forward
-from lightning_signin.plain_view import show_plain
 from lightning_signin.randomness.generators import untouched
-from lightning_signin.selection import layout_of, select_weights
-from lightning_signin.sharded import EXPORT, is_sharded, sharded_like, whole
-from lightning_signin.state import install_plain_state, plain_order, uninstall_plain_state
-from lightning_signin.storage import make_storage
 from lightning_signin.units.connected import check_connected
-from lightning_signin.weights import sign_in_weights, sparse_weights
 
 
 def sparsify(
@@ -61,7 +61,7 @@ def sparsify(
         parametrization: How θ is made of trainable tensors: "sign-in" (m ⊙ w), "plain" (θ itself: the plain masked
             network), "str", "powerprop", "spred", "pilot", or one with arguments, e.g. ``STR(s_init=-10)``.
         include: Glob patterns on the names of the weights to make sparse, or on the types of their layers
-            ("type:Conv2d"). None takes every weight that multiplies activations: see `lightning_signin.kinds`.
+            ("type:Conv2d"). None takes every weight that multiplies activations: see `lightning_signin.core.kinds`.
         exclude: Patterns of the same form, of weights to leave dense.
         storage: "compact", "dense" or "auto" (compact for layers of density ≤ 0.5, except on XLA).
         seed: Seed of the random mask.

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from lightning_signin import effective_weights, merge_, plain_view, rescale_, sparsify
-from lightning_signin.sharded import is_sharded, whole
-from lightning_signin.weights import sparse_weights
+from lightning_signin.core.sharded import is_sharded, whole
+from lightning_signin.core.weights import sparse_weights
 from tests.ddp_run import Save
 from tests.small import callback, data, loader, trainer
 

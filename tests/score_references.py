@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_signin.core.selection import select_weights
 from lightning_signin.masks import TrainingData, build_masks
-from lightning_signin.selection import select_weights
 from tests import reference
 
 Values = dict[str, Tensor]

@@ -6,8 +6,8 @@ from lightning.pytorch import Callback, seed_everything
 from torch import nn
 
 from lightning_signin import effective_weights, masks
-from lightning_signin.functional import scaling
-from lightning_signin.weights import sparse_weights
+from lightning_signin.core.functional import scaling
+from lightning_signin.core.weights import sparse_weights
 from tests.small import BATCHES, Small, callback, copies, differing, loader, seeded, trainer
 
 

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_signin import plain_view, sparsify
+from lightning_signin.core.weights import SparseWeight, sparse_weights
 from lightning_signin.parametrizations import STR
 from lightning_signin.updates.change import change_mask_
-from lightning_signin.weights import SparseWeight, sparse_weights
 
 KINDS = pytest.mark.parametrize("parametrization", ["sign-in", "plain", "spred", "pilot"])
 SHAPE = (7, 9)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lightning_signin import masks, sparsify
+from lightning_signin.core.weights import sparse_weights
 from lightning_signin.weightfiles.factor_state import (
     factor_state,
     load_factor_state,
@@ -16,7 +17,6 @@ from lightning_signin.weightfiles.factor_state import (
     saved_masks,
     unpack_bits,
 )
-from lightning_signin.weights import sparse_weights
 
 VARIANTS = pytest.mark.parametrize(
     "options",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_signin import masks, sparsify
-from lightning_signin.functional import factorize, scaling, sign_flips
+from lightning_signin.core.functional import factorize, scaling, sign_flips
 from lightning_signin.metrics import SignFlips, mean_scaling
 from tests import reference
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_signin import effective_weights, masks, sparsify
+from lightning_signin.core.weights import sparse_weights
 from lightning_signin.weightfiles.transplants import flip_signs_, transplant_
-from lightning_signin.weights import sparse_weights
 
 NAMES = ["0.weight", "2.weight"]
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from lightning_signin import MaskUpdates, add_kind, effective_weights, kinds, masks, plain_view, sparsify
-from lightning_signin.layout import PLAIN, Layout
-from lightning_signin.matrices import dense_matrices
-from lightning_signin.selection import layout_of, select_weights
-from lightning_signin.weights import sparse_weights
+from lightning_signin.core.layout import PLAIN, Layout
+from lightning_signin.core.matrices import dense_matrices
+from lightning_signin.core.selection import layout_of, select_weights
+from lightning_signin.core.weights import sparse_weights
 from tests import reference
 from tests.families import gpt_oss, llama4, mixtral
 

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from lightning_signin import effective_weights, masks, merge_, plain_view, rescale_, sparsify
-from lightning_signin.masked_product import bits_like, masked_product
+from lightning_signin.core.masked_product import bits_like, masked_product
+from lightning_signin.core.weights import SparseWeight, sparse_weights, sparsity
 from lightning_signin.metrics import scaling_by_weight
 from lightning_signin.parametrizations import STR, PILoT, Powerprop, Spred
 from lightning_signin.updates.change import change_mask_
-from lightning_signin.weights import SparseWeight, sparse_weights, sparsity
 from tests.small import Small, callback, loader, trainer
 
 KINDS = {
@@ -126,7 +126,7 @@ def test_a_compiled_layer_masks_as_well():
 
 
 def test_memory_that_is_lent_is_written_anew(monkeypatch):
-    monkeypatch.setattr("lightning_signin.storage._FAULTED", 0)
+    monkeypatch.setattr("lightning_signin.core.storage._FAULTED", 0)
     net = sparsify(nn.Linear(9, 7), sparsity=0.4, storage="dense")
     twin = merge_(sparsify(nn.Linear(9, 7), sparsity=0.4, storage="dense"))
     for value in (1.0, 2.0):

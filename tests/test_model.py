@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from lightning_signin import effective_weights, masks, merge_, rescale_, sparsify
-from lightning_signin.functional import scaling
-from lightning_signin.weights import sign_in_weights, sparse_weights
+from lightning_signin.core.functional import scaling
+from lightning_signin.core.weights import sign_in_weights, sparse_weights
 
 VARIANTS = pytest.mark.parametrize(
     "options",

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from lightning_signin import MaskUpdates, plain_view, sparsify
-from lightning_signin.optimizer_state import check_movable
+from lightning_signin.core.optimizer_state import check_movable
+from lightning_signin.core.weights import sparse_weights
 from lightning_signin.updates import SET
-from lightning_signin.weights import sparse_weights
 
 TORCH = [kind for kind in vars(torch.optim).values() if inspect.isclass(kind) and kind is not torch.optim.Optimizer]
 TIMM = [name for name in timm.optim.list_optimizers() if not name.startswith(("fused", "bnb"))]

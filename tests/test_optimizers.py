@@ -9,8 +9,8 @@ from timm.optim import Lion
 from torch import nn, optim
 
 from lightning_signin import effective_weights, plain_view, rescale_, sparsify
-from lightning_signin.optimizers import add_frobenius_decay_, check_optimizers
-from lightning_signin.weights import SparseWeight, sparse_weights
+from lightning_signin.core.optimizers import add_frobenius_decay_, check_optimizers
+from lightning_signin.core.weights import SparseWeight, sparse_weights
 from tests import reference
 
 STORAGES = pytest.mark.parametrize("storage", ["compact", "dense"])

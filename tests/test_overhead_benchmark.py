@@ -11,8 +11,8 @@ from benchmarks.overhead.networks import OPTIMIZERS
 from benchmarks.overhead.steps import missed
 from benchmarks.overhead.variants import VARIANTS, build, masks_of, train_step
 from lightning_signin import sparsify
-from lightning_signin.functional import scaling
-from lightning_signin.weights import sparse_weights
+from lightning_signin.core.functional import scaling
+from lightning_signin.core.weights import sparse_weights
 
 
 @pytest.fixture

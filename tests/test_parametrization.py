@@ -8,10 +8,10 @@ from timm.optim import Lion
 from torch import nn, optim
 
 from lightning_signin import effective_weights, masks, sparsify
-from lightning_signin.functional import scaling
-from lightning_signin.parametrizations.masked import Masked, SignIn
-from lightning_signin.storage import Compact, Dense
-from lightning_signin.weights import sparse_weights
+from lightning_signin.core.functional import scaling
+from lightning_signin.core.masked import Masked, SignIn
+from lightning_signin.core.storage import Compact, Dense
+from lightning_signin.core.weights import sparse_weights
 
 OPTIMIZERS = {
     "SGD": lambda p: optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),

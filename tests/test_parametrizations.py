@@ -9,10 +9,10 @@ from sklearn.linear_model import Lasso
 from torch import nn
 
 from lightning_signin import flip_signs_, masks, merge_, plain_view, rescale_, sparsify
-from lightning_signin.functional import scaling
+from lightning_signin.core.functional import scaling
+from lightning_signin.core.weights import sparse_weights, sparsity
 from lightning_signin.parametrizations import PARAMETRIZATIONS, STR, PILoT, Powerprop, Spred, parse_parametrization
 from lightning_signin.parametrizations.decay import AdaptiveDecay, add_factor_decay_
-from lightning_signin.weights import sparse_weights, sparsity
 from tests.small import callback, copies, loader, seeded, trainer
 
 FORMS = {

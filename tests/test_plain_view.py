@@ -9,8 +9,8 @@ from torch import nn
 from torch.optim import SGD, Adagrad, AdamW, Optimizer
 
 from lightning_signin import effective_weights, plain_view, sparsify
-from lightning_signin.plain_view import exchange_parameters
-from lightning_signin.weights import sparse_weights
+from lightning_signin.core.plain_view import exchange_parameters
+from lightning_signin.core.weights import sparse_weights
 
 VARIANTS = pytest.mark.parametrize(
     "options",

@@ -8,8 +8,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_signin import sparsify
+from lightning_signin.core.weights import sparse_weights
 from lightning_signin.updates.probe import probe_of
-from lightning_signin.weights import sparse_weights
 
 BOTH = pytest.mark.parametrize("storage", ["compact", "dense"])
 PARAMETRIZATIONS = pytest.mark.parametrize("parametrization", ["sign-in", "plain"])

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_signin import masks, merge_, rescale_, sparsify
-from lightning_signin.functional import factorize
+from lightning_signin.core.functional import factorize
+from lightning_signin.core.storage import make_storage
 from lightning_signin.masks.build import build_masks
 from lightning_signin.masks.structures import parse_structure
-from lightning_signin.storage import make_storage
 from tests import reference
 
 fixed = settings(derandomize=True, deadline=None, max_examples=60)

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from lightning_signin import masks, merge_, sparsify
+from lightning_signin.core.weights import sparse_weights
 from lightning_signin.export import write_safetensors
 from lightning_signin.weightfiles.saved import masks_from_file, read_weights
-from lightning_signin.weights import sparse_weights
 
 from .small import callback, loader, seeded, trainer
 

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from lightning_signin import masks, sparsify
-from lightning_signin.selection import select_weights
+from lightning_signin.core.selection import select_weights
 
 
 class Mixed(nn.Module):

@@ -9,10 +9,10 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from lightning_signin import effective_weights, flip_signs_, masks, sparsify
+from lightning_signin.core.weights import sparse_weights
 from lightning_signin.metrics import SignFlips, scaling_by_weight
 from lightning_signin.updates import ACDC, GMP, RigL
 from lightning_signin.updates.change import change_mask_
-from lightning_signin.weights import sparse_weights
 from tests.resuming import SaveEverywhere
 from tests.small import Small, callback, loader, seeded, trainer
 

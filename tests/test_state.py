@@ -9,8 +9,8 @@ from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import nn
 
 from lightning_signin import effective_weights, masks, merge_, sparsify
-from lightning_signin.functional import scaling
-from lightning_signin.weights import sign_in_weights, sparse_weights
+from lightning_signin.core.functional import scaling
+from lightning_signin.core.weights import sign_in_weights, sparse_weights
 
 VARIANTS = pytest.mark.parametrize(
     "options",

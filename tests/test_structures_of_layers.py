@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_signin import masks, sparsify
-from lightning_signin.layout import Layout
+from lightning_signin.core.layout import Layout
 from lightning_signin.masks import NM, Blocks, ConstantFanIn, NMCap, Unstructured, build_masks
 from lightning_signin.masks.structures import Structure, parse_structure
 from tests import reference

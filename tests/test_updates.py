@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_signin import MaskUpdates, masks, plain_view, sparsify
+from lightning_signin.core.weights import sparse_weights
 from lightning_signin.updates import ACDC, GMP, MEST, SET, UPDATES, OneShot, RigL, SRigL, UpdateRule
-from lightning_signin.weights import sparse_weights
 from tests import update_references as slow
 from tests.update_references import Reference
 

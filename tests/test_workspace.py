@@ -10,11 +10,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lightning_signin import MaskUpdates, effective_weights, plain_view, sparsify
-from lightning_signin.parametrizations.own_forward import READERS
-from lightning_signin.storage import Compact
+from lightning_signin.core.layer_forward import READERS
+from lightning_signin.core.storage import Compact
+from lightning_signin.core.weights import sparse_weights
+from lightning_signin.core.workspace import Workspace
 from lightning_signin.updates import RigL
-from lightning_signin.weights import sparse_weights
-from lightning_signin.workspace import Workspace
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from lightning.pytorch import Callback
 
 from lightning_signin import masks
-from lightning_signin.weights import sparse_weights
+from lightning_signin.core.weights import sparse_weights
 from tests.small import BATCHES, callback, copies, loader, seeded, trainer
 
 STEPS = 4 * BATCHES

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from lightning_signin import merge_, plain_view, rescale_, sparsify
+from lightning_signin.core.weights import sparse_weights
 from lightning_signin.updates import RigL
-from lightning_signin.weights import sparse_weights
 from tests.small import BATCH, Small, callback, copies, data, seeded
 
 FITS = {

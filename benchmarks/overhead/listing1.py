@@ -1,7 +1,7 @@
 """Listing 1 of the paper: m, w and a mask in full shape, multiplied in every forward pass.
 
 As printed there but for what does not run: the missing parameter ``alpha`` is β / 2, ``u`` is that of Appendix C, and
-``rescale_mw`` writes m = u where it has m = x (see `lightning_signin.functional.factorize`). The listing has a
+``rescale_mw`` writes m = u where it has m = x (see `lightning_signin.core.functional.factorize`). The listing has a
 convolution; linear layers are made the same way.
 """
 

@@ -31,7 +31,7 @@ from benchmarks.sign_table import FRESH, METHODS
 from benchmarks.stacked_training import Problem
 from benchmarks.update_table import learning_rate
 from lightning_signin import effective_weights, masks, sparsify
-from lightning_signin.functional import sign_flips
+from lightning_signin.core.functional import sign_flips
 from lightning_signin.metrics import sharpness
 from lightning_signin.updates import UpdateRule
 

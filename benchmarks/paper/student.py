@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from tqdm import trange
 
+from lightning_signin.core.masked import Masked
+from lightning_signin.core.storage import Dense
 from lightning_signin.parametrizations import Parametrization, parse_parametrization
-from lightning_signin.parametrizations.masked import Masked
-from lightning_signin.storage import Dense
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from benchmarks.paper.counts import agrees, claim, shown, table, wilson
 from benchmarks.paper.drawing import COLOURS, picture
 from benchmarks.paper.single_neuron import CASES, Setting, make_data, make_start, recovered
 from benchmarks.paper.student import Data, make_forms, train
-from lightning_signin.functional import factorize
+from lightning_signin.core.functional import factorize
 
 TITLE = "Theorem 5.2: sparse training with Sign-In"
 SETTING, TIME, QUICK_TIME = Setting(runs=100, n=200, rate=0.005, seed=52), 200, 20

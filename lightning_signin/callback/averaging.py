@@ -17,8 +17,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from lightning_signin.callback.both import both
 from lightning_signin.callback.wrapped_hooks import replaced_on_instances
-from lightning_signin.plain_view import show_plain
-from lightning_signin.weights import SparseWeight, sparse_weights
+from lightning_signin.core.plain_view import show_plain
+from lightning_signin.core.weights import SparseWeight, sparse_weights
 
 Shown = list[tuple[SparseWeight, nn.Parameter]]
 

@@ -16,10 +16,10 @@ from lightning_signin.callback.both import both
 from lightning_signin.callback.resuming import NOT_SPARSE, STATE_KEY, check_complete
 from lightning_signin.callback.start import Start
 from lightning_signin.callback.training import TrainingOptions
+from lightning_signin.core.sharded import EXPORT, has_shards, is_sharded
+from lightning_signin.core.weights import SparseWeight, sparse_weights
 from lightning_signin.masks.distributions import budget
-from lightning_signin.sharded import EXPORT, has_shards, is_sharded
 from lightning_signin.weightfiles.factor_state import check_factor_state
-from lightning_signin.weights import SparseWeight, sparse_weights
 
 _ONE_FILE = "Pass ModelParallelStrategy(save_distributed_checkpoint=False): rank 0 writes one file."
 _OF_SPARSIFY = {"mask": "random", "flip_signs": 0.0, "beta": 1.0, "storage": "auto"}  # and None for the others

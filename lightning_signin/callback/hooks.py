@@ -20,9 +20,10 @@ from lightning_signin.callback.start import Start
 from lightning_signin.callback.told import say_start
 from lightning_signin.callback.training import Training, TrainingOptions
 from lightning_signin.callback.wrapped_hooks import wrapped_hooks
+from lightning_signin.core.plain_view import exchange_parameters
+from lightning_signin.core.sharded import has_shards
+from lightning_signin.core.weights import SparseWeight, sparse_weights
 from lightning_signin.model import merge_
-from lightning_signin.plain_view import exchange_parameters
-from lightning_signin.sharded import has_shards
 from lightning_signin.weightfiles.factor_state import (
     factor_state,
     load_factor_state,
@@ -31,7 +32,6 @@ from lightning_signin.weightfiles.factor_state import (
     saved_factors,
     saved_masks,
 )
-from lightning_signin.weights import SparseWeight, sparse_weights
 
 State = dict[str, Any]
 

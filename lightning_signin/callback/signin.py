@@ -53,7 +53,7 @@ class SignInCallback(FitHooks):
         sharpness_batches: On how many training batches, the same every time.
         sharpness_mode: The network's mode meanwhile: "eval", or "train", with dropout and batch statistics on.
         include: Glob patterns on the names of the weights to make sparse, or on the types of their layers
-            ("type:Conv2d"). None takes every weight that multiplies activations: see `lightning_signin.kinds`.
+            ("type:Conv2d"). None takes every weight that multiplies activations: see `lightning_signin.core.kinds`.
         exclude: Patterns of the same form, of weights to leave dense.
         storage: "compact" (factors are vectors of the non-zeros), "dense", or "auto".
         seed: Seed of the random mask; None takes the seed of ``seed_everything``, or 0.

@@ -17,16 +17,16 @@ from torch import Tensor
 from lightning_signin.callback.both import both
 from lightning_signin.callback.earlier_masks import check_known, to_be_loaded
 from lightning_signin.callback.scoring import LightningData
-from lightning_signin.functional import check_beta
+from lightning_signin.core.functional import check_beta
+from lightning_signin.core.naming import name_of, shown
+from lightning_signin.core.selection import check_patterns, select_weights
 from lightning_signin.masks.build import check_choice
 from lightning_signin.masks.distributions import budget
 from lightning_signin.masks.groups import Distribution, check_distribution, has_groups_alone
 from lightning_signin.masks.scores import Score, parse_score
 from lightning_signin.masks.structures import Structure, parse_structure
 from lightning_signin.model import sparsify
-from lightning_signin.naming import name_of, shown
 from lightning_signin.parametrizations import PARAMETRIZATIONS, Parametrization, parse_parametrization
-from lightning_signin.selection import check_patterns, select_weights
 from lightning_signin.updates import UPDATES, UpdateRule, parse_update
 from lightning_signin.weightfiles.saved import masks_from_file
 from lightning_signin.weightfiles.transplants import flip_signs_, transplant_

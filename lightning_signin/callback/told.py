@@ -6,9 +6,9 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.optim import Optimizer
 
-from lightning_signin.matrices import dense_matrices
+from lightning_signin.core.matrices import dense_matrices
+from lightning_signin.core.weights import SparseWeight, sparse_weights
 from lightning_signin.warn import warn
-from lightning_signin.weights import SparseWeight, sparse_weights
 from lightning_signin.words import some
 
 

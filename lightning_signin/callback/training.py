@@ -15,16 +15,16 @@ from lightning_signin.callback.schedule import RescaleSchedule
 from lightning_signin.callback.sharpness import Curvature
 from lightning_signin.callback.start import Start
 from lightning_signin.callback.told import Reached, say_untrained
+from lightning_signin.core.optimizers import MOMENTUM, add_frobenius_decay_, check_optimizers, check_rescale
+from lightning_signin.core.weights import sign_in_weights, sparse_weights
 from lightning_signin.masks.build import check_choice
 from lightning_signin.metrics.numbers import layer_numbers, whole_numbers
 from lightning_signin.metrics.sign_flips import SignFlips
 from lightning_signin.model import rescale_
-from lightning_signin.optimizers import MOMENTUM, add_frobenius_decay_, check_optimizers, check_rescale
 from lightning_signin.parametrizations.decay import add_factor_decay_
 from lightning_signin.updates import MaskUpdates
 from lightning_signin.updates.finite import ADVICE, not_finite
 from lightning_signin.warn import warn
-from lightning_signin.weights import sign_in_weights, sparse_weights
 
 State = dict[str, Any]
 

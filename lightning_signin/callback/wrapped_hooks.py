@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from lightning_signin.plain_view import plain_view
+from lightning_signin.core.plain_view import plain_view
 from lightning_signin.weightfiles.files.archive import checked_while_read
 
 

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from lightning_signin.core.weights import sparse_weights
 from lightning_signin.model import merge_
-from lightning_signin.weights import sparse_weights
 
 
 def plain_copy(module: nn.Module) -> nn.Module:

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_signin.callback import SignInCallback
+from lightning_signin.core.naming import shown
 from lightning_signin.masks.build import StructureOf
-from lightning_signin.naming import shown
 
 State = dict[str, Any]
 

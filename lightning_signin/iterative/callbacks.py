@@ -12,11 +12,11 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from lightning_signin.callback import SignInCallback
+from lightning_signin.core.selection import layout_of, select_weights
 from lightning_signin.iterative.folder import Folder, State
 from lightning_signin.iterative.levels import Levels
 from lightning_signin.iterative.seeds import enter_level
 from lightning_signin.masks.choice import Choice
-from lightning_signin.selection import layout_of, select_weights
 
 
 class LevelSignIn(SignInCallback):

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from torch import Tensor
 
-from lightning_signin.layout import Layout
+from lightning_signin.core.layout import Layout
 from lightning_signin.masks.build import StructureOf, check_choice, make_choice
 from lightning_signin.masks.choice import Choice
 from lightning_signin.masks.distributions import DISTRIBUTIONS, budget

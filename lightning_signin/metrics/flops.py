@@ -25,10 +25,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
+from lightning_signin.core.masked import SignIn
+from lightning_signin.core.weights import SparseWeight, sparse_weights
 from lightning_signin.objective.unfused import unfused
-from lightning_signin.parametrizations.masked import SignIn
 from lightning_signin.randomness.generators import untouched
-from lightning_signin.weights import SparseWeight, sparse_weights
 
 # A training step is a forward and a backward; a backward has two products of a forward's size, one for the gradient of
 # the inputs and one for that of the weights (of m ⊙ w: for those of m and w).

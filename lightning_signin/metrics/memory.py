@@ -6,9 +6,9 @@ from dataclasses import astuple, dataclass
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_signin.optimizer_state import fresh_state
-from lightning_signin.storage import Compact
-from lightning_signin.weights import sparse_weights
+from lightning_signin.core.optimizer_state import fresh_state
+from lightning_signin.core.storage import Compact
+from lightning_signin.core.weights import sparse_weights
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def memory(module: nn.Module, optimizer: Optimizer | int = 1) -> ByteCount:
     """Bytes of parameters, gradients, optimizer state and index of a module, beside those of dense training.
 
     Activations, buffers, and the dense gradients that some update rules take for a step are not among them; nor is the
-    memory that θ is made in, which on the CPU is kept from step to step (`lightning_signin.workspace`).
+    memory that θ is made in, which on the CPU is kept from step to step (`lightning_signin.core.workspace`).
 
     Args:
         module: A module after `sparsify`, or a plain one. Parameters without gradient have neither gradient nor state.

@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from lightning_signin.matrices import dense_matrices
-from lightning_signin.weights import sparse_weights, sparsity
+from lightning_signin.core.matrices import dense_matrices
+from lightning_signin.core.weights import sparse_weights, sparsity
 
 
 def model_sparsity(module: nn.Module) -> float:

@@ -2,10 +2,10 @@
 
 from torch import nn
 
+from lightning_signin.core.weights import sparse_weights, sparsity
 from lightning_signin.metrics.model_sparsity import model_sparsity
 from lightning_signin.metrics.scaling import mean_scaling, scaling_by_weight
 from lightning_signin.metrics.sign_flips import SignFlips
-from lightning_signin.weights import sparse_weights, sparsity
 
 # Of the stages of `SignFlips`: what they are called in logs.
 _WHOLE = {

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 from torch import nn
 
-from lightning_signin.functional import scaling
-from lightning_signin.sharded import whole
-from lightning_signin.weights import sign_in_weights
+from lightning_signin.core.functional import scaling
+from lightning_signin.core.sharded import whole
+from lightning_signin.core.weights import sign_in_weights
 
 
 class Scaling(NamedTuple):

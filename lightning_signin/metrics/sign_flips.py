@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_signin.functional import sign_flips
+from lightning_signin.core.functional import sign_flips
+from lightning_signin.core.weights import sparse_weights
 from lightning_signin.weightfiles.bits import full_signs, pack_bits, pack_signs, unpack_bits, unpack_signs
-from lightning_signin.weights import sparse_weights
 
 State = dict[str, Any]
 REFERENCES = ("start", "warmup", "last")

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lightning_signin.naming import resolve
+from lightning_signin.core.elementwise_maps import Power, SoftThreshold
+from lightning_signin.core.masked import Masked, SignIn
+from lightning_signin.core.naming import resolve
+from lightning_signin.core.storage import Storage
 from lightning_signin.parametrizations.decay import AdaptiveDecay, ConstantDecay, FactorDecay
-from lightning_signin.parametrizations.masked import Masked, SignIn
-from lightning_signin.parametrizations.outer import Power, SoftThreshold
-from lightning_signin.storage import Storage
 
 
 class Parametrization:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_signin.storage import Compact, Storage, make_storage
-from lightning_signin.weights import SparseWeight
+from lightning_signin.core.storage import Compact, Storage, make_storage
+from lightning_signin.core.weights import SparseWeight
 
 
 @torch.no_grad()

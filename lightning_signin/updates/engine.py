@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_signin.core.optimizer_state import check_movable
+from lightning_signin.core.weights import SparseWeight, sparse_weights
 from lightning_signin.masks.build import StructureOf, make_choice
 from lightning_signin.masks.groups import Distribution, has_groups_alone
-from lightning_signin.optimizer_state import check_movable
 from lightning_signin.updates.change import change_mask_
 from lightning_signin.updates.finite import check_finite
 from lightning_signin.updates.lane import Lane, lanes_of
@@ -19,7 +20,6 @@ from lightning_signin.updates.probe import dense_gradients, probe_of
 from lightning_signin.updates.resolve import parse_update
 from lightning_signin.updates.rule import Layer, Moment, UpdateRule
 from lightning_signin.warn import warn
-from lightning_signin.weights import SparseWeight, sparse_weights
 
 State = dict[str, Any]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from lightning_signin.weights import SparseWeight
+from lightning_signin.core.weights import SparseWeight
 
 ADVICE = "The mask stays as it is. Resume an earlier checkpoint with a lower learning rate or clipped gradients."
 

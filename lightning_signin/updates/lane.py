@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch.optim import Optimizer
 
-from lightning_signin.weights import SparseWeight
+from lightning_signin.core.weights import SparseWeight
 
 
 @dataclass

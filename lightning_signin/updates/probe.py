@@ -6,8 +6,8 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from lightning_signin.masked_product import strided
-from lightning_signin.weights import SparseWeight
+from lightning_signin.core.masked_product import strided
+from lightning_signin.core.weights import SparseWeight
 
 
 def probe_of(weight: SparseWeight) -> Tensor:

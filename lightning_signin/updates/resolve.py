@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from lightning_signin.naming import resolve
+from lightning_signin.core.naming import resolve
 from lightning_signin.updates.acdc import ACDC
 from lightning_signin.updates.gmp import GMP, OneShot
 from lightning_signin.updates.mest import MEST

@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_signin.layout import Layout
+from lightning_signin.core.layout import Layout
+from lightning_signin.core.weights import SparseWeight
 from lightning_signin.masks.choice import Choice
 from lightning_signin.masks.largest import top
 from lightning_signin.masks.structures import Structure
-from lightning_signin.weights import SparseWeight
 
 Masks = Iterator[tuple[str, Tensor]]
 

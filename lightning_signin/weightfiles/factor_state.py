@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_signin.core.sharded import gathered, is_sharded, sharded_like
+from lightning_signin.core.storage import make_storage
+from lightning_signin.core.weights import SparseWeight, sparse_weights
 from lightning_signin.model import masks
-from lightning_signin.sharded import gathered, is_sharded, sharded_like
-from lightning_signin.storage import make_storage
 from lightning_signin.weightfiles.bits import pack_bits, unpack_bits
-from lightning_signin.weights import SparseWeight, sparse_weights
 
 State = dict[str, Any]
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_signin.altered import told_if_altered
-from lightning_signin.functional import sign_flips
+from lightning_signin.core.functional import sign_flips
+from lightning_signin.core.sharded import gathered
+from lightning_signin.core.weights import sparse_weights
 from lightning_signin.model import masks as masks_of
-from lightning_signin.sharded import gathered
 from lightning_signin.warn import warn
 from lightning_signin.weightfiles.bits import full_signs, unpack_bits
 from lightning_signin.weightfiles.factor_state import saved_masks
@@ -22,7 +23,6 @@ from lightning_signin.weightfiles.files.archive import check_archive
 from lightning_signin.weightfiles.files.paths import PathLike, is_url, opened
 from lightning_signin.weightfiles.files.safe import is_safetensors, read_safetensors
 from lightning_signin.weightfiles.foreign import as_mask, fit_shape, holds_only_masks, match_names, plain_weights
-from lightning_signin.weights import sparse_weights
 
 LAYERS_KEY = "lightning_signin.layers"  # of a safetensors file's metadata: JSON, name → {"kept", "flips"}
 

@@ -10,9 +10,9 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
+from lightning_signin.core.weights import sparse_weights
 from lightning_signin.weightfiles.foreign import fit_shape, holds_only_masks, match_names, plain_weights
 from lightning_signin.weightfiles.saved import read_weights
-from lightning_signin.weights import sparse_weights
 
 Source = str | os.PathLike | Mapping[str, Tensor]
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from lightning_signin.core.naming import named
 from lightning_signin.masks.scores.basic import Magnitude, Random
 from lightning_signin.masks.scores.grasp import GraSP
 from lightning_signin.masks.scores.npb import NPB
@@ -12,7 +13,6 @@ from lightning_signin.masks.scores.prospr import ProsPr
 from lightning_signin.masks.scores.snip import FORCE, SNIP, IterativeSNIP
 from lightning_signin.masks.scores.synflow import SynFlow
 from lightning_signin.masks.task import Task
-from lightning_signin.naming import named
 
 Score = Callable[[Task], Mapping[str, Tensor]]
 

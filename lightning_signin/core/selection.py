@@ -8,10 +8,10 @@ from torch.jit import ScriptModule
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
-from lightning_signin.kinds import axes_of, layout_in
-from lightning_signin.layout import PLAIN, Layout
-from lightning_signin.matrices import dense_matrices, layers_of, own_parameters
-from lightning_signin.sharded import SHARD_AFTER, is_sharded
+from lightning_signin.core.kinds import axes_of, layout_in
+from lightning_signin.core.layout import PLAIN, Layout
+from lightning_signin.core.matrices import dense_matrices, layers_of, own_parameters
+from lightning_signin.core.sharded import SHARD_AFTER, is_sharded
 from lightning_signin.warn import warn
 from lightning_signin.words import some
 
@@ -31,7 +31,7 @@ def select_weights(
         module: Any module.
         include: Glob patterns on the plain names of all parameters of two or more dimensions (norms and biases stay
             dense), or ``"type:Conv2d"``, a glob pattern on the name of a layer's class or of one of its bases. None
-            takes every weight that multiplies activations: the kinds of `lightning_signin.kinds.KINDS`.
+            takes every weight that multiplies activations: the kinds of `lightning_signin.core.kinds.KINDS`.
         exclude: Patterns of the same form; what they match stays dense.
 
     Returns:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from lightning_signin.parametrizations.masked import Masked
-from lightning_signin.sharded import sharded_like, whole
+from lightning_signin.core.masked import Masked
+from lightning_signin.core.sharded import sharded_like, whole
 
 
 def install_plain_state(owner: nn.Module, plain_order: list[str]) -> None:

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from lightning_signin.kinds import axes_of, kind_of, multiplies
-from lightning_signin.parametrizations.masked import Masked
+from lightning_signin.core.kinds import axes_of, kind_of, multiplies
+from lightning_signin.core.masked import Masked
 
 
 def layers_of(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

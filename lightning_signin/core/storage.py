@@ -10,9 +10,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lightning_signin.masked_product import bits_like, masked_product, strided
-from lightning_signin.sharded import sharded_like
-from lightning_signin.workspace import Workspace
+from lightning_signin.core.masked_product import bits_like, masked_product, strided
+from lightning_signin.core.sharded import sharded_like
+from lightning_signin.core.workspace import Workspace
 
 
 class Compact:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_signin.parametrizations.masked import Masked
+from lightning_signin.core.masked import Masked
 
 # Their forward passes hand the weight to one function and nothing else, so that nobody can write into it meanwhile.
 # Code that is not torch's may, as in ``layer.weight.data.add_(…)``, which no counter of torch sees.

@@ -11,11 +11,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lightning_signin.functional import check_beta, check_beta_fits, factors_of
-from lightning_signin.layout import PLAIN
-from lightning_signin.parametrizations.outer import Outer
-from lightning_signin.sharded import is_sharded, whole
-from lightning_signin.storage import Storage
+from lightning_signin.core.elementwise_maps import Outer
+from lightning_signin.core.functional import check_beta, check_beta_fits, factors_of
+from lightning_signin.core.layout import PLAIN
+from lightning_signin.core.sharded import is_sharded, whole
+from lightning_signin.core.storage import Storage
 
 
 class Masked(nn.Module):
@@ -130,7 +130,7 @@ class SignIn(Masked):
 
     Example:
         >>> import torch
-        >>> from lightning_signin.storage import Compact
+        >>> from lightning_signin.core.storage import Compact
         >>> theta = torch.randn(4, 4)
         >>> mask = torch.eye(4, dtype=torch.bool)
         >>> sign_in = SignIn(Compact(mask), beta=1.0)

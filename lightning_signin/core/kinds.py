@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from lightning_signin.layout import PLAIN, Layout, check_axes
+from lightning_signin.core.layout import PLAIN, Layout, check_axes
 
 Weights = Mapping[str, str]
 

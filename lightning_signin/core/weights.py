@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from lightning_signin.layout import Layout
-from lightning_signin.parametrizations.masked import Masked, SignIn
-from lightning_signin.sharded import reshard_, sharded_like, whole
-from lightning_signin.storage import Storage
+from lightning_signin.core.layout import Layout
+from lightning_signin.core.masked import Masked, SignIn
+from lightning_signin.core.sharded import reshard_, sharded_like, whole
+from lightning_signin.core.storage import Storage
 
 
 @dataclass

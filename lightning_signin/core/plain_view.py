@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_signin.optimizers import check_elementwise
-from lightning_signin.state import plain_order
-from lightning_signin.weights import SparseWeight, sparse_weights
+from lightning_signin.core.optimizers import check_elementwise
+from lightning_signin.core.state_dict import plain_order
+from lightning_signin.core.weights import SparseWeight, sparse_weights
 
 Factors = dict[int, SparseWeight]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_signin.weights import SparseWeight
+from lightning_signin.core.weights import SparseWeight
 
 MOMENTUM = ("keep", "carry", "clear")
 

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 from lightning_signin._version import __version__
 from lightning_signin.core.kinds import add_kind
 from lightning_signin.core.plain_view import plain_view
-from lightning_signin.model import effective_weights, masks, merge_, rescale_, sparsify
 from lightning_signin.objective.training_data import TrainingData
 from lightning_signin.updates import MaskUpdates
+from lightning_signin.verbs.model import effective_weights, masks, merge_, rescale_, sparsify
 from lightning_signin.weightfiles.saved import masks_from_file
 from lightning_signin.weightfiles.transplants import flip_signs_, transplant_
 

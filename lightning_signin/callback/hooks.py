@@ -1,4 +1,4 @@
-"""The hooks of a fit, which route to the verbs on a module: see `lightning_signin.model` and `Training`."""
+"""The hooks of a fit, which route to the verbs on a module: see `lightning_signin.verbs.model` and `Training`."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -23,7 +23,7 @@ from lightning_signin.callback.wrapped_hooks import wrapped_hooks
 from lightning_signin.core.plain_view import exchange_parameters
 from lightning_signin.core.sharded import has_shards
 from lightning_signin.core.weights import SparseWeight, sparse_weights
-from lightning_signin.model import merge_
+from lightning_signin.verbs.model import merge_
 from lightning_signin.weightfiles.factor_state import (
     factor_state,
     load_factor_state,

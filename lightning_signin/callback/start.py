@@ -25,9 +25,9 @@ from lightning_signin.masks.distributions import budget
 from lightning_signin.masks.groups import Distribution, check_distribution, has_groups_alone
 from lightning_signin.masks.scores import Score, parse_score
 from lightning_signin.masks.structures import Structure, parse_structure
-from lightning_signin.model import sparsify
 from lightning_signin.parametrizations import PARAMETRIZATIONS, Parametrization, parse_parametrization
 from lightning_signin.updates import UPDATES, UpdateRule, parse_update
+from lightning_signin.verbs.model import sparsify
 from lightning_signin.weightfiles.saved import masks_from_file
 from lightning_signin.weightfiles.transplants import flip_signs_, transplant_
 

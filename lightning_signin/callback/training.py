@@ -20,10 +20,10 @@ from lightning_signin.core.weights import sign_in_weights, sparse_weights
 from lightning_signin.masks.build import check_choice
 from lightning_signin.metrics.numbers import layer_numbers, whole_numbers
 from lightning_signin.metrics.sign_flips import SignFlips
-from lightning_signin.model import rescale_
 from lightning_signin.parametrizations.decay import add_factor_decay_
 from lightning_signin.updates import MaskUpdates
 from lightning_signin.updates.finite import ADVICE, not_finite
+from lightning_signin.verbs.model import rescale_
 from lightning_signin.warn import warn
 
 State = dict[str, Any]

@@ -13,9 +13,9 @@ from lightning_signin.callback import SignInCallback
 from lightning_signin.cli.configured import configured
 from lightning_signin.metrics.flops import flops
 from lightning_signin.metrics.memory import memory
-from lightning_signin.model import sparsify
 from lightning_signin.objective.network import in_double
 from lightning_signin.report.cost import byte_table, flop_table
+from lightning_signin.verbs.model import sparsify
 from lightning_signin.weightfiles.files.paths import opened
 from lightning_signin.weightfiles.files.safe import is_safetensors
 from lightning_signin.weightfiles.files.zstd import MAGIC

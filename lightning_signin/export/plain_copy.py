@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from lightning_signin.core.weights import sparse_weights
-from lightning_signin.model import merge_
+from lightning_signin.verbs.model import merge_
 
 
 def plain_copy(module: nn.Module) -> nn.Module:

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_signin.model import masks, merge_
 from lightning_signin.objective.training_data import Losses, TrainingData
 from lightning_signin.objective.unfused import unfused
 from lightning_signin.randomness.generators import untouched
+from lightning_signin.verbs.model import masks, merge_
 
 
 class HessianOperator:

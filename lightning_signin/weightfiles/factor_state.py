@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lightning_signin.core.sharded import gathered, is_sharded, sharded_like
 from lightning_signin.core.storage import make_storage
 from lightning_signin.core.weights import SparseWeight, sparse_weights
-from lightning_signin.model import masks
+from lightning_signin.verbs.model import masks
 from lightning_signin.weightfiles.bits import pack_bits, unpack_bits
 
 State = dict[str, Any]

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
-from lightning_signin.callback.scoring import LightningData
+from lightning_signin.callback.scoring.data import LightningData
 from lightning_signin.metrics.sharpness import Sharpness, sharpness_of
 from lightning_signin.randomness.generators import untouched
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_signin.callback.both import both
 from lightning_signin.callback.earlier_masks import check_known, to_be_loaded
-from lightning_signin.callback.scoring import LightningData
+from lightning_signin.callback.scoring.data import LightningData
 from lightning_signin.core.functional import check_beta
 from lightning_signin.core.naming import name_of, shown
 from lightning_signin.core.selection import check_patterns, select_weights

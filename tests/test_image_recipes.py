@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from lightning_signin.callback import SignInCallback
 from lightning_signin.cli.main import with_recipes
-from lightning_signin.cli.runs import SignInCLI
+from lightning_signin.lightning_cli.fit import SignInCLI
 from lightning_signin.recipes.models import MLP, Classifier
 from lightning_signin.updates import UPDATES
 

@@ -5,7 +5,7 @@ import torch
 
 from lightning_signin import SignInCallback
 from lightning_signin.cli.main import main
-from lightning_signin.cli.runs import SignInCLI
+from lightning_signin.lightning_cli.fit import SignInCLI
 from lightning_signin.masks import SNIP, NMCap, SynFlow
 from lightning_signin.weightfiles.saved import masks_from_file
 

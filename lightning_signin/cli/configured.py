@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch.cli import LightningCLI
 from torch import Tensor
 
-from lightning_signin.cli.runs import silence_lightning
+from lightning_signin.lightning_cli.fit import silence_lightning
 from lightning_signin.objective.network import Network
 from lightning_signin.objective.training_data import TrainingData
 

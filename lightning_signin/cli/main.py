@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         if command in _RUNS:
-            from lightning_signin.cli.runs import run
+            from lightning_signin.lightning_cli.fit import run
 
             run([command, *with_recipes(rest)])
         elif command in _COMMANDS:

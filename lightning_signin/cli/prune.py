@@ -9,9 +9,9 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from lightning_signin.callback import SignInCallback
-from lightning_signin.cli.runs import finish, silence_lightning, tested
 from lightning_signin.iterative import IterativePruning
 from lightning_signin.iterative.arguments import arguments_of
+from lightning_signin.lightning_cli.fit import finish, silence_lightning, tested
 from lightning_signin.masks.build import DEFAULT_SPARSITY
 from lightning_signin.weightfiles.saved import read_weights
 

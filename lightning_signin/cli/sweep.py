@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningCLI
 
 from lightning_signin.callback import SignInCallback
 from lightning_signin.cli.main import recipes, with_recipes
-from lightning_signin.cli.runs import silence_lightning
+from lightning_signin.lightning_cli.fit import silence_lightning
 from lightning_signin.sweep.folder import Claim, SweepFolder
 from lightning_signin.sweep.grid import Cell, grid, parse_seeds, parse_sparsities
 from lightning_signin.sweep.methods import PREFIX, parse_method

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveragi
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from lightning_signin.callback.both import both
+from lightning_signin.callback.two_packages import both
 from lightning_signin.callback.wrapped_hooks import replaced_on_instances
 from lightning_signin.core.plain_view import show_plain
 from lightning_signin.core.weights import SparseWeight, sparse_weights

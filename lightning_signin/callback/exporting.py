@@ -6,7 +6,7 @@ from pathlib import Path
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_signin.callback.both import both
+from lightning_signin.callback.two_packages import both
 from lightning_signin.export.formats import FORMATS, output_beside
 from lightning_signin.masks.build import check_choice
 from lightning_signin.weightfiles.files.paths import is_file, is_url

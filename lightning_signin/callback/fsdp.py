@@ -12,10 +12,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from lightning_signin.callback.both import both
 from lightning_signin.callback.resuming import NOT_SPARSE, STATE_KEY, check_complete
 from lightning_signin.callback.start import Start
 from lightning_signin.callback.training import TrainingOptions
+from lightning_signin.callback.two_packages import both
 from lightning_signin.core.sharded import EXPORT, has_shards, is_sharded
 from lightning_signin.core.weights import SparseWeight, sparse_weights
 from lightning_signin.masks.distributions import budget

@@ -3,7 +3,7 @@
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelPruning
 
-from lightning_signin.callback.both import both
+from lightning_signin.callback.two_packages import both
 
 
 def check_companions(trainer: Trainer) -> None:

@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_signin.altered import told_if_altered
-from lightning_signin.callback.both import both
+from lightning_signin.callback.two_packages import both
 from lightning_signin.randomness import generators, replay
 
 State = dict[str, Any]

@@ -14,9 +14,9 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import find_shared_parameters, set_shared_parameters
 from torch import Tensor
 
-from lightning_signin.callback.both import both
 from lightning_signin.callback.earlier_masks import check_known, to_be_loaded
 from lightning_signin.callback.scoring.data import LightningData
+from lightning_signin.callback.two_packages import both
 from lightning_signin.core.functional import check_beta
 from lightning_signin.core.naming import name_of, shown
 from lightning_signin.core.selection import check_patterns, select_weights

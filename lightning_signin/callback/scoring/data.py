@@ -21,8 +21,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 
-from lightning_signin.callback.both import both
 from lightning_signin.callback.scoring.trainer import Steps, number_of_batches, stand_in
+from lightning_signin.callback.two_packages import both
 from lightning_signin.errors import SignInError, in_one_line
 from lightning_signin.objective.training_data import Losses, TrainingData
 from lightning_signin.randomness import generators

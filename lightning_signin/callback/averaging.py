@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveragi
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from lightning_signin.callback.two_packages import both
+from lightning_signin.callback.two_packages import in_both
 from lightning_signin.callback.wrapped_hooks import replaced_on_instances
 from lightning_signin.core.plain_view import show_plain
 from lightning_signin.core.weights import SparseWeight, sparse_weights
@@ -41,7 +41,7 @@ class Averaging:
     def __init__(self, trainer: Trainer, module: LightningModule, moves: bool, merge: Callable[[], None]) -> None:
         self.trainer, self.module, self.moves, self.merge = trainer, module, moves, merge
         everyone: Any = trainer.callbacks  # type: ignore[attr-defined]
-        found = [c for c in everyone if isinstance(c, both(WeightAveraging, StochasticWeightAveraging))]
+        found = [c for c in everyone if isinstance(c, in_both(WeightAveraging, StochasticWeightAveraging))]
         names = [type(callback).__name__ for callback in found]
         if len(found) > 1:
             raise ValueError(
@@ -67,7 +67,7 @@ class Averaging:
             "on_train_batch_end": self._batch,
             "on_train_end": self._end,
         }
-        if isinstance(self.callback, both(WeightAveraging)):  # the other one validates the model that is trained
+        if isinstance(self.callback, in_both(WeightAveraging)):  # the other one validates the model that is trained
             around |= {"on_validation_epoch_start": self._open, "on_validation_epoch_end": self._close}
         hooks = [self._saving(), *(self._hook(name, context) for name, context in around.items())]
         with replaced_on_instances(dict.fromkeys(hooks, self.callback)):
@@ -113,7 +113,7 @@ class Averaging:
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raise `ValueError` for the checkpoint of an averaged run where nothing is averaged."""
-        if "current_model_state" in checkpoint and not isinstance(self.callback, both(WeightAveraging)):
+        if "current_model_state" in checkpoint and not isinstance(self.callback, in_both(WeightAveraging)):
             raise ValueError(
                 "The checkpoint's state_dict holds the averages of a WeightAveraging callback, and the Trainer has "
                 "none: it would mix them with the factors of the trained weights. Add the callback to resume."
@@ -121,7 +121,7 @@ class Averaging:
 
     def inexact_within_epochs(self) -> list[str]:
         """Why a checkpoint of now, if it is from within an epoch, is not resumed bit for bit."""
-        swa = isinstance(self.callback, both(StochasticWeightAveraging))
+        swa = isinstance(self.callback, in_both(StochasticWeightAveraging))
         if not swa or self.callback.state_dict()["scheduler_state"] is None:  # type: ignore[union-attr]
             return []
         return ["Lightning takes up StochasticWeightAveraging's schedule only at the start of the next epoch"]

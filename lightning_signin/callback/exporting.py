@@ -6,7 +6,7 @@ from pathlib import Path
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_signin.callback.two_packages import both
+from lightning_signin.callback.two_packages import in_both
 from lightning_signin.export.formats import FORMATS, output_beside
 from lightning_signin.masks.build import check_choice
 from lightning_signin.weightfiles.files.paths import is_file, is_url
@@ -58,7 +58,7 @@ def kept_checkpoints(trainer: Trainer) -> list[str]:
     """The files that the trainer's checkpoint callbacks have kept, each once, by path or URL."""
     found: list[str] = []
     for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, both(ModelCheckpoint)):
+        if isinstance(callback, in_both(ModelCheckpoint)):
             found += [*callback.best_k_models, callback.best_model_path, callback.last_model_path]
     return [path for path in dict.fromkeys(found) if path and is_file(path)]
 

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning_signin.callback.resuming import NOT_SPARSE, STATE_KEY, check_complete
 from lightning_signin.callback.start import Start
 from lightning_signin.callback.training import TrainingOptions
-from lightning_signin.callback.two_packages import both
+from lightning_signin.callback.two_packages import in_both
 from lightning_signin.core.sharded import EXPORT, has_shards, is_sharded
 from lightning_signin.core.weights import SparseWeight, sparse_weights
 from lightning_signin.masks.distributions import budget
@@ -29,7 +29,7 @@ _COMPARED = ("sparsity", "parametrization")
 def check_one_file(trainer: Trainer) -> None:
     """Raise `ValueError` before a fit whose checkpoints would be folders of shards, which hold no whole weight."""
     strategy: Any = trainer.strategy
-    if isinstance(strategy, both(ModelParallelStrategy)) and strategy._save_distributed_checkpoint:
+    if isinstance(strategy, in_both(ModelParallelStrategy)) and strategy._save_distributed_checkpoint:
         raise ValueError(
             "save_distributed_checkpoint=True writes folders in which every rank keeps its shards of the factors: they "
             f"are neither plain nor resumable here. {_ONE_FILE} `lightning-signin export CHECKPOINT --to ckpt` merges "

@@ -3,12 +3,12 @@
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelPruning
 
-from lightning_signin.callback.two_packages import both
+from lightning_signin.callback.two_packages import in_both
 
 
 def check_companions(trainer: Trainer) -> None:
     """Raise `ValueError` before a fit that another callback would break later, in other words or none."""
     for companion in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(companion, both(ModelPruning)):
+        if isinstance(companion, in_both(ModelPruning)):
             name = type(companion).__name__
             raise ValueError(f"{name} replaces the weights that SignInCallback replaces. Use one of them.")

@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_signin.altered import told_if_altered
-from lightning_signin.callback.two_packages import both
+from lightning_signin.callback.two_packages import in_both
 from lightning_signin.randomness import generators, replay
 
 State = dict[str, Any]
@@ -126,7 +126,7 @@ class Position:
     def _sums_in_another_order(self) -> bool:
         """Whether the first gradients are summed otherwise than in the run that did not stop; for two, order is one."""
         strategy: Any = self.trainer.strategy
-        if self.trainer.world_size < 3 or not isinstance(strategy, both(DDPStrategy)):
+        if self.trainer.world_size < 3 or not isinstance(strategy, in_both(DDPStrategy)):
             return False
         return not strategy._ddp_kwargs.get("find_unused_parameters")
 

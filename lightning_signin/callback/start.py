@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_signin.callback.earlier_masks import check_known, to_be_loaded
 from lightning_signin.callback.scoring.data import LightningData
-from lightning_signin.callback.two_packages import both
+from lightning_signin.callback.two_packages import in_both
 from lightning_signin.core.functional import check_beta
 from lightning_signin.core.naming import name_of, shown
 from lightning_signin.core.selection import check_patterns, select_weights
@@ -175,7 +175,7 @@ class Start:
         """
         if self.storage == "auto" and trainer.strategy.root_device.type == "xla":
             return "dense"
-        has_buckets = trainer.world_size > 1 or isinstance(trainer.strategy, both(DDPStrategy))  # of one rank, too
+        has_buckets = trainer.world_size > 1 or isinstance(trainer.strategy, in_both(DDPStrategy))  # of one rank, too
         if self.rule is None or self.rule.keeps_counts or not has_buckets:
             return self.storage
         if self.storage == "compact":
@@ -221,9 +221,9 @@ def _read_in_base_60(structure: Any) -> Any:
 
 def _to_run(trainer: Trainer, module: LightningModule) -> None:
     """Put the module into the precision and onto the device that it trains in, as Lightning does later."""
-    if isinstance(trainer.precision_plugin, both(HalfPrecision, DoublePrecision)):
+    if isinstance(trainer.precision_plugin, in_both(HalfPrecision, DoublePrecision)):
         trainer.precision_plugin.convert_module(module)
-    if isinstance(trainer.strategy, both(SingleDeviceStrategy, DDPStrategy)):
+    if isinstance(trainer.strategy, in_both(SingleDeviceStrategy, DDPStrategy)):
         tied = find_shared_parameters(module)  # a move to XLA makes new parameters, one for each name
         module.to(trainer.strategy.root_device)
         set_shared_parameters(module, tied)

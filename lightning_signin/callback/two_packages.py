@@ -4,14 +4,14 @@ import sys
 from typing import Any
 
 
-def both(*classes: type) -> Any:
+def in_both(*classes: type) -> Any:
     """These classes of `lightning.pytorch`, and their namesakes where the user has imported `pytorch_lightning`.
 
     The two packages hold the same code in different classes: an ``isinstance`` of one never sees the other's objects.
 
     Example:
         >>> from lightning.pytorch import Trainer
-        >>> both(Trainer)[0] is Trainer
+        >>> in_both(Trainer)[0] is Trainer
         True
     """
     found = list(classes)

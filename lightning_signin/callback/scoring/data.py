@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 
 from lightning_signin.callback.scoring.trainer import Steps, number_of_batches, stand_in
-from lightning_signin.callback.two_packages import both
+from lightning_signin.callback.two_packages import in_both
 from lightning_signin.errors import SignInError, in_one_line
 from lightning_signin.objective.training_data import Losses, TrainingData
 from lightning_signin.randomness import generators
@@ -52,7 +52,7 @@ class LightningData(TrainingData):
     @property
     def batches(self) -> Iterator[Any]:  # type: ignore[override]
         """The training batches from the start, on the fit's device; of this rank's share."""
-        parent = next(cls for cls in both(LightningModule) if isinstance(self.module, cls))
+        parent = next(cls for cls in in_both(LightningModule) if isinstance(self.module, cls))
         has_hooks = any(is_overridden(hook, self.module, parent) for hook in _BATCH_HOOKS)
         module = self._copy() if has_hooks else self.module
         loaders = self._loaders()
@@ -87,7 +87,7 @@ class LightningData(TrainingData):
             SignInError: If the training step gives no loss.
             RuntimeError: If it fails.
         """
-        assert isinstance(module, both(LightningModule))
+        assert isinstance(module, in_both(LightningModule))
         step, steps = module.training_step, self._steps[module]
         if is_param_in_hook_signature(step, "dataloader_iter", explicit=True):
             raise SignInError("Masks cannot be scored with a training_step(dataloader_iter): it reads its own batches.")
@@ -131,7 +131,7 @@ class LightningData(TrainingData):
         """The training loaders as the fit will have them, with the generators that they hold noted."""
         source = self.trainer.fit_loop._data_source
         given = _request_dataloader(source)
-        is_combined = isinstance(given, both(CombinedLoader))
+        is_combined = isinstance(given, in_both(CombinedLoader))
         combined = copy.copy(given) if is_combined else CombinedLoader(given, "max_size_cycle")
         if self.trainer.overfit_batches > 0:  # type: ignore[attr-defined]
             with warnings.catch_warnings():

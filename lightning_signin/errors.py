@@ -1,4 +1,11 @@
-"""Errors in words of this package, and what to say of those that come from elsewhere."""
+"""Errors and warnings in words of this package, and the words that several of them share."""
+
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+ALTERED = "the file was altered, or another version wrote it. Use another one, or start anew from its state_dict."
 
 
 class SignInError(ValueError):
@@ -16,3 +23,45 @@ def in_one_line(error: BaseException) -> str:
     if isinstance(error, SignInError):
         return said
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def warn(message: str) -> None:
+    """A `UserWarning` at the line that called this package."""
+    package = __name__.partition(".")[0]
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == package:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, UserWarning, stacklevel=level)
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and how many there are beside them.
+
+    Example:
+        >>> some(["a", "b", "c"], most=2), some([])
+        ('a, b and 1 more', 'nothing')
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return (", ".join(names[:most]) or "nothing") + more
+
+
+@contextmanager
+def told_if_altered(what: str, *also: type[Exception]) -> Iterator[None]:
+    """Raise `ValueError` in words for the errors of code that takes a saved state apart.
+
+    Args:
+        what: The part of the file that is read inside.
+        also: Further errors; `ValueError`, where nothing inside raises it in words of its own.
+
+    Example:
+        >>> with told_if_altered("The checkpoint's position"):
+        ...     {}["epoch"]
+        Traceback (most recent call last):
+        ValueError: The checkpoint's position is not of the form that is written here (KeyError: 'epoch'): ...
+    """
+    kinds: tuple[type[Exception], ...] = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, *also)
+    try:
+        yield
+    except kinds as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{what} is not of the form that is written here ({reason}): {ALTERED}") from error

@@ -9,7 +9,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_signin.altered import told_if_altered
 from lightning_signin.callback.averaging import Averaging
 from lightning_signin.callback.exporting import export_fit
 from lightning_signin.callback.fsdp import adopt, check_not_sharded, check_one_file, resuming_sharded, warn_of_shards
@@ -23,6 +22,7 @@ from lightning_signin.callback.wrapped_hooks import wrapped_hooks
 from lightning_signin.core.plain_view import exchange_parameters
 from lightning_signin.core.sharded import has_shards
 from lightning_signin.core.weights import SparseWeight, sparse_weights
+from lightning_signin.errors import told_if_altered
 from lightning_signin.verbs.model import merge_
 from lightning_signin.weightfiles.factor_state import (
     factor_state,

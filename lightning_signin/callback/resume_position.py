@@ -11,8 +11,8 @@ from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from lightning_signin.altered import told_if_altered
 from lightning_signin.callback.two_packages import in_both
+from lightning_signin.errors import told_if_altered
 from lightning_signin.randomness import generators, replay
 
 State = dict[str, Any]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lightning_signin.altered import WHO
+from lightning_signin.errors import ALTERED
 
 # Lightning prints this key where a checkpoint is resumed without the callback, which no code of ours can see.
 STATE_KEY = (
@@ -17,7 +17,7 @@ NOT_SPARSE = (
 
 _PARTS: tuple[str, ...] = ("arguments", "masks", "digest", "storage", "factors")  # the callback's state in a checkpoint
 _PARTS += ("sign_flips", "seen", "updates", "decay", "losses", "position")
-_INCOMPLETE = f"The checkpoint's state of SignInCallback has {{}}: {WHO}"
+_INCOMPLETE = f"The checkpoint's state of SignInCallback has {{}}: {ALTERED}"
 
 
 def check_same_run(saved: dict[str, Any], here: dict[str, Any], any_seed: bool) -> None:

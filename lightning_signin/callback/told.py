@@ -8,8 +8,7 @@ from torch.optim import Optimizer
 
 from lightning_signin.core.matrices import dense_matrices
 from lightning_signin.core.weights import SparseWeight, sparse_weights
-from lightning_signin.warn import warn
-from lightning_signin.words import some
+from lightning_signin.errors import some, warn
 
 
 def say_start(module: LightningModule, origin: str) -> None:

@@ -10,13 +10,13 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_signin.altered import told_if_altered
 from lightning_signin.callback.schedule import RescaleSchedule
 from lightning_signin.callback.sharpness import Curvature
 from lightning_signin.callback.start import Start
 from lightning_signin.callback.told import Reached, say_untrained
 from lightning_signin.core.optimizers import MOMENTUM, add_frobenius_decay_, check_optimizers, check_rescale
 from lightning_signin.core.weights import sign_in_weights, sparse_weights
+from lightning_signin.errors import told_if_altered, warn
 from lightning_signin.masks.build import check_choice
 from lightning_signin.metrics.numbers import layer_numbers, whole_numbers
 from lightning_signin.metrics.sign_flips import SignFlips
@@ -24,7 +24,6 @@ from lightning_signin.parametrizations.decay import add_factor_decay_
 from lightning_signin.updates import MaskUpdates
 from lightning_signin.updates.finite import ADVICE, not_finite
 from lightning_signin.verbs.model import rescale_
-from lightning_signin.warn import warn
 
 State = dict[str, Any]
 

@@ -8,9 +8,9 @@ import torch
 from lightning.pytorch.cli import LightningCLI
 from torch import Tensor, nn
 
-from lightning_signin.altered import told_if_altered
 from lightning_signin.callback import SignInCallback
 from lightning_signin.cli.configured import configured
+from lightning_signin.errors import told_if_altered
 from lightning_signin.metrics.flops import flops
 from lightning_signin.metrics.memory import memory
 from lightning_signin.objective.network import in_double

@@ -12,8 +12,7 @@ from lightning_signin.core.kinds import axes_of, layout_in
 from lightning_signin.core.layout import PLAIN, Layout
 from lightning_signin.core.matrices import dense_matrices, layers_of, own_parameters
 from lightning_signin.core.sharded import SHARD_AFTER, is_sharded
-from lightning_signin.warn import warn
-from lightning_signin.words import some
+from lightning_signin.errors import some, warn
 
 Owners = list[tuple[nn.Module, str]]
 Users = dict[str, tuple[nn.Module, str]]

@@ -8,9 +8,9 @@ speed is mixed: much slower than dense for single samples (pytorch/pytorch#11133
 import torch
 from torch import Tensor, nn
 
+from lightning_signin.errors import warn
 from lightning_signin.export.fused import fused_layers
 from lightning_signin.export.plain_copy import plain_copy
-from lightning_signin.warn import warn
 
 DTYPES = (torch.float16, torch.bfloat16)  # of float32, the kernels read 1 of 2 instead of 2 of 4
 OUTPUTS, INPUTS = 32, 64  # torch's two backends, cuSPARSELt and CUTLASS, both take multiples of these

@@ -7,11 +7,11 @@ from fractions import Fraction
 from torch import Tensor
 
 from lightning_signin.core.layout import Layout
+from lightning_signin.errors import warn
 from lightning_signin.masks.build import StructureOf, check_choice, make_choice
 from lightning_signin.masks.choice import Choice
 from lightning_signin.masks.distributions import DISTRIBUTIONS, budget
 from lightning_signin.masks.structures import parse_structure
-from lightning_signin.warn import warn
 
 
 @dataclass(frozen=True)

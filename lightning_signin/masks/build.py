@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lightning_signin.core.layout import Layout
 from lightning_signin.core.naming import shown
-from lightning_signin.errors import SignInError, in_one_line
+from lightning_signin.errors import SignInError, in_one_line, warn
 from lightning_signin.masks.choice import Choice
 from lightning_signin.masks.groups import Distribution, check_distribution
 from lightning_signin.masks.patterns import by_pattern
@@ -15,7 +15,6 @@ from lightning_signin.masks.scores import Score, parse_score
 from lightning_signin.masks.structures import Structure, parse_structure
 from lightning_signin.masks.task import Task, TrainingData
 from lightning_signin.masks.zeros import decided
-from lightning_signin.warn import warn
 
 StructureOf = str | Structure | Mapping[str, str | Structure]
 DEFAULT_SPARSITY = 0.9

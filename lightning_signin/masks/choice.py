@@ -6,10 +6,10 @@ from math import prod
 from torch import Tensor
 
 from lightning_signin.core.layout import PLAIN, Layout
+from lightning_signin.errors import warn
 from lightning_signin.masks.distributions import DISTRIBUTIONS, allocate, global_counts
 from lightning_signin.masks.groups import Distribution, Group, make_groups
 from lightning_signin.masks.structures import Structure, Unstructured
-from lightning_signin.warn import warn
 
 Shape = tuple[int, ...]
 _FREE = Unstructured()

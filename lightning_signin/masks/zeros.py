@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_signin.errors import SignInError
+from lightning_signin.errors import SignInError, some, warn
 from lightning_signin.masks.choice import Choice
-from lightning_signin.warn import warn
-from lightning_signin.words import some
 
 _LEAST = 2.0**-1000  # stands for zero: above what ranks below all, and below the product of any two float32 numbers
 

@@ -13,7 +13,7 @@ from weakref import ref
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_signin.altered import told_if_altered
+from lightning_signin.errors import told_if_altered
 from lightning_signin.randomness import generators
 
 State = dict[str, Any]

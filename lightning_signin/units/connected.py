@@ -9,11 +9,9 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from lightning_signin.errors import SignInError, in_one_line
+from lightning_signin.errors import SignInError, in_one_line, some, warn
 from lightning_signin.objective.network import Network
 from lightning_signin.units.tracing import trace
-from lightning_signin.warn import warn
-from lightning_signin.words import some
 
 
 def check_connected(masks: Mapping[str, Tensor], network: Callable[[], Network]) -> None:

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from lightning_signin.core.optimizer_state import check_movable
 from lightning_signin.core.weights import SparseWeight, sparse_weights
+from lightning_signin.errors import warn
 from lightning_signin.masks.build import StructureOf, make_choice
 from lightning_signin.masks.groups import Distribution, has_groups_alone
 from lightning_signin.updates.change import change_mask_
@@ -19,7 +20,6 @@ from lightning_signin.updates.lane import Lane, lanes_of
 from lightning_signin.updates.probe import dense_gradients, probe_of
 from lightning_signin.updates.resolve import parse_update
 from lightning_signin.updates.rule import Layer, Moment, UpdateRule
-from lightning_signin.warn import warn
 
 State = dict[str, Any]
 

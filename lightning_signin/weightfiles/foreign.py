@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_signin.words import some
+from lightning_signin.errors import some
 
 Tensors = dict[str, Tensor]
 

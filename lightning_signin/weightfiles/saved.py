@@ -10,12 +10,11 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from lightning_signin.altered import told_if_altered
 from lightning_signin.core.functional import sign_flips
 from lightning_signin.core.sharded import gathered
 from lightning_signin.core.weights import sparse_weights
+from lightning_signin.errors import told_if_altered, warn
 from lightning_signin.verbs.model import masks as masks_of
-from lightning_signin.warn import warn
 from lightning_signin.weightfiles.bits import full_signs, unpack_bits
 from lightning_signin.weightfiles.factor_state import saved_masks
 from lightning_signin.weightfiles.files import compressed, zstd

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from lightning_signin.errors import warn
 from lightning_signin.export.plain_copy import plain_copy
 from lightning_signin.export.sparse.candidates import sparse_layers
 from lightning_signin.export.sparse.matrix import SparseMatrix
 from lightning_signin.export.sparse.timing import GAIN, Compared, time_layers, time_models
 from lightning_signin.report.columns import aligned
-from lightning_signin.warn import warn
 
 _TABLE, _WHOLE = "_sparse_inference_table", "whole model"
 

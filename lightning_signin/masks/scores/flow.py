@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from lightning_signin.errors import SignInError, in_one_line
+from lightning_signin.errors import SignInError, in_one_line, warn
 from lightning_signin.objective.network import Network, in_dtype
 from lightning_signin.objective.sample import tensors_of
-from lightning_signin.warn import warn
 
 
 def linear_(module: nn.Module) -> None:

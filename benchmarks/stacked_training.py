@@ -2,7 +2,7 @@
 
 The networks of several seeds are stacked in one tensor a layer, (seeds, out, in), and trained by one batched matrix
 product. Masks, factors and rescales are elementwise, so the package's own functions act on the stack as they act on
-one network (`tests/test_stacked_benchmark.py` compares them).
+one network (`tests/benchmarks/test_stacked_benchmark.py` compares them).
 """
 
 import warnings

@@ -1,4 +1,4 @@
-"""Run by `tests/test_ddp.py` as a script: one fit on two gloo ranks; each rank writes what it ended with."""
+"""A script of `distributed/test_ddp.py`: one fit on two gloo ranks; each rank writes what it ended with."""
 
 import os
 import sys

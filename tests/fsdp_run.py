@@ -1,4 +1,4 @@
-"""Run by `tests/test_fsdp.py` as a script: fits on two gloo ranks, sharded by FSDP2; rank 0 writes what it found."""
+"""A script of `distributed/test_fsdp.py`: fits on two gloo ranks, sharded by FSDP2; rank 0 writes what it found."""
 
 import os
 import sys

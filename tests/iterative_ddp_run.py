@@ -1,4 +1,4 @@
-"""Run by `tests/test_iterative_resume.py` as a script: on two gloo ranks, levels, and levels cut and resumed."""
+"""A script of `iterative/test_iterative_resume.py`: on two gloo ranks, levels, and levels cut and resumed."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Run by `tests/test_scoring_ddp.py` as a script: fits on two gloo ranks that score their masks with data."""
+"""A script of `distributed/test_scoring_ddp.py`: fits on two gloo ranks that score their masks with data."""
 
 import os
 import sys

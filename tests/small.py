@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from lightning_signin import SignInCallback, generators, masks
+from lightning_signin import SignInCallback, masks
+from lightning_signin.randomness import generators
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 BATCHES, BATCH = 10, 8  # of an epoch

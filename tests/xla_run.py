@@ -1,4 +1,4 @@
-"""Run by `tests/test_xla.py` as a script, with torch_xla on its CPU runtime: the same runs on the CPU and on XLA."""
+"""A script of `distributed/test_xla.py`, with torch_xla on its CPU runtime: the same runs on the CPU and on XLA."""
 
 import copy
 import sys

@@ -1,4 +1,4 @@
-"""Run by `tests/test_zero.py` as a script: fits on four gloo ranks, with an optimizer that shards its state."""
+"""A script of `distributed/test_zero.py`: fits on four gloo ranks, with an optimizer that shards its state."""
 
 import os
 import sys

@@ -35,7 +35,7 @@ Gadhikar, Jacobs, Zhou, Burkholz: "Sign-In to the Lottery: Reparameterizing Spar
 arXiv:2504.12801. Written by `python -m benchmarks.paper --{size}` from the raw results in `benchmarks/results`; a run
 that has its row there is not run again. Each section begins with its settings and its rule of success, which were
 written down before the run; a rule that was not, and what a first look changed or added, says so. The factors m ⊙ w
-are the package's own: `tests/test_paper_benchmarks.py` holds these batches against `sparsify` and SGD on a module.
+are the package's own: `tests/benchmarks/test_paper_benchmarks.py` holds these batches against `sparsify` and SGD.
 Counts have 95 % Wilson intervals, in percent.
 
 Measured with {"; ".join(machines)}.

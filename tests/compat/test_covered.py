@@ -10,7 +10,7 @@ from tests.compat.optimizer_rows import OF_TORCH, REFUSED
 from tests.compat.scheduler_rows import BY_LOSS, BY_STEP
 from tests.compat.test_rows import ROWS
 
-# Bases without a behaviour of their own, and those with tests of their own (`tests/test_callback.py` and beside).
+# Bases without a behaviour of their own, and those with tests of their own (`tests/callback/`).
 BASES = {"Callback", "Checkpoint", "ProgressBar", "LRScheduler", "Optimizer"}
 ELSEWHERE = {"ModelPruning"}
 TOGETHER = {"RichModelSummary"}  # in the row of the progress bar

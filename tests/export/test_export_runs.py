@@ -11,8 +11,7 @@ from torch.utils.data import DataLoader
 from lightning_signin.export import FORMATS, export
 from lightning_signin.export.formats import output_beside
 from lightning_signin.weightfiles.saved import read_weights
-
-from .small import Small, callback, copies, data, differing, loader, trainer
+from tests.small import Small, callback, copies, data, differing, loader, trainer
 
 FILES = [name for name, chosen in FORMATS.items() if not chosen.runs]
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from lightning_signin import MaskUpdates, plain_view, sparsify
 from lightning_signin.updates import RigL
-from tests.test_masked_product import KINDS
+from tests.core.test_masked_product import KINDS
 
 
 class Words(nn.Module):

@@ -182,7 +182,7 @@ def test_scored_batches_are_those_of_the_loader_in_turn(data):
     assert [next(i for i, (x, _) in enumerate(batches) if x is y) for y in seen] == [0, 1, 2, 0]
 
 
-PATH = "tests.test_scores_contract"
+PATH = "tests.masks.test_scores_contract"
 EACH = "must give one tensor of the weight's shape for each weight"
 
 

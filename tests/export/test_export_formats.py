@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from lightning_signin import masks, merge_, sparsify
 from lightning_signin.export import FORMATS, export, load_compressed
 from lightning_signin.export.batches import check_outputs, example_batch
-
-from .small import copies, differing
+from tests.small import copies, differing
 
 GRAPHS = [name for name, chosen in FORMATS.items() if chosen.runs]
 FILES = [name for name, chosen in FORMATS.items() if not chosen.runs]

@@ -8,8 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_signin import SignInCallback
 from lightning_signin.export import load_compressed
 from lightning_signin.weightfiles.saved import read_weights
-
-from .small import BATCHES, callback, copies, differing, loader, seeded, trainer
+from tests.small import BATCHES, callback, copies, differing, loader, seeded, trainer
 
 
 def equal(found: dict, expected: dict) -> bool:

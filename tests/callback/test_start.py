@@ -105,7 +105,7 @@ def counted(task: Task) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("kind", ["name", "object", "path"])
 def test_resume_scores_nothing_and_equals_uninterrupted(tmp_path, kind):
-    mask = {"name": "snip", "object": SNIP(num_batches=2), "path": "tests.test_start.counted"}
+    mask = {"name": "snip", "object": SNIP(num_batches=2), "path": "tests.callback.test_start.counted"}
     CALLS.clear()
     whole = seeded()
     trainer(callback(mask=mask[kind]), SaveEverywhere(tmp_path)).fit(whole, DataLoader(Counted(), 8, shuffle=True))

@@ -1,4 +1,4 @@
-"""The recipes for CIFAR and ImageNet: the paper's values and methods. Runs are in `tests/test_image_recipe_runs.py`."""
+"""The recipes for CIFAR and ImageNet: the paper's values and methods. Runs: `test_image_recipe_runs.py`."""
 
 from functools import lru_cache
 from pathlib import Path

@@ -11,8 +11,7 @@ from lightning_signin import masks, merge_, sparsify
 from lightning_signin.core.weights import sparse_weights
 from lightning_signin.export import write_safetensors
 from lightning_signin.weightfiles.saved import masks_from_file, read_weights
-
-from .small import callback, loader, seeded, trainer
+from tests.small import callback, loader, seeded, trainer
 
 MASK = torch.tensor([[1, 0, 1], [0, 0, 1]])
 SHAPES = {"fc.weight": (2, 3)}

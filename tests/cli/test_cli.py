@@ -1,4 +1,4 @@
-"""The command line's own parts: recipes, errors, help. Runs are in `tests/test_digits.py`."""
+"""The command line's own parts: recipes, errors, help. Runs are in `tests/recipes/test_digits.py`."""
 
 import pytest
 import torch

@@ -22,7 +22,7 @@ def runs(tmp_path_factory):
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PL_", "LOCAL_RANK"))}
     done = subprocess.run(
         [sys.executable, "-m", "tests.xla_run", str(output)],
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
         env={**kept, "PJRT_DEVICE": "CPU"},
         capture_output=True,
         text=True,

@@ -17,7 +17,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from lightning_signin import generators, replay
+from lightning_signin.randomness import generators, replay
 
 
 class Noisy(Dataset):

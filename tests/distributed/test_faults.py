@@ -59,7 +59,7 @@ print("same" if before == after else sorted(before) + sorted(after))
 def test_full_disk_leaves_the_previous_files_whole_and_a_plain_model(tmp_path):
     command = [sys.executable, "-W", "ignore", "-c", FULL, str(tmp_path)]
     environment = {**os.environ, "TMPDIR": str(tmp_path.parent)}
-    done = subprocess.run(command, cwd=Path(__file__).parent.parent, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True)
     assert done.stdout.splitlines() == ["fit failed Linear", "write failed", "same"], done.stderr[-3000:]
     for name in ("last.ckpt", "step=10.ckpt"):
         assert masks_from_file(tmp_path / name)

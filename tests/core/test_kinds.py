@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from lightning_signin import MaskUpdates, add_kind, effective_weights, kinds, masks, plain_view, sparsify
+from lightning_signin import MaskUpdates, add_kind, effective_weights, masks, plain_view, sparsify
+from lightning_signin.core import kinds
 from lightning_signin.core.layout import PLAIN, Layout
 from lightning_signin.core.matrices import dense_matrices
 from lightning_signin.core.selection import layout_of, select_weights

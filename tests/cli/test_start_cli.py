@@ -56,7 +56,7 @@ SNIP_2 = "{class_path: lightning_signin.masks.SNIP, init_args: {num_batches: 2}}
         ("mask: snip", [], {"mask": "snip", "distribution": None, "sparsity": None}),
         (f"mask: {SNIP_2}", [], {"mask": SNIP(2)}),
         ("mask: lightning_signin.masks.SynFlow", [], {"mask": "lightning_signin.masks.SynFlow"}),
-        ("mask: tests.test_start.counted", [], {"mask": "tests.test_start.counted"}),
+        ("mask: tests.callback.test_start.counted", [], {"mask": "tests.callback.test_start.counted"}),
         ("mask: snip", [f"{ON_LINE}mask=force"], {"mask": "force"}),
         (
             "mask: lightning_signin.masks.SynFlow",

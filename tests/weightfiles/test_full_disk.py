@@ -67,6 +67,6 @@ WHAT = ["ckpt", "safetensors", "compressed", "compressed+zstd", "torch-export", 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no RLIMIT_FSIZE")
 def test_full_disk_leaves_the_previous_file_and_nothing_else(tmp_path):
     command = [sys.executable, "-W", "ignore", "-c", WRITES, str(tmp_path)]
-    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     found = [line for line in done.stdout.splitlines() if line.endswith(("True", "False"))]
     assert found == [f"{what} True True True" for what in WHAT], done.stderr[-3000:]

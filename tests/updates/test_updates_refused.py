@@ -134,7 +134,7 @@ class Lottery(UpdateRule):
             yield name, layer.grow(layer.mask & False, moment.random(layer.theta), layer.kept)
 
 
-@pytest.mark.parametrize("update", [Lottery(), Lottery, "tests.test_updates_refused.Lottery"])
+@pytest.mark.parametrize("update", [Lottery(), Lottery, "tests.updates.test_updates_refused.Lottery"])
 def test_a_rule_of_ones_own_runs_under_its_import_path(update):
     seeded()
     runner = trainer(callback(update=update), epochs=1)

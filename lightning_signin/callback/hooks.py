@@ -14,7 +14,7 @@ from lightning_signin.callback.exporting import export_fit
 from lightning_signin.callback.fsdp import adopt, check_not_sharded, check_one_file, resuming_sharded, warn_of_shards
 from lightning_signin.callback.incompatible import check_companions
 from lightning_signin.callback.resume_position import Position
-from lightning_signin.callback.resuming import NOT_SPARSE, STATE_KEY, check_complete, check_same_run
+from lightning_signin.callback.resuming import NOT_SPARSE, STATE_KEY, VERSION, check_complete, check_same_run
 from lightning_signin.callback.start import Start
 from lightning_signin.callback.told import say_start
 from lightning_signin.callback.training import Training, TrainingOptions
@@ -56,7 +56,7 @@ class FitHooks(Callback):
 
     @property
     def state_key(self) -> str:
-        """The key of this callback's state in a checkpoint; a sentence, see `STATE_KEY`."""
+        """The key of this callback's state in a checkpoint."""
         return STATE_KEY
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -189,7 +189,7 @@ class FitHooks(Callback):
         position = self._position.state(alone)
         if not position["epoch_complete"]:
             position["inexact"] += self._averaging.inexact_within_epochs()
-        return {"arguments": self.start.saved(), **state, "position": position}
+        return {"version": VERSION, "arguments": self.start.saved(), **state, "position": position}
 
     def _finish(self, alone: bool = False) -> None:
         sharded = self._training is not None and self._module is not None and has_shards(self._module)

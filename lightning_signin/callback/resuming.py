@@ -4,11 +4,9 @@ from typing import Any
 
 from lightning_signin.errors import ALTERED
 
-# Lightning prints this key where a checkpoint is resumed without the callback, which no code of ours can see.
-STATE_KEY = (
-    "lightning_signin.SignInCallback (this is a sparse run in progress: add the callback to resume it; to go on dense, "
-    "load only the checkpoint's state_dict into the model and call fit without ckpt_path)"
-)
+# Lightning prints this key where a checkpoint is resumed without the callback, and asks to add it.
+STATE_KEY = "lightning_signin.SignInCallback"
+VERSION = 1  # of the form of the callback's state in a checkpoint; to be raised when the form changes
 NOT_SPARSE = (
     "The checkpoint was not written by a run with SignInCallback, or holds weights only, so there is no sparse run to "
     "resume. To start one from its weights, load them into the model "
@@ -40,7 +38,13 @@ def check_same_run(saved: dict[str, Any], here: dict[str, Any], any_seed: bool) 
 
 
 def check_complete(state: dict[str, Any]) -> None:
-    """Raise `ValueError` where the callback's state in a checkpoint has lost a part."""
+    """Raise `ValueError` where the callback's state in a checkpoint is of another version, or has lost a part."""
+    if state.get("version") != VERSION:
+        raise ValueError(
+            f"The checkpoint's state of SignInCallback has version {state.get('version')}, and this release of "
+            f"lightning-signin reads version {VERSION}. Resume with the release that wrote it, or start a new run from "
+            "the checkpoint's state_dict."
+        )
     for key in _PARTS:
         if key not in state:
             raise ValueError(_INCOMPLETE.format(f"no {key!r}"))

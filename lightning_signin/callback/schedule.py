@@ -1,8 +1,9 @@
 """When the factors are rescaled (Algorithm 1: every p epochs, before epoch T₂)."""
 
 from dataclasses import dataclass
-from fractions import Fraction
 from math import inf
+
+from lightning_signin.core.numbers import exact
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class RescaleSchedule:
         fraction = isinstance(self.until, float)
         if isinstance(self.until, bool) or not isinstance(self.until, int | float) or not self.until >= 0:
             raise ValueError(f"`rescale_until` must be an epoch or a fraction of the run, got {self.until!r}.")
+        if fraction:
+            object.__setattr__(self, "until", float(self.until))  # as of NumPy, whose numbers print otherwise
         if fraction and self.until > 1:
             raise ValueError(f"`rescale_until` as a fraction must be in [0, 1], got {self.until}. An epoch is an int.")
 
@@ -92,8 +95,8 @@ class RescaleSchedule:
         if isinstance(self.until, int):
             return now[0] < self.until
         if max_epochs is not None and _ends(max_epochs):
-            return now[0] < Fraction(repr(self.until)) * max_epochs
-        return now[1] < Fraction(repr(self.until)) * max_steps
+            return now[0] < exact(self.until) * max_epochs
+        return now[1] < exact(self.until) * max_steps
 
 
 def _ends(limit: int | None) -> bool:

@@ -14,6 +14,7 @@ from lightning_signin.callback.schedule import RescaleSchedule
 from lightning_signin.callback.sharpness import Curvature
 from lightning_signin.callback.start import Start
 from lightning_signin.callback.told import Reached, say_untrained
+from lightning_signin.core.numbers import check_at_least_one
 from lightning_signin.core.optimizers import MOMENTUM, add_frobenius_decay_, check_optimizers, check_rescale
 from lightning_signin.core.weights import sign_in_weights, sparse_weights
 from lightning_signin.errors import told_if_altered, warn
@@ -51,9 +52,8 @@ class TrainingOptions:
         if not self.frobenius_decay >= 0:
             raise ValueError(f"`frobenius_decay` must be at least 0, got {self.frobenius_decay}. The paper uses 1e-4.")
         for name in ("warmup_epochs", "sharpness_every_n_epochs", "sharpness_batches"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
+            if (value := getattr(self, name)) is not None:
+                check_at_least_one(**{name: value})
 
 
 class Training:

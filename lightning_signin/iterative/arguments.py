@@ -15,7 +15,10 @@ OWNED = (
     *("update", "signs_from", "magnitudes_from", "flip_signs"),
 )
 # They change no weight: the seed is that of random masks, the others say what is logged.
-IDLE = ("seed", "log_layers", "warmup_epochs", "sharpness_every_n_epochs", "sharpness_batches")
+IDLE = (
+    *("seed", "log_layers", "warmup_epochs", "export"),
+    *("sharpness_every_n_epochs", "sharpness_batches", "sharpness_mode"),
+)
 
 
 def plain_sign_in(sign_in: Mapping[str, Any]) -> State:
@@ -59,6 +62,7 @@ def arguments_of(callback: SignInCallback) -> State:
     schedule = given.pop("schedule")
     return {
         **given,
+        "export": callback.exports or None,
         "rescale_every_n_epochs": schedule.every_n_epochs,
         "rescale_every_n_steps": schedule.every_n_steps,
         "rescale_until": schedule.until,

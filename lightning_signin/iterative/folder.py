@@ -77,14 +77,14 @@ class Folder:
         self.path.mkdir(parents=True, exist_ok=True)
         with _part(path) as part:
             torch.save(content, part)
-            os.replace(part, path)
+            _put(part, path)
 
     def save_checkpoint(self, trainer: Trainer, path: Path) -> None:
         """As ``trainer.save_checkpoint``, but whole or not at all; to be called on all ranks."""
         with _part(path) as part:
             trainer.save_checkpoint(part, weights_only=False)
             if trainer.is_global_zero:
-                os.replace(part, path)
+                _put(part, path)
         trainer.strategy.barrier()
 
     def _files(self, level: int) -> Iterator[Path]:
@@ -93,6 +93,13 @@ class Folder:
             yield self.start
             if self.rewinds:
                 yield self.rewind
+
+
+def _put(part: Path, path: Path) -> None:
+    """Give a file its name once its content is on the disk: a crash must not leave the name with none of it."""
+    with open(part, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(part, path)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from fractions import Fraction
 from torch import Tensor
 
 from lightning_signin.core.layout import Layout
+from lightning_signin.core.numbers import exact
 from lightning_signin.errors import warn
 from lightning_signin.masks.build import StructureOf, check_choice, make_choice
 from lightning_signin.masks.choice import Choice
@@ -55,14 +56,14 @@ class Levels:
     @property
     def last(self) -> int:
         """The number of the last level."""
-        left, target, level = Fraction(1), 1 - _exact(self.sparsity), 0
+        left, target, level = Fraction(1), 1 - exact(self.sparsity), 0
         while left > target:
-            left, level = left * (1 - _exact(self.prune_rate)), level + 1
+            left, level = left * (1 - exact(self.prune_rate)), level + 1
         return level
 
     def sparsity_at(self, level: int) -> float:
         """1 − d of a level."""
-        return float(1 - max((1 - _exact(self.prune_rate)) ** level, 1 - _exact(self.sparsity)))
+        return float(1 - max((1 - exact(self.prune_rate)) ** level, 1 - exact(self.sparsity)))
 
     def choice(self, shapes: Mapping[str, tuple[int, ...]], layouts: Mapping[str, Layout]) -> Choice:
         """How scores become masks.
@@ -118,8 +119,3 @@ class Levels:
                 f"{kept}, the nearest count that it can make of what is left (sparsity {1 - kept / size:.4f})."
             )
         return masks
-
-
-def _exact(value: float) -> Fraction:
-    """A number as it is printed: 0.9 is 9/10."""
-    return Fraction(repr(float(value)))

@@ -7,13 +7,13 @@ has no shares: the scores of all layers compete (`global_counts`).
 """
 
 from collections.abc import Callable, Sequence
-from decimal import Decimal
 from fractions import Fraction
 from math import prod
 
 import torch
 from torch import Tensor
 
+from lightning_signin.core.numbers import exact
 from lightning_signin.masks.largest import kth_largest
 from lightning_signin.masks.rounding import round_to_units
 
@@ -34,7 +34,7 @@ def budget(sparsity: float, size: int) -> int:
     """
     if not 0 <= sparsity < 1:
         raise ValueError(f"`sparsity` must be in [0, 1), got {sparsity}. Pass the fraction of zeros, e.g. 0.9.")
-    return round((1 - Fraction(Decimal(repr(float(sparsity))))) * size)
+    return round((1 - exact(sparsity)) * size)
 
 
 def balanced(shape: tuple[int, ...]) -> int:

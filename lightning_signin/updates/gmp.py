@@ -15,7 +15,7 @@ class GMP(PeriodicRule):
 
     Every Δt steps from t₀ to t₀ + nΔt the weights of smallest |θ| go, until a share is left that falls as
 
-    .. math:: S_t = S_f + (S_i - S_f) \\left(1 - \\frac{t - t_0}{n \\Delta t}\\right)^3
+    .. math:: S_t = S_f + (S_i - S_f) \left(1 - \frac{t - t_0}{n \Delta t}\right)^3
 
     Masks on the way are unstructured. What has gone stays away.
 

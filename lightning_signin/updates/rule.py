@@ -3,13 +3,13 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_signin.core.layout import Layout
+from lightning_signin.core.numbers import check_at_least_one, exact
 from lightning_signin.core.weights import SparseWeight
 from lightning_signin.masks.choice import Choice
 from lightning_signin.masks.largest import top
@@ -194,9 +194,7 @@ class PeriodicRule(UpdateRule):
     update_until: float = 0.75
 
     def __post_init__(self) -> None:
-        every = self.update_every_n_steps
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"`update_every_n_steps` must be a whole number of at least 1, got {every!r}.")
+        check_at_least_one(update_every_n_steps=self.update_every_n_steps)
         check_share("update_until", self.update_until)
 
     def steps(self, total: int) -> Sequence[int]:
@@ -206,7 +204,7 @@ class PeriodicRule(UpdateRule):
 
 def of_run(share: float, total: int) -> int:
     """A share of a run in whole steps, in exact decimal arithmetic, rounded half to even."""
-    return round(Fraction(repr(float(share))) * total)
+    return round(exact(share) * total)
 
 
 def check_share(argument: str, value: float, zero: bool = False) -> None:

@@ -5,11 +5,11 @@ Gadhikar, Jacobs, Zhou, Burkholz: "Sign-In to the Lottery", NeurIPS 2025, arXiv:
 
 import os
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
 
+from lightning_signin.core.numbers import exact
 from lightning_signin.core.weights import sparse_weights
 from lightning_signin.weightfiles.foreign import fit_shape, holds_only_masks, match_names, plain_weights
 from lightning_signin.weightfiles.saved import read_weights
@@ -104,7 +104,7 @@ def flip_signs_(module: nn.Module, share: float, *, seed: int = 0) -> nn.Module:
     total = sum(counts)
     flipped = torch.zeros(total, dtype=torch.bool)
     chosen = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
-    flipped[chosen[: round(Fraction(repr(float(share))) * total)]] = True
+    flipped[chosen[: round(exact(share) * total)]] = True
     for weight, flips in zip(weights, flipped.split(counts), strict=True):
         mask = weight.storage.mask
         full = torch.zeros_like(mask)

@@ -44,7 +44,7 @@ def test_resume_of_a_dense_checkpoint_is_refused(tmp_path):
 
 def test_dense_resume_of_a_sparse_checkpoint_says_what_to_do(checkpoints):
     with (
-        pytest.warns(UserWarning, match="sparse run in progress: add the callback to resume it; to go on dense"),
+        pytest.warns(UserWarning, match=r"Please add the following callbacks: \['lightning_signin\.SignInCallback'\]"),
         pytest.raises(ValueError, match="doesn't match the size of optimizer's group"),
     ):
         trainer().fit(Small(), loader(), ckpt_path=checkpoints / "epoch1.ckpt")

@@ -3,6 +3,7 @@
 import math
 import re
 
+import numpy as np
 import pytest
 
 from lightning_signin.callback.schedule import RescaleSchedule
@@ -140,3 +141,10 @@ def test_fraction_of_an_endless_run_is_refused(max_epochs):
     RescaleSchedule(5, None, 0.75).check_run(max_epochs, 100)
     RescaleSchedule(5, None, 75).check_run(max_epochs, -1)
     RescaleSchedule(None, None, 0.75).check_run(max_epochs, -1)
+
+
+def test_numbers_of_numpy_are_fractions_like_others():
+    given, plain = (RescaleSchedule(1, None, until) for until in (np.float64(0.75), 0.75))
+    assert given == plain
+    assert given.due((3, 30), (2, 29), 8, -1)
+    assert not given.due((6, 60), (5, 59), 8, -1)

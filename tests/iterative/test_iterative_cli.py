@@ -7,6 +7,7 @@ import pytest
 from lightning_signin import SignInCallback
 from lightning_signin.cli.main import main
 from lightning_signin.cli.prune import arguments_for_pruning
+from lightning_signin.iterative.arguments import plain_sign_in
 from tests.pruning import count, kept
 
 pytestmark = pytest.mark.usefixtures("quick_collections")
@@ -37,3 +38,12 @@ def test_command_prunes_and_goes_on(tmp_path, monkeypatch, capsys):
 def test_callback_of_the_command_leaves_to_it_what_it_decides(name, value):
     with pytest.raises(ValueError, match=f"`prune` decides '{name}' itself, and .* has {name}={value!r}. Leave it out"):
         arguments_for_pruning(SignInCallback(**{name: value}))
+
+
+def test_command_passes_exports_on():
+    assert arguments_for_pruning(SignInCallback(export="compressed"))["sign_in"]["export"] == ("compressed",)
+
+
+def test_what_is_only_logged_may_change_between_levels():
+    plain = [plain_sign_in(given) for given in ({}, {"sharpness_mode": "train", "export": ["compressed"]})]
+    assert plain[0] == plain[1]

@@ -75,6 +75,10 @@ def missing_key(saved, ours):
     del ours["sign_flips"]
 
 
+def other_version(saved, ours):
+    ours["version"] = 2
+
+
 def missing_argument(saved, ours):
     del ours["arguments"]["mask"]
 
@@ -96,6 +100,7 @@ def short_position(saved, ours):
         (other_shape, "The masks in this checkpoint do not fit their digest: the file is damaged"),
         (short_factors, "The checkpoint's factors of fc1.weight"),
         (missing_factors, "was written with another `parametrization` of fc1.weight"),
+        (other_version, r"has version 2, and this release of lightning-signin reads version 1\. Resume with the rel"),
         (missing_key, "The checkpoint's state of SignInCallback has no 'sign_flips'"),
         (
             missing_argument,

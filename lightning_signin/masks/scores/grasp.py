@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from math import inf
 from typing import ClassVar
 
+from lightning_signin.core.numbers import check_at_least_one
 from lightning_signin.masks.logits import divided_logits
-from lightning_signin.masks.scores.arguments import check_at_least_one
 from lightning_signin.masks.task import Scores, Task
 
 

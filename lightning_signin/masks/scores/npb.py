@@ -12,9 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lightning_signin.core.numbers import check_at_least_one
 from lightning_signin.errors import SignInError
 from lightning_signin.masks.largest import top
-from lightning_signin.masks.scores.arguments import check_at_least_one
 from lightning_signin.masks.scores.unit_graph import unit_graph
 from lightning_signin.masks.task import Scores, Task
 from lightning_signin.units.graph import Graph

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from lightning_signin.masks.scores.arguments import check_at_least_one
+from lightning_signin.core.numbers import check_at_least_one
 from lightning_signin.masks.task import Scores, Task
 from lightning_signin.objective.second_derivatives import second_derivatives
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_signin.masks.scores.arguments import check_at_least_one
+from lightning_signin.core.numbers import check_at_least_one
 from lightning_signin.masks.task import Scores, Task
 
 

@@ -11,8 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lightning_signin.core.numbers import check_at_least_one
 from lightning_signin.errors import SignInError
-from lightning_signin.masks.scores.arguments import check_at_least_one
 from lightning_signin.masks.scores.flow import flow_of, linear_, runnable
 from lightning_signin.masks.scores.snip import below_all
 from lightning_signin.masks.task import Scores, Task

@@ -87,7 +87,7 @@ def leave_restart(loop: Any) -> None:
 
 
 def training_loader(loop: Any) -> CombinedLoader | None:
-    """All that a fit loop trains with, in one; None before there is any. `trainer.train_dataloader` may make it."""
+    """All that a fit loop trains with, in one; None before there is any. `trainer.train_dataloader` is not flat."""
     return loop._combined_loader
 
 

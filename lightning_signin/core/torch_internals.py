@@ -1,7 +1,8 @@
 """What of torch's insides this package reads and replaces; each function says why it is needed.
 
-What a version of torch has moved is named by tests/core/test_torch_internals.py. Two attributes are read
-where they belong, since a call would cost in every forward of a layer: `_flat_weights_names` in core/layer_forward.py and `_buffers` in export/sparse/linear.py.
+What a version of torch has moved is named by tests/core/test_torch_internals.py. Two attributes are read where
+they belong, since a call would cost in every forward of a layer: `_flat_weights_names` in core/layer_forward.py and
+`_buffers` in export/sparse/linear.py.
 
 What is put into the place of something of torch, and where it is undone; for Lightning see
 callback/lightning_internals.py:

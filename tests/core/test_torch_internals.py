@@ -101,7 +101,8 @@ def flat_weights_methods():
     insides.compute_weights_list(Computed, lambda self: read.append(1) or [2 * weight for weight in self.parameters()])
     for method in ("_init_flat_weights", "_update_flat_weights", "flatten_parameters"):
         assert callable(getattr(nn.RNN, method))
-        getattr(layer, method)()
+        assert getattr(layer, method)() is None
+        assert method in vars(Computed)
     layer.double()  # torch lists the weights anew when it has moved them
     assert not torch.equal(layer(torch.ones(1, 1, 2).double())[0].float(), before)
     assert read
@@ -219,7 +220,8 @@ def pytree():
 
 
 def grouped_mm():
-    assert insides.GROUPED_MM is None or insides.GROUPED_MM is torch.ops.aten._grouped_mm
+    has_it = tuple(int(part) for part in VERSION.split(".")[:2]) >= (2, 10)  # at the latest
+    assert insides.GROUPED_MM is torch.ops.aten._grouped_mm if has_it else True
 
 
 def parametrized_class():

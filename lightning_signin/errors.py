@@ -28,7 +28,7 @@ def in_one_line(error: BaseException) -> str:
 def warn(message: str) -> None:
     """A `UserWarning` at the line that called this package."""
     package = __name__.partition(".")[0]
-    level, frame = 1, sys._getframe()
+    level, frame = 1, sys._getframe()  # noqa: SLF001 — documented by Python
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == package:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, UserWarning, stacklevel=level)

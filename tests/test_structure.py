@@ -33,6 +33,7 @@ ROOMS = [
     "__init__",
 ]
 LOWEST_WITH_LIGHTNING = "callback"
+INTERNALS = {"core.torch_internals", "callback.lightning_internals"}
 LONGEST = 250  # lines
 
 FILES = {
@@ -56,6 +57,14 @@ def imported(name: str, everywhere: bool) -> set[str]:
                 whole = f"{node.module}.{alias.name}"
                 found.add(whole if own(whole) else str(node.module))  # `from package import module` is the module
     return found
+
+
+def imported_names(name: str) -> set[str]:
+    """Full names of all that a file imports, functions and classes too."""
+    nodes = list(ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))))
+    whole = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    parts = {f"{node.module}.{a.name}" for node in nodes if isinstance(node, ast.ImportFrom) for a in node.names}
+    return whole | parts
 
 
 def own(module: str) -> str | None:
@@ -112,6 +121,14 @@ def test_only_the_upper_rooms_import_lightning(name):
     if rank(name) < ROOMS.index(LOWEST_WITH_LIGHTNING):
         outside = {module.partition(".")[0] for module in imported(name, everywhere=True)}
         assert not outside & {"lightning", "pytorch_lightning", "lightning_fabric"}
+
+
+@EVERY_FILE
+def test_private_names_of_others_are_imported_in_two_files_only(name):
+    # As attributes ruff finds them (SLF001), as imports it does not.
+    others = {each for each in imported_names(name) if not each.startswith("lightning_signin.")}
+    private = {each for each in others if any(part.startswith("_") for part in each.split("."))}
+    assert name in INTERNALS or not private
 
 
 def test_package_itself_imports_no_lightning():

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveragi
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from lightning_signin.callback.lightning_internals import average_of
 from lightning_signin.callback.two_packages import in_both
 from lightning_signin.callback.wrapped_hooks import replaced_on_instances
 from lightning_signin.core.plain_view import show_plain
@@ -204,8 +205,7 @@ class Averaging:
         self._plain = False
 
     def _average(self) -> nn.Module:
-        # `_average_model` is private in Lightning 2.6, which has no public way to an average. Both kinds have it.
-        average: Any = self.callback._average_model  # type: ignore[union-attr]
+        average: Any = average_of(self.callback)
         return average.module if isinstance(average, AveragedModel) else average
 
 

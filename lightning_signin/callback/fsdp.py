@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from lightning_signin.callback.lightning_internals import loads_any_entries, saves_shards
 from lightning_signin.callback.resuming import NOT_SPARSE, STATE_KEY, check_complete
 from lightning_signin.callback.start import Start
 from lightning_signin.callback.training import TrainingOptions
@@ -29,7 +30,7 @@ _COMPARED = ("sparsity", "parametrization")
 def check_one_file(trainer: Trainer) -> None:
     """Raise `ValueError` before a fit whose checkpoints would be folders of shards, which hold no whole weight."""
     strategy: Any = trainer.strategy
-    if isinstance(strategy, in_both(ModelParallelStrategy)) and strategy._save_distributed_checkpoint:
+    if isinstance(strategy, in_both(ModelParallelStrategy)) and saves_shards(strategy):
         raise ValueError(
             "save_distributed_checkpoint=True writes folders in which every rank keeps its shards of the factors: they "
             f"are neither plain nor resumable here. {_ONE_FILE} `lightning-signin export CHECKPOINT --to ckpt` merges "
@@ -112,11 +113,8 @@ def resuming_sharded(module: LightningModule, path: Any) -> Iterator[None]:
             f"{name} is only in the {'model' if name in here else 'checkpoint'}. Resume with the "
             "model of the run that wrote it, or set `strict_loading = False` on it."
         )
-    strict, module.strict_loading = module._strict_loading, False
-    try:
+    with loads_any_entries(module):
         yield
-    finally:
-        module._strict_loading = strict
 
 
 def warn_of_shards() -> None:

@@ -13,6 +13,7 @@ from lightning_signin.callback.averaging import Averaging
 from lightning_signin.callback.exporting import export_fit
 from lightning_signin.callback.fsdp import adopt, check_not_sharded, check_one_file, resuming_sharded, warn_of_shards
 from lightning_signin.callback.incompatible import check_companions
+from lightning_signin.callback.lightning_internals import log_to_loggers
 from lightning_signin.callback.resume_position import Position
 from lightning_signin.callback.resuming import NOT_SPARSE, STATE_KEY, VERSION, check_complete, check_same_run
 from lightning_signin.callback.start import Start
@@ -109,8 +110,7 @@ class FitHooks(Callback):
         """Log ``signin/sparsity``, ``signin/sign_flips``, ``signin/scaling``, and how far the mask has moved."""
         numbers, layers = self._ongoing.after_epoch()
         pl_module.log_dict({f"signin/{n}": v for n, v in numbers.items()}, sync_dist=trainer.world_size > 1)
-        # Past `log_dict`, which takes some 0.5 ms a number: layers have many.
-        trainer._logger_connector.log_metrics({f"signin/{n}": v for n, v in layers.items()})  # type: ignore[misc]
+        log_to_loggers(trainer, {f"signin/{n}": v for n, v in layers.items()})  # layers have many
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Merge, and write the files that were asked for."""

@@ -7,10 +7,10 @@ from weakref import WeakKeyDictionary
 
 import torch.distributed
 from lightning.pytorch import Trainer
-from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from lightning_signin.callback.lightning_internals import finds_unused_parameters, leave_restart, training_loader
 from lightning_signin.callback.two_packages import in_both
 from lightning_signin.errors import told_if_altered
 from lightning_signin.randomness import generators, replay
@@ -119,20 +119,18 @@ class Position:
         if loop.restarting and total.ready == total.started == total.processed:
             if total.completed < total.processed:
                 loop.epoch_progress.increment_completed()
-            _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]
-            loop.reset_restart_stage()
-            loop.epoch_loop.reset_restart_stage()
+            leave_restart(loop)
 
     def _sums_in_another_order(self) -> bool:
         """Whether the first gradients are summed otherwise than in the run that did not stop; for two, order is one."""
         strategy: Any = self.trainer.strategy
         if self.trainer.world_size < 3 or not isinstance(strategy, in_both(DDPStrategy)):
             return False
-        return not strategy._ddp_kwargs.get("find_unused_parameters")
+        return not finds_unused_parameters(strategy)
 
     def _current(self) -> list[replay.Recorder]:
         """The recorders of the loaders that Lightning trains with now, in its order."""
-        combined = self.trainer.fit_loop._combined_loader
+        combined = training_loader(self.trainer.fit_loop)
         loaders = [] if combined is None else combined.flattened
         return [self._recorders[loader] for loader in loaders if loader in self._recorders]
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
+from lightning_signin.callback.lightning_internals import RESTORE, checkpoint_connector
 from lightning_signin.core.plain_view import plain_view
 from lightning_signin.weightfiles.files.archive import checked_while_read
 
@@ -29,8 +30,8 @@ def wrapped_hooks(
         on_training_loader: Called with every training loader.
     """
     plain_model, plain_optimizers = module.configure_model, module.configure_optimizers
-    plain_loader, connector = trainer.strategy.process_dataloader, trainer._checkpoint_connector
-    plain_restore = connector._restore_modules_and_callbacks
+    plain_loader, connector = trainer.strategy.process_dataloader, checkpoint_connector(trainer)
+    plain_restore = getattr(connector, RESTORE)
     restores_late = trainer.strategy.restore_checkpoint_after_setup
 
     # No functools.wraps: Lightning would take a wrapped `configure_model` for one that nobody has overridden.
@@ -39,13 +40,15 @@ def wrapped_hooks(
         complete(False)
 
     # Right after `configure_model`, and the first to know of a checkpoint: `trainer.ckpt_path` is set inside.
-    def _restore_modules_and_callbacks(checkpoint_path: Any = None, *args: Any) -> None:
+    def restore(checkpoint_path: Any = None, *args: Any) -> None:
         by_torch = "TorchCheckpointIO" in {kind.__name__ for kind in type(trainer.strategy.checkpoint_io).__mro__}
         with nullcontext() if checkpoint_path is None else checked_while_read(checkpoint_path, by_torch):
             if not restores_late:
                 complete(checkpoint_path is not None)
             with nullcontext() if checkpoint_path is None else restoring(checkpoint_path):
                 plain_restore(checkpoint_path, *args)
+
+    restore.__name__ = RESTORE
 
     def configure_optimizers() -> Any:
         with plain_view(module):
@@ -58,7 +61,7 @@ def wrapped_hooks(
         return dataloader
 
     holders: dict[Callable, Any] = {
-        _restore_modules_and_callbacks: connector,
+        restore: connector,
         configure_optimizers: module,
         process_dataloader: trainer.strategy,
     }

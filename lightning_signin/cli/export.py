@@ -5,8 +5,8 @@ import os
 from inspect import signature
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
+from lightning_signin.core.torch_internals import tree_map
 from lightning_signin.export.batches import Inputs
 from lightning_signin.export.formats import FORMATS, export, load_exactly, output_beside
 from lightning_signin.weightfiles.files.paths import opened

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from lightning_signin.core.layout import PLAIN, Layout, check_axes
+from lightning_signin.core.torch_internals import ConvNd, ConvTransposeNd
 
 Weights = Mapping[str, str]
 
@@ -18,8 +18,8 @@ Weights = Mapping[str, str]
 KINDS: dict[type[nn.Module] | str, Weights] = {
     nn.Linear: {"weight": "oi"},
     nn.Bilinear: {"weight": "oi"},
-    _ConvNd: {"weight": "oi"},
-    _ConvTransposeNd: {"weight": "io"},
+    ConvNd: {"weight": "oi"},
+    ConvTransposeNd: {"weight": "io"},
     nn.MultiheadAttention: {"*_proj_weight": "oi"},
     nn.RNNBase: {"weight_*": "oi"},
     nn.RNNCellBase: {"weight_*": "oi"},
@@ -90,7 +90,7 @@ def layout_in(owner: nn.Module, attribute: str) -> Layout | None:
     if axes is None or axes == "oi":
         return None if axes is None else PLAIN
     if axes == "io":
-        return Layout(axes, getattr(owner, "groups", 1) if isinstance(owner, _ConvTransposeNd) else 1)
+        return Layout(axes, getattr(owner, "groups", 1) if isinstance(owner, ConvTransposeNd) else 1)
     return Layout(axes, getattr(owner, attribute).shape[0])
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_signin.core.masked import Masked
+from lightning_signin.core.torch_internals import compute_weights_list, drop_weights_list
 
 # Their forward passes hand the weight to one function and nothing else, so that nobody can write into it meanwhile.
 # Code that is not torch's may, as in ``layer.weight.data.add_(…)``, which no counter of torch sees.
@@ -72,8 +73,6 @@ def _list_weights(owner: nn.RNNBase, made_by_torch: Any) -> None:
         finally:
             del self.__dict__[_IN_FORWARD]
 
-    del owner.__dict__["_flat_weights"]  # the plain parameters
-    made_by_torch._flat_weights = property(flat_weights, lambda self, values: None)
-    for method in ("_init_flat_weights", "_update_flat_weights", "flatten_parameters"):
-        setattr(made_by_torch, method, lambda self: None)
+    drop_weights_list(owner)  # of the plain parameters
+    compute_weights_list(made_by_torch, flat_weights)
     made_by_torch.forward = _reading(forward) if plain in READERS else forward

@@ -8,7 +8,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+
+from lightning_signin.core.torch_internals import is_transformed
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -29,7 +30,7 @@ def masked_product(a: Tensor, b: Tensor | None, bits: Tensor, memory: Tensor | N
         >>> masked_product(a, a, bits).tolist()
         [4.0, 0.0]
     """
-    if _is_transformed(a):
+    if is_transformed(a):  # what is at work then does not know of bits
         a, b = (None if factor is None else torch.where(bits.bool(), factor, 0) for factor in (a, b))  # type: ignore[assignment]
         return a if b is None else a * b
     return cast(Tensor, _MaskedProduct.apply(a, b, bits, memory))
@@ -68,15 +69,6 @@ def _product(a: Tensor, b: Tensor | None, bits: Tensor, memory: Tensor | None = 
     return product
 
 
-def _is_transformed(tensor: Tensor) -> bool:
-    """Whether `torch.func`, forward-mode AD or batched gradients are at work, which do not know of bits."""
-    return (
-        torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or torch._C._functorch.is_legacy_batchedtensor(tensor)
-    )
-
-
 class _MaskedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor | None, bits: Tensor, memory: Tensor | None) -> Tensor:
@@ -87,7 +79,7 @@ class _MaskedProduct(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         a, b, bits = ctx.saved_tensors
         gradient = strided(gradient)
-        product = masked_product if torch.is_grad_enabled() or _is_transformed(gradient) else _product
+        product = masked_product if torch.is_grad_enabled() or is_transformed(gradient) else _product
         of_a = product(gradient, b, bits) if ctx.needs_input_grad[0] else None
         of_b = product(gradient, a, bits) if ctx.needs_input_grad[1] else None
         return of_a, of_b, None, None

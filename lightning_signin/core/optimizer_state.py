@@ -1,12 +1,14 @@
 """Whether an optimizer's state of an entry can be set to zero and moved about with the entry, as moving masks need."""
 
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from lightning_signin.core.torch_internals import without_step_hooks
 
 # They make their state in the constructor: there is no fresh parameter to look at. Both start from zeros, but for
 # Adagrad's `initial_accumulator_value`, where a weight that comes starts from 0 all the same.
@@ -49,7 +51,7 @@ def fresh_state(optimizer: Optimizer, group: dict[str, Any], ndim: int = 1) -> d
     twin = object.__new__(type(optimizer))
     # Its own state and groups, without the user's hooks; weight decay would be a gradient.
     twin.__dict__ = {**vars(optimizer), "state": defaultdict(dict), "defaults": dict(optimizer.defaults)}
-    twin.__dict__ |= {"_optimizer_step_pre_hooks": OrderedDict(), "_optimizer_step_post_hooks": OrderedDict()}
+    twin.__dict__ |= without_step_hooks()
     decays = {"weight_decay": 0.0} if "weight_decay" in group else {}
     twin.__dict__["param_groups"] = [{**group, **decays, "params": [parameter]}]
     try:

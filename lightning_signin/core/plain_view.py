@@ -9,6 +9,12 @@ from torch.optim import Optimizer
 
 from lightning_signin.core.optimizers import check_elementwise
 from lightning_signin.core.state_dict import plain_order
+from lightning_signin.core.torch_internals import (
+    drop_weights_list,
+    make_weights_list,
+    registered_modules,
+    registered_parameters,
+)
 from lightning_signin.core.weights import SparseWeight, sparse_weights
 
 Factors = dict[int, SparseWeight]
@@ -108,8 +114,8 @@ class PlainLayer:
 
     def show(self) -> None:
         """Show the plain parameters, in their plain order."""
-        order, parameters = plain_order(self.owner), self.owner._parameters
-        self.parametrizations = self.owner._modules.pop("parametrizations")
+        order, parameters = plain_order(self.owner), registered_parameters(self.owner)
+        self.parametrizations = registered_modules(self.owner).pop("parametrizations")
         self.parametrized_class = self.owner.__class__
         self.owner.__class__ = self._plain_class()
         parameters.update(self.shown)
@@ -117,7 +123,7 @@ class PlainLayer:
             if name in parameters:
                 parameters[name] = parameters.pop(name)
         if isinstance(self.owner, nn.RNNBase):
-            self.owner._init_flat_weights()  # its list of references; on CUDA they become one piece of memory again
+            make_weights_list(self.owner)
 
     def _plain_class(self) -> type[nn.Module]:
         """The base of the class on which torch has put the weights as properties; FSDP2 makes another class of that."""
@@ -127,10 +133,10 @@ class PlainLayer:
     def restore(self) -> None:
         """Put the parametrizations back."""
         for attribute in self.shown:
-            del self.owner._parameters[attribute]
-        self.owner.__dict__.pop("_flat_weights", None)  # of a recurrent layer: references to what was shown
+            del registered_parameters(self.owner)[attribute]
+        drop_weights_list(self.owner)  # of what was shown
         self.owner.__class__ = self.parametrized_class
-        self.owner._modules["parametrizations"] = self.parametrizations
+        registered_modules(self.owner)["parametrizations"] = self.parametrizations
 
 
 @contextmanager

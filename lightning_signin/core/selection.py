@@ -12,6 +12,7 @@ from lightning_signin.core.kinds import axes_of, layout_in
 from lightning_signin.core.layout import PLAIN, Layout
 from lightning_signin.core.matrices import dense_matrices, layers_of, own_parameters
 from lightning_signin.core.sharded import SHARD_AFTER, is_sharded
+from lightning_signin.core.torch_internals import registered_parameters
 from lightning_signin.errors import some, warn
 
 Owners = list[tuple[nn.Module, str]]
@@ -169,7 +170,7 @@ def _check_can_be_sparse(owner: nn.Module, attribute: str, name: str) -> nn.Para
         kind = type(owner.parametrizations[own][0]).__name__  # type: ignore[index, operator]
         which = name if own == attribute else f"The {own} beside {name}"
         raise ValueError(f"{which} is already parametrized ({kind}). Merge or remove that first. {leave_out}")
-    parameter = owner._parameters.get(attribute)
+    parameter = registered_parameters(owner).get(attribute)
     if not isinstance(parameter, nn.Parameter):
         raise ValueError(
             f"{name} is not a parameter of its {type(owner).__name__}: pruning or weight normalization has replaced "

@@ -13,6 +13,13 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from lightning_signin.core.masked import Masked
 from lightning_signin.core.sharded import sharded_like, whole
+from lightning_signin.core.torch_internals import (
+    registered_buffers,
+    registered_modules,
+    registered_parameters,
+    remove_state_hooks,
+    versions_of,
+)
 
 
 def install_plain_state(owner: nn.Module, plain_order: list[str]) -> None:
@@ -30,10 +37,7 @@ def install_plain_state(owner: nn.Module, plain_order: list[str]) -> None:
 
 def uninstall_plain_state(owner: nn.Module) -> None:
     """Undo `install_plain_state`."""
-    for hooks in (owner._state_dict_hooks, owner._load_state_dict_pre_hooks):
-        for key, hook in list(hooks.items()):
-            if getattr(hook, "hook", hook) in (_save_plain, _load_plain):
-                del hooks[key]
+    remove_state_hooks(owner, _save_plain, _load_plain)
 
 
 def plain_order(owner: nn.Module) -> list[str]:
@@ -45,7 +49,8 @@ def _save_plain(owner: nn.Module, state_dict: dict[str, Any], prefix: str, local
     if not hasattr(owner, "parametrizations"):
         return
     sparse = dict(_masked(owner))
-    names = {"_extra_state", *owner._parameters, *owner._buffers, *owner._modules, *plain_order(owner)}
+    own_names = {*registered_parameters(owner), *registered_buffers(owner), *registered_modules(owner)}
+    names = {"_extra_state", *own_names, *plain_order(owner)}
     own = []
     for key in reversed(state_dict):
         if not key.startswith(prefix) or key[len(prefix) :].partition(".")[0] not in names:
@@ -59,7 +64,7 @@ def _save_plain(owner: nn.Module, state_dict: dict[str, Any], prefix: str, local
         elif prefix + name in entries:
             state_dict[prefix + name] = entries.pop(prefix + name)
     state_dict.update(entries)
-    metadata = getattr(state_dict, "_metadata", {})
+    metadata = versions_of(state_dict)
     for key in [key for key in metadata if f"{key}.".startswith(f"{prefix}parametrizations.")]:
         del metadata[key]
 

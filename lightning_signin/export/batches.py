@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
-from torch.utils._pytree import tree_leaves, tree_map
+
+from lightning_signin.core.torch_internals import tree_leaves, tree_map
 
 Inputs = tuple[Tensor, ...]
 

@@ -60,7 +60,7 @@ def rest_of(module: nn.Module) -> dict[str, Any]:
     if owner.hparams:
         rest[owner.CHECKPOINT_HYPER_PARAMS_KEY] = dict(owner.hparams)
         if hasattr(owner, "_hparams_name"):
-            rest[owner.CHECKPOINT_HYPER_PARAMS_NAME] = owner._hparams_name
+            rest[owner.CHECKPOINT_HYPER_PARAMS_NAME] = owner._hparams_name  # noqa: SLF001 — see callback/lightning_internals.py
     whole: MutableMapping[str, Any] = {**rest, "state_dict": module.state_dict()}
     owner.on_save_checkpoint(whole)  # its own entries, which its `on_load_checkpoint` may need
     return {name: value for name, value in whole.items() if name != "state_dict"}

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
+from lightning_signin.core.torch_internals import tree_map
 from lightning_signin.errors import SignInError
 
 

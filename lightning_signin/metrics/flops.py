@@ -20,12 +20,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
 from lightning_signin.core.masked import SignIn
+from lightning_signin.core.torch_internals import GROUPED_MM, TorchDispatchMode, operation_of, storage_id, tree_leaves
 from lightning_signin.core.weights import SparseWeight, sparse_weights
 from lightning_signin.objective.unfused import unfused
 from lightning_signin.randomness.generators import untouched
@@ -165,12 +164,12 @@ class _Counter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        keys = [_storage(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        keys = [storage_id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         self.used.update(key for key in keys if key in self.names)
-        if func._overloadpacket in self.formulas:
+        if operation_of(func) in self.formulas:
             names = [self.names[key] for key in keys if key in self.names]
             name = min(names, key=self._density, default=None)
-            self.dense[name or self._place(func)] += self.formulas[func._overloadpacket](*args, **kwargs, out_val=out)
+            self.dense[name or self._place(func)] += self.formulas[operation_of(func)](*args, **kwargs, out_val=out)
         return out
 
     def result(self) -> FlopCount:
@@ -184,7 +183,7 @@ class _Counter(TorchDispatchMode):
         return FlopCount(tuple(rows))
 
     def _know(self, name: str, tensor: Tensor) -> None:
-        self.names[_storage(tensor)] = name
+        self.names[storage_id(tensor)] = name
         self._alive.append(tensor)
 
     def _learn(self, name: str) -> Callable[[nn.Module, tuple, Tensor], None]:
@@ -197,7 +196,7 @@ class _Counter(TorchDispatchMode):
     def _place(self, func: Any) -> str:
         # The tracker's names start with the class of the outermost module; "Global" stands for none.
         _, _, module = max(self.modules.parents - {"Global"}, key=len, default="").partition(".")
-        return f"{module}: {func._overloadpacket.__name__}" if module else func._overloadpacket.__name__
+        return f"{module}: {operation_of(func).__name__}" if module else operation_of(func).__name__
 
 
 def _grouped(tokens: Tensor, experts: Tensor, *_: Any, out_val: Tensor, **__: Any) -> int:
@@ -205,7 +204,7 @@ def _grouped(tokens: Tensor, experts: Tensor, *_: Any, out_val: Tensor, **__: An
 
 
 # Of operations that torch counts as 0; the experts of a mixture, each with the tokens that chose it.
-_FORMULAS = {getattr(torch.ops.aten, "_grouped_mm", None): _grouped}
+_FORMULAS = {GROUPED_MM: _grouped}
 
 
 def _products(weight: SparseWeight | None) -> tuple[int, int]:
@@ -214,7 +213,3 @@ def _products(weight: SparseWeight | None) -> tuple[int, int]:
         return 0, 0
     size = weight.storage.shape.numel()
     return weight.factors[0].numel(), size
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
+from lightning_signin.core.torch_internals import tree_map
 from lightning_signin.errors import SignInError, in_one_line
 from lightning_signin.objective.sample import Call, one_sample, tensors_of
 

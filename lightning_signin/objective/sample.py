@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+
+from lightning_signin.core.torch_internals import tree_leaves, tree_map
 
 Call = tuple[tuple, dict[str, Any]]
 

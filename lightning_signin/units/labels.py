@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node, map_arg
 
+from lightning_signin.core.torch_internals import schema_of
+
 # Operations that are not tagged as pointwise by torch, but leave every element at its place.
 _KEEP = {"to", "_to_copy", "type_as", "contiguous", "where", "masked_fill", "prelu", "hardswish", "log_sigmoid"}
 _KEEP |= {"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "softmax", "log_softmax"}
@@ -91,7 +93,7 @@ def operation(node: Node) -> str:
 
 def argument(node: Node, name: str) -> Any:
     """The argument of a node by its name in the operation's schema; None if it is not given."""
-    places = {item.name: place for place, item in enumerate(node.target._schema.arguments)}  # type: ignore[union-attr]
+    places = {item.name: place for place, item in enumerate(schema_of(node).arguments)}
     if name in node.kwargs:
         return node.kwargs[name]
     return node.args[places[name]] if places.get(name, len(node.args)) < len(node.args) else None

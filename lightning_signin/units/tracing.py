@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.fx import Node, map_arg
-from torch.utils._pytree import tree_map
 
+from lightning_signin.core.torch_internals import OpOverload, schema_of, tree_map
 from lightning_signin.errors import SignInError, in_one_line
 from lightning_signin.objective.network import in_double
 from lightning_signin.units.graph import Edge, Graph, Layer
@@ -228,7 +227,7 @@ class _Tracer:
 def _writes_aside(node: Node, operands: Mapping[Node, Streams]) -> bool:
     """Whether an in-place operation brings units into a value that is then read under another name."""
     written = node.args[0] if node.args else None
-    if not node.target._schema.is_mutable or not set(operands) - {written}:  # type: ignore[union-attr]
+    if not schema_of(node).is_mutable or not set(operands) - {written}:
         return False
     is_view = isinstance(written, Node) and isinstance(written.target, OpOverload) and written.target.is_view
     return not node.users or (is_view and len(written.args[0].users) > 1)  # type: ignore[union-attr]

@@ -17,6 +17,7 @@ from lightning_signin.core.selection import layout_of, select_weights
 from lightning_signin.core.sharded import EXPORT, is_sharded, sharded_like, whole
 from lightning_signin.core.state_dict import install_plain_state, plain_order, uninstall_plain_state
 from lightning_signin.core.storage import make_storage
+from lightning_signin.core.torch_internals import registered_parameters
 from lightning_signin.core.weights import sign_in_weights, sparse_weights
 from lightning_signin.masks.build import StructureOf, build_masks, check_choice
 from lightning_signin.masks.groups import Distribution, has_groups_alone
@@ -85,7 +86,7 @@ def sparsify(
     if sparse_weights(module):
         raise ValueError("The module is sparse already. Call `merge_` first to make it plain again.")
     selected = select_weights(module, include, exclude)
-    weights = {name: owners[0][0]._parameters[owners[0][1]] for name, owners in selected.items()}
+    weights = {name: registered_parameters(owners[0][0])[owners[0][1]] for name, owners in selected.items()}
     layouts = {name: layout_of(owners) for name, owners in selected.items()}
     groups = has_groups_alone(distribution)
     with untouched():
@@ -195,9 +196,9 @@ def effective_weights(module: nn.Module) -> dict[str, Tensor]:
 def _parametrize(owners: list[tuple[nn.Module, str]], parametrization: Masked) -> None:
     first, attribute = owners[0]
     # Of a meta copy, which has no strides that overlap.
-    parametrization.stride = torch.empty_like(first._parameters[attribute], device="meta").stride()  # type: ignore[arg-type]
+    parametrization.stride = torch.empty_like(registered_parameters(first)[attribute], device="meta").stride()  # type: ignore[arg-type]
     for owner, name in owners:
-        order = plain_order(owner) if hasattr(owner, "parametrizations") else list(owner._parameters)
+        order = plain_order(owner) if hasattr(owner, "parametrizations") else list(registered_parameters(owner))
         register_parametrization(owner, name, parametrization, unsafe=True)  # what it would check is tested
         # Tied weights share one holder, so that there is one set of factors.
         owner.parametrizations[name] = first.parametrizations[attribute]  # type: ignore[operator, index]

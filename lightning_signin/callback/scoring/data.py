@@ -3,26 +3,20 @@
 import copy
 import warnings
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.trainer.connectors.data_connector import (
-    _check_dataloader_iterable,
-    _parse_num_batches,
-    _request_dataloader,
-    _resolve_overfit_batches,
-)
-from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 
+from lightning_signin.callback import lightning_internals as insides
 from lightning_signin.callback.scoring.trainer import Steps, number_of_batches, stand_in
 from lightning_signin.callback.two_packages import in_both
+from lightning_signin.core.torch_internals import set_worker_iterator, worker_iterator
 from lightning_signin.errors import SignInError, in_one_line
 from lightning_signin.objective.training_data import Losses, TrainingData
 from lightning_signin.randomness import generators
@@ -59,7 +53,7 @@ class LightningData(TrainingData):
         for index, (batch, _, _) in enumerate(iter(loaders)):
             if index >= number_of_batches(loaders):
                 return
-            batch = module._on_before_batch_transfer(self.trainer.precision_plugin.convert_input(batch))
+            batch = insides.before_transfer(module, self.trainer.precision_plugin.convert_input(batch))
             yield module.trainer.strategy.batch_to_device(batch)
 
     def average(self, tensor: Tensor) -> Tensor:  # type: ignore[override]
@@ -124,36 +118,35 @@ class LightningData(TrainingData):
         """Put back the random generators that data sets and loaders hold, and let go of their workers."""
         self._held.restore()
         for loader, iterator in self._iterators.values():
-            loader._iterator = iterator
+            set_worker_iterator(loader, iterator)
         self._iterators = {}
 
     def _loaders(self) -> CombinedLoader:
         """The training loaders as the fit will have them, with the generators that they hold noted."""
-        source = self.trainer.fit_loop._data_source
-        given = _request_dataloader(source)
+        source = insides.data_source(self.trainer)
+        given = insides.requested_loaders(source)
         is_combined = isinstance(given, in_both(CombinedLoader))
         combined = copy.copy(given) if is_combined else CombinedLoader(given, "max_size_cycle")
         if self.trainer.overfit_batches > 0:  # type: ignore[attr-defined]
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Lightning says it in the fit
-                _resolve_overfit_batches(combined, RunningStage.TRAINING)
-        prepare = partial(self.trainer._data_connector._prepare_dataloader, shuffle=True, mode=RunningStage.TRAINING)
-        combined.flattened = [prepare(loader) for loader in combined.flattened]
+                insides.leave_in_order(combined)
+        combined.flattened = [insides.prepared_loader(self.trainer, loader) for loader in combined.flattened]
         limit, lengths = self.trainer.limit_train_batches, map(sized_len, combined.flattened)
         known = (float("inf") if length is None else length for length in lengths)
-        combined.limits = [_parse_num_batches(RunningStage.TRAINING, length, limit) for length in known]
+        combined.limits = [insides.limited(length, limit) for length in known]
         for holder in (*combined.flattened, self.trainer.datamodule, self.module):  # type: ignore[attr-defined]
             self._held.remember(holder)
         for loader in combined.flattened:
-            _check_dataloader_iterable(loader, source, TrainerFn.FITTING)  # in the words of the fit
+            insides.check_iterable(loader, source)  # in the words of the fit
             if isinstance(loader, Iterator):
                 raise SignInError(
                     "The training data is an iterator, which gives its batches once: those that are scored would be "
                     "missing from training. Pass a DataLoader, or choose a mask that needs no data."
                 )
             if getattr(loader, "persistent_workers", False) and id(loader) not in self._iterators:
-                self._iterators[id(loader)] = (loader, loader._iterator)
-                loader._iterator = None
+                self._iterators[id(loader)] = (loader, worker_iterator(loader))
+                set_worker_iterator(loader, None)
         return combined
 
     def _copy(self, trainer: Trainer | None = None) -> LightningModule:

@@ -7,11 +7,20 @@ from typing import Any
 from weakref import proxy
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor
 from torch.optim import Optimizer
+
+from lightning_signin.callback.lightning_internals import (
+    OF_LOADERS,
+    OF_OPTIMIZERS,
+    give_strategy,
+    make_optimizers,
+    mode_of,
+    set_training_loader,
+    wrapped_optimizers,
+)
 
 
 class Steps:
@@ -40,8 +49,7 @@ class Steps:
                 part.zero_grad = partial(self._zero_grad, list(part.parameters()))  # type: ignore[method-assign]
             self._configure(module)
         else:
-            names = ("_optimizers", "_lightning_optimizers", "lr_scheduler_configs")
-            make_on_demand(self.strategy, names, lambda: self._configure(copy_beside(trainer)))
+            make_on_demand(self.strategy, OF_OPTIMIZERS, lambda: self._configure(copy_beside(trainer)))
 
     def begin(self) -> None:
         """Forget the last training step."""
@@ -53,8 +61,8 @@ class Steps:
 
     def _configure(self, module: LightningModule) -> None:
         self.strategy.optimizers, self.strategy.lr_scheduler_configs = [], []
-        self.strategy.optimizers, self.strategy.lr_scheduler_configs = _init_optimizers_and_lr_schedulers(module)
-        for plain, wrapped in zip(self.strategy.optimizers, self.strategy._lightning_optimizers, strict=True):
+        self.strategy.optimizers, self.strategy.lr_scheduler_configs = make_optimizers(module)
+        for plain, wrapped in zip(self.strategy.optimizers, wrapped_optimizers(self.strategy), strict=True):
             plain.zero_grad = wrapped.zero_grad = lambda *args, of=plain, **kwargs: self._zero_grad(_trained(of))
             plain.step = partial(self._step, plain)
 
@@ -90,27 +98,26 @@ def stand_in(trainer: Trainer, module: LightningModule, loaders: Callable[[], Co
         loaders: Makes the training loaders, for a step or an optimizer that asks for the length of the run.
     """
     found: Any = copy.copy(trainer)
-    found._accelerator_connector = copy.copy(trainer._accelerator_connector)
     strategy: Any = copy.copy(trainer.strategy)
     strategy.__dict__.pop("process_dataloader", None)  # the fit's own records the order of the data
-    strategy._lightning_module = strategy.model = proxy(module)
-    found._accelerator_connector.strategy = strategy
+    give_strategy(found, strategy, proxy(module))
     loop: Any = copy.copy(trainer.fit_loop)
     found.fit_loop = loop
     loop.trainer = proxy(found)
 
     def load() -> None:
-        loop._combined_loader = loaders()
-        loop.max_batches = number_of_batches(loop._combined_loader)
+        combined = loaders()
+        set_training_loader(loop, combined)
+        loop.max_batches = number_of_batches(combined)
 
-    make_on_demand(loop, ("_combined_loader", "max_batches"), load)
-    found._loggers = [DummyLogger()] if trainer.loggers else []
+    make_on_demand(loop, OF_LOADERS, load)
+    found.loggers = [DummyLogger()] if trainer.loggers else []
     return found
 
 
 def number_of_batches(loaders: CombinedLoader) -> int | float:
     """The length of an epoch, from the limits of loaders that are read side by side; infinite where it is not known."""
-    return (min if loaders._mode == "min_size" else max)(loaders.limits or [0])
+    return (min if mode_of(loaders) == "min_size" else max)(loaders.limits or [0])
 
 
 def make_on_demand(holder: object, names: Iterable[str], make: Callable[[], None]) -> None:

@@ -4,6 +4,7 @@ from collections import Counter
 
 from torch import Tensor, nn
 
+from lightning_signin.core.torch_internals import has_forward_hooks, registered_parameters
 from lightning_signin.export.fused import fused_layers
 from lightning_signin.export.sparse.conv import SparseConv1x1
 from lightning_signin.export.sparse.linear import SparseLinear
@@ -23,7 +24,7 @@ def sparse_layers(model: nn.Module, only_sure: bool) -> dict[str, SparseMatrix]:
     """
     hidden = fused_layers(model)
     fitting = {name: layer for name, layer in model.named_modules() if layer not in hidden and _fits(layer, only_sure)}
-    users = Counter(id(parameter) for part in model.modules() for parameter in part._parameters.values())
+    users = Counter(id(parameter) for part in model.modules() for parameter in registered_parameters(part).values())
     sparse_users = Counter(id(layer.weight) for layer in fitting.values())
     rows: dict[int, Rows] = {}  # one set for tied weights
     found: dict[str, SparseMatrix] = {}
@@ -40,7 +41,7 @@ def sparse_layers(model: nn.Module, only_sure: bool) -> dict[str, SparseMatrix]:
 
 def _fits(layer: nn.Module, only_sure: bool) -> bool:
     # Another forward, hooks or a parametrization may do more than the plain product.
-    if layer._forward_hooks or layer._forward_pre_hooks or hasattr(layer, "parametrizations"):
+    if has_forward_hooks(layer) or hasattr(layer, "parametrizations"):
         return False
     if type(layer).forward is nn.Conv2d.forward and isinstance(layer, nn.Conv2d):
         flat = layer.kernel_size == (1, 1) and layer.padding in ((0, 0), "valid", "same")

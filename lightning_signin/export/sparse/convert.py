@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from lightning_signin.core.torch_internals import registered_modules
 from lightning_signin.errors import warn
 from lightning_signin.export.plain_copy import plain_copy
 from lightning_signin.export.sparse.candidates import sparse_layers
@@ -87,9 +88,9 @@ def _exchange(model: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
     """Put layers in the place of those of the names, wherever those are used; the name "" is the model itself."""
     instead = {model.get_submodule(name): layer for name, layer in layers.items()}
     for parent in list(model.modules()):
-        for name, child in parent._modules.items():
+        for name, child in registered_modules(parent).items():
             if child in instead:
-                parent._modules[name] = instead[child]
+                registered_modules(parent)[name] = instead[child]
     return instead.get(model, model)
 
 

@@ -6,8 +6,8 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
+from lightning_signin.core.torch_internals import tree_map
 from lightning_signin.errors import SignInError, in_one_line, warn
 from lightning_signin.objective.network import Network, in_dtype
 from lightning_signin.objective.sample import tensors_of

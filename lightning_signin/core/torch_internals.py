@@ -1,0 +1,131 @@
+"""What of torch's insides this package reads and replaces; each function says why it is needed.
+
+What a version of torch has moved is named by tests/core/test_torch_internals.py. Two attributes are read where
+they belong, since a call would cost in every forward of a layer: `_flat_weights_names` in core/layer_forward.py and
+`_buffers` in export/sparse/linear.py.
+
+What is put into the place of something of torch, and where it is undone; for Lightning see
+callback/lightning_internals.py:
+
+- The class that `parametrize` makes for a layer: `forward`, and the list of weights of recurrent layers with its
+  methods (core/layer_forward.py). The class goes with the parametrization, in `merge_` (verbs/model.py).
+- State dict hooks of a layer: `install_plain_state`, `uninstall_plain_state` (core/state_dict.py), the latter in
+  `merge_`.
+- Class, parameters and children of a layer, for a while: `PlainLayer.show`, `PlainLayer.restore` (core/plain_view.py).
+- `Optimizer.add_param_group`: `plain_view` (core/plain_view.py), until the end of its context.
+- The class of a training loader, with another ``__iter__``: `Recorder`, `Recorder.detach` (randomness/replay.py), the
+  latter at the end of a fit.
+- The workers of a loader that keeps them: `LightningData` (callback/scoring/data.py), until its `close`.
+- Of copies that are thrown away or are the result, never undone: the attributes of an optimizer's twin
+  (core/optimizer_state.py), `zero_grad` and `step` of modules and optimizers that are scored
+  (callback/scoring/trainer.py), layers of a copy for inference (export/sparse/convert.py).
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.autograd import forward_ad
+from torch.fx import Node
+from torch.nn.modules.conv import _ConvNd as ConvNd
+from torch.nn.modules.conv import _ConvTransposeNd as ConvTransposeNd
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data import DataLoader
+
+__all__ = ["ConvNd", "ConvTransposeNd", "OpOverload", "TorchDispatchMode", "tree_leaves", "tree_map"]
+
+# The product with the experts of a mixture, of which torch counts no operations; it has no public name.
+GROUPED_MM = getattr(torch.ops.aten, "_grouped_mm", None)
+
+
+def registered_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """The parameters of a module without those of its children, in their order and to be changed."""
+    return module._parameters
+
+
+def registered_buffers(module: nn.Module) -> dict[str, Tensor | None]:
+    """The buffers of a module without those of its children; unlike `named_buffers`, with those that are None."""
+    return module._buffers
+
+
+def registered_modules(module: nn.Module) -> dict[str, nn.Module | None]:
+    """The children of a module, to be changed; unlike `named_children`, each as often as it is used."""
+    return module._modules
+
+
+def has_forward_hooks(module: nn.Module) -> bool:
+    """Whether hooks run around a module's forward; torch has no public way to ask."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def remove_state_hooks(module: nn.Module, *functions: Callable[..., Any]) -> None:
+    """Remove functions from the hooks on saving and loading: a deep copy has them without handles to remove them by."""
+    for hooks in (module._state_dict_hooks, module._load_state_dict_pre_hooks):
+        for key, hook in list(hooks.items()):
+            if getattr(hook, "hook", hook) in functions:
+                del hooks[key]
+
+
+def versions_of(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """The versions of the modules that wrote a state dict, by prefix; torch keeps them in an attribute of it."""
+    return getattr(state_dict, "_metadata", {})
+
+
+def make_weights_list(layer: nn.RNNBase) -> None:
+    """Let a recurrent layer list references to its weights anew; on CUDA they become one piece of memory again."""
+    layer._init_flat_weights()  # type: ignore[no-untyped-call]
+
+
+def drop_weights_list(layer: nn.Module) -> None:
+    """Let go of the references to its weights that a recurrent layer keeps; nothing is done to other layers."""
+    layer.__dict__.pop("_flat_weights", None)
+
+
+def compute_weights_list(made_by_torch: Any, listed: Callable[[Any], list[Tensor | None]]) -> None:
+    """Let recurrent layers of a class compute the list of their weights when it is read, and never make it."""
+    made_by_torch._flat_weights = property(listed, lambda self, values: None)
+    for method in ("_init_flat_weights", "_update_flat_weights", "flatten_parameters"):
+        setattr(made_by_torch, method, lambda self: None)
+
+
+def without_step_hooks() -> dict[str, Any]:
+    """The attributes of an optimizer to which no hook around its step was given."""
+    return {"_optimizer_step_pre_hooks": OrderedDict(), "_optimizer_step_post_hooks": OrderedDict()}
+
+
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether `torch.func`, forward-mode AD or batched gradients are at work, which cannot look into in-place code."""
+    return (
+        torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._functorch.is_legacy_batchedtensor(tensor)
+    )
+
+
+def storage_id(tensor: Tensor) -> int:
+    """A number of the memory that a tensor shares with its views; unlike the address, meta tensors have it as well."""
+    return tensor.untyped_storage()._cdata
+
+
+def operation_of(func: Any) -> Any:
+    """The operation of which a dispatched function is one overload: tables such as torch's FLOP formulas go by it."""
+    return func._overloadpacket
+
+
+def schema_of(node: Node) -> Any:
+    """The names of the arguments of a traced operation, and whether it writes into one."""
+    return node.target._schema  # type: ignore[union-attr]
+
+
+def worker_iterator(loader: DataLoader) -> Any:
+    """The iterator that holds the workers of a loader with ``persistent_workers``; None before there are any."""
+    return loader._iterator
+
+
+def set_worker_iterator(loader: DataLoader, iterator: Any) -> None:
+    """Give a loader other workers, or None: it makes new ones."""
+    loader._iterator = iterator

@@ -1,19 +1,19 @@
-"""Errors and warnings in words of this package, and the words that several of them share."""
+"""Errors and warnings worded by this package, and the wording that several of them share."""
 
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-ALTERED = "the file was altered, or another version wrote it. Use another one, or start anew from its state_dict."
+ALTERED = "the file was altered, or another version wrote it. Use another one, or start afresh from its state_dict."
 
 
 class SignInError(ValueError):
-    """A `ValueError` that this package has put into words: it names the argument, the cause, and a way out."""
+    """A `ValueError` worded by this package: it names the argument, the cause, and a remedy."""
 
 
 def in_one_line(error: BaseException) -> str:
-    """The first line of what an error says, without its full stop, after its type where the words are not our own.
+    """The first line of an error's message, without its full stop; preceded by its type if the message is not ours.
 
     Example:
         >>> in_one_line(KeyError("labels")), in_one_line(AssertionError()), in_one_line(SignInError("Pass `data`."))
@@ -26,7 +26,7 @@ def in_one_line(error: BaseException) -> str:
 
 
 def warn(message: str) -> None:
-    """A `UserWarning` at the line that called this package."""
+    """Issue a `UserWarning` that points at the line that called this package."""
     package = __name__.partition(".")[0]
     level, frame = 1, sys._getframe()  # noqa: SLF001 — documented by Python
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == package:
@@ -35,7 +35,7 @@ def warn(message: str) -> None:
 
 
 def some(names: Sequence[str], most: int = 5) -> str:
-    """The first names, and how many there are beside them.
+    """The first names, and how many more there are.
 
     Example:
         >>> some(["a", "b", "c"], most=2), some([])
@@ -47,21 +47,21 @@ def some(names: Sequence[str], most: int = 5) -> str:
 
 @contextmanager
 def told_if_altered(what: str, *also: type[Exception]) -> Iterator[None]:
-    """Raise `ValueError` in words for the errors of code that takes a saved state apart.
+    """Turn the errors of code that unpacks a saved state into a readable `ValueError`.
 
     Args:
-        what: The part of the file that is read inside.
-        also: Further errors; `ValueError`, where nothing inside raises it in words of its own.
+        what: The part of the file that is read in the block.
+        also: Further exception types to convert, e.g. `ValueError` if the block raises none with a message of its own.
 
     Example:
         >>> with told_if_altered("The checkpoint's position"):
         ...     {}["epoch"]
         Traceback (most recent call last):
-        ValueError: The checkpoint's position is not of the form that is written here (KeyError: 'epoch'): ...
+        ValueError: The checkpoint's position does not have the expected structure (KeyError: 'epoch'): ...
     """
     kinds: tuple[type[Exception], ...] = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, *also)
     try:
         yield
     except kinds as error:
         reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{what} is not of the form that is written here ({reason}): {ALTERED}") from error
+        raise ValueError(f"{what} does not have the expected structure ({reason}): {ALTERED}") from error

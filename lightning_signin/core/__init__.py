@@ -1,1 +1,1 @@
-"""A masked weight and how it is stored, and a module that has some: selected, shown plain, saved, trained."""
+"""A masked weight and its storage; and modules with masked weights: selected, shown plain, saved, trained."""

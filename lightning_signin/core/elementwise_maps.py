@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Outer(Protocol):
-    """What a map has to answer. All tensors have one shape, but for the scalars."""
+    """What a map has to provide. All tensors have the same shape, except for the scalars."""
 
     scalars: ClassVar[tuple[str, ...]]
     makes_zeros: ClassVar[bool]

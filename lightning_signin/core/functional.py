@@ -42,12 +42,12 @@ def factorize(theta: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """
     check_beta(beta)
     if not theta.isfinite().all():
-        raise ValueError("`theta` must be finite, got inf or NaN: an infinity has no factors. Mend the weights first.")
+        raise ValueError("`theta` must be finite, got inf or NaN: an infinity has no factors. Fix the weights first.")
     return factors_of(theta, beta)
 
 
 def factors_of(theta: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """`factorize` for callers that know their weights: without a look at the values, for which accelerators wait.
+    """`factorize` without checking the values, which would make an accelerator synchronize.
 
     An infinite θ gives m = ∞ and w = NaN.
     """
@@ -98,7 +98,7 @@ def sign_flips(before: Tensor, after: Tensor) -> Tensor:
 
 
 def check_beta_fits(value: float, dtype: torch.dtype) -> None:
-    """Raise `ValueError` unless ``value``, made of β, is a normal number of ``dtype``."""
+    """Raise `ValueError` unless ``value``, which is computed from β, is a normal number of ``dtype``."""
     limits = torch.finfo(dtype)
     if not limits.tiny <= value <= limits.max:
         raise ValueError(f"`beta` is too small or too large for {dtype}: it needs {value}. The paper uses 1.0.")

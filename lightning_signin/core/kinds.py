@@ -1,6 +1,6 @@
-"""Which parameters are weights that multiply activations, and which of their axes is the input: by kind of layer.
+"""Which parameters are weights that multiply activations, and which of their axes is the input, by kind of layer.
 
-Embeddings are looked up, norms and biases scale and shift: they are not in the table, and stay dense.
+Embeddings are looked up; norms and biases scale and shift. They are not weights in this sense, and stay dense.
 """
 
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ from lightning_signin.core.torch_internals import ConvNd, ConvTransposeNd
 
 Weights = Mapping[str, str]
 
-# Of each kind of layer: glob pattern of an attribute → the order of its axes. Classes of other packages go by their
-# names, so that these packages need not be there.
+# For each kind of layer: glob pattern of an attribute → the order of its axes. Classes of other packages are listed by
+# name, so that these packages need not be installed.
 KINDS: dict[type[nn.Module] | str, Weights] = {
     nn.Linear: {"weight": "oi"},
     nn.Bilinear: {"weight": "oi"},
@@ -37,19 +37,19 @@ KINDS: dict[type[nn.Module] | str, Weights] = {
     "torch_geometric.nn.models.linkx.SparseLinear": {"weight": "io"},
 }
 
-_ENDS = ("orig", "v")  # of the names under which `torch.nn.utils` prunes and normalizes a weight
+_ENDS = ("orig", "v")  # suffixes that `torch.nn.utils` gives to a pruned or normalized weight
 
 
 def add_kind(layer: type[nn.Module], **weights: str) -> None:
-    """Let a layer of your own be one that is made sparse, in every run and module.
+    """Register a layer class of your own, so that its weights are made sparse, in every module of this process.
 
     Args:
-        layer: The class; it holds for subclasses, too.
+        layer: The class; subclasses are included.
         weights: The attributes that are weights, each with the order of its axes: "oi" (outputs, inputs, kernel…) as
             in ``nn.Linear``, "io" as in ``x @ weight``, "eoi" or "eio" for layers that are stacked in one tensor.
 
     Raises:
-        ValueError: If the axes are none of these.
+        ValueError: If an order is not one of these.
 
     Example:
         >>> import torch
@@ -70,7 +70,7 @@ def add_kind(layer: type[nn.Module], **weights: str) -> None:
 
 
 def kind_of(owner: nn.Module) -> Weights | None:
-    """What `KINDS` says of a layer, by the first of its classes that is there; of experts, what their shapes say."""
+    """The entry of `KINDS` for a layer, by the first of its classes listed; for experts, inferred from their shapes."""
     for cls in type(owner).__mro__:
         found = KINDS.get(cls, KINDS.get(f"{cls.__module__}.{cls.__qualname__}"))
         if found is not None:
@@ -79,13 +79,13 @@ def kind_of(owner: nn.Module) -> Weights | None:
 
 
 def axes_of(owner: nn.Module, attribute: str) -> str | None:
-    """The axes of a layer's weight that multiplies activations; None of any other attribute."""
+    """The axes of a layer's weight that multiplies activations; None for any other attribute."""
     weights = kind_of(owner) or {}
     return next((axes for pattern, axes in weights.items() if fnmatchcase(attribute, pattern)), None)
 
 
 def layout_in(owner: nn.Module, attribute: str) -> Layout | None:
-    """The layout of a layer's weight that multiplies activations; None of any other attribute."""
+    """The layout of a layer's weight that multiplies activations; None for any other attribute."""
     axes = axes_of(owner, attribute)
     if axes is None or axes == "oi":
         return None if axes is None else PLAIN
@@ -95,10 +95,11 @@ def layout_in(owner: nn.Module, attribute: str) -> Layout | None:
 
 
 def multiplies(owner: nn.Module, attribute: str, parameter: Tensor) -> bool:
-    """Whether a parameter may be a matrix that multiplies activations: surely of kinds that are known.
+    """Whether a parameter may be a matrix that multiplies activations; for known kinds of layers this is certain.
 
-    Of others those with two axes and more are taken for matrices, but not what is broadcast over a batch (its first
-    axis is 1, as of position embeddings and class tokens), and what stands beside weights of its own layer.
+    In other layers, parameters with two or more axes are taken for matrices, unless they are broadcast over a batch
+    (the first axis is 1, as in position embeddings and class tokens). In a known layer its listed weights are the only
+    ones.
     """
     weights = kind_of(owner)
     if axes_of(owner, attribute) is not None:
@@ -111,16 +112,17 @@ def multiplies(owner: nn.Module, attribute: str, parameter: Tensor) -> bool:
 
 
 def _experts(owner: nn.Module) -> Weights | None:
-    """The experts of a mixture in one tensor, and their router, as transformers has them.
+    """The experts of a mixture, stacked in one tensor, and their router, as transformers stores them.
 
-    What tells them is that the layer counts its experts, and its parameters have an axis of that length before two
-    others. Beside these, two axes are biases; alone, they are the router's.
+    They are recognized by an attribute ``num_experts`` and parameters whose first axis has that length: with three axes
+    they are the experts' weights. Parameters with two are biases beside those, and the router's weight where none has
+    three.
     """
     number = vars(owner).get("num_experts")
     if not isinstance(number, int) or number < 2:
         return None
     shapes = {name: tuple(parameter.shape) for name, parameter in owner.named_parameters(recurse=False)}
-    for name, holder in getattr(owner, "parametrizations", {}).items():  # of a weight that is sparse already
+    for name, holder in getattr(owner, "parametrizations", {}).items():  # already sparse weights
         shapes[name] = getattr(holder[0], "shape", ())
     counted = {name: len(shape) for name, shape in shapes.items() if len(shape) in (2, 3) and shape[0] == number}
     if not counted:

@@ -1,4 +1,4 @@
-"""How layers of torch read their weights in their own forward passes: what that allows, and what it asks for."""
+"""How torch's layers read their weights in their forward passes: what this allows, and what it requires."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,18 +9,18 @@ from torch import Tensor, nn
 from lightning_signin.core.masked import Masked
 from lightning_signin.core.torch_internals import compute_weights_list, drop_weights_list
 
-# Their forward passes hand the weight to one function and nothing else, so that nobody can write into it meanwhile.
-# Code that is not torch's may, as in ``layer.weight.data.add_(…)``, which no counter of torch sees.
+# Their forward passes only hand the weight to one function, so nothing can write into it meanwhile. Code outside torch
+# may, as in ``layer.weight.data.add_(…)``, which torch's version counters do not see.
 READERS = frozenset({nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.RNN, nn.LSTM, nn.GRU})
 _IN_FORWARD = "_weights_in_forward"
 
 
 def mark_own_forward(owner: nn.Module) -> None:
-    """Let the masked weights of a parametrized layer know when they are only read: see `Masked.read_only`.
+    """Tell the masked weights of a parametrized layer when they are only read: see `Masked.read_only`.
 
-    Nothing is done to layers of other classes than `READERS`, but that recurrent layers of any class find their present
-    weights where they look for them. The methods are put on the class that torch made for this one layer, and go with
-    it when the layer is plain again.
+    Layers of classes other than `READERS` are left alone, except that recurrent layers of any class find their current
+    weights where they look for them. The methods are put on the class that torch made for this one layer, and go away
+    with it when the layer becomes plain again.
     """
     made_by_torch: Any = type(owner)
     plain: Any = made_by_torch.__bases__[0]
@@ -47,9 +47,9 @@ def _reading(plain_forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _list_weights(owner: nn.RNNBase, made_by_torch: Any) -> None:
-    """Recurrent layers read a list of references that they keep: it has to hold the values of this moment.
+    """Recurrent layers read their weights from a list of references: make it hold the current values.
 
-    In a forward pass each is computed once; afterwards nothing holds on to the values and their graph, so that the
+    In a forward pass each value is computed once; afterwards nothing refers to the values and their graph, so that the
     layer can be copied. cuDNN gets them one by one, and copies them into one piece of memory in every pass.
     """
     plain: Any = made_by_torch.__bases__[0]
@@ -61,7 +61,7 @@ def _list_weights(owner: nn.RNNBase, made_by_torch: Any) -> None:
     def like_parameters(self: nn.RNNBase) -> list[Tensor | None]:
         if torch.is_grad_enabled():
             return flat_weights(self)
-        # Here too they are such as require a gradient: for others torch adds up in another order.
+        # They require a gradient here too: for tensors that do not, torch sums in another order.
         with torch.inference_mode(False), torch.no_grad():
             trained = any(parameter.requires_grad for parameter in self.parameters())
             return [w if w is None else w.detach().requires_grad_(trained) for w in flat_weights(self)]

@@ -14,7 +14,7 @@ def check_axes(axes: str) -> None:
     if axes not in AXES:
         raise ValueError(
             f"`axes` must be one of {', '.join(map(repr, AXES))}; got {axes!r}. 'o' stands for outputs, 'i' for "
-            "inputs, 'e' for layers that are stacked in one tensor, as experts; a kernel comes after them."
+            "inputs, 'e' for layers that are stacked in one tensor, like experts; kernel axes come last."
         )
 
 
@@ -25,7 +25,7 @@ class Layout:
     Args:
         axes: The order of its first axes: "oi" (outputs, inputs) as in ``nn.Linear``; "io" as in transposed
             convolutions; "eoi" and "eio" for layers that are stacked in one tensor, such as the experts of a mixture.
-        parts: The number of stacked layers, or of the groups of a transposed convolution, whose inputs come group by
+        parts: The number of stacked layers, or of groups in a transposed convolution, whose inputs are stored group by
             group.
 
     Example:
@@ -54,7 +54,7 @@ class Layout:
         return (parts if self._stacked else parts.flatten(0, 1)).contiguous()
 
     def shape(self, shape: Shape) -> Shape:
-        """The shape of `read`, of a weight of this shape."""
+        """The shape that `read` gives to a weight of this shape."""
         if self.axes == "oi":
             return tuple(shape)
         parts = tuple(shape) if self._stacked else (self.parts, shape[0] // self.parts, *shape[1:])

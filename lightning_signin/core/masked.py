@@ -1,8 +1,8 @@
 """A masked weight and its product form, as modules for `torch.nn.utils.parametrize`.
 
-`right_inverse` takes θ to the trainable tensors, `forward` takes them back; the `storage` decides their form. The
-masked weight exists only as the result of `forward`. In between stands v, which is θ itself or what an outer map ψ
-makes θ of: θ = ψ(v).
+`right_inverse` maps θ to the trainable tensors, `forward` maps them back; the `storage` decides their form. The
+masked weight exists only as the result of `forward`. In between is v: θ itself, or the argument of an outer map ψ
+with θ = ψ(v).
 """
 
 import math
@@ -26,14 +26,14 @@ class Masked(nn.Module):
         outer: The map ψ of θ = ψ(v), None for θ = v.
 
     Attributes:
-        factors: Names of the trainable tensors of the weight's shape, in their order; scalars of the map come after.
-        signed: Which of the factors carries the sign of θ.
-        grown: The value of each factor where a weight comes into the mask: θ = 0 with a gradient. None if there is no
-            such point.
-        probe: A zero tensor of the weight's shape whose ``grad`` becomes the dense gradient, where one is wanted.
-        stride: Of the plain weight, for the time after the merge.
+        factors: Names of the trainable tensors of the weight's shape, in order; scalars of the map come after them.
+        signed: Index of the factor that carries the sign of θ.
+        grown: The value of each factor where an entry enters the mask: θ = 0 with a gradient. None if there is no such
+            point.
+        probe: A zero tensor of the weight's shape whose ``grad`` becomes the dense gradient, where one is needed.
+        stride: The plain weight's strides, which it gets back when merged.
         layout: Which axes of the plain weight are outputs and inputs.
-        read_only: Whether whoever asks for the weight now only reads it; see `mark_own_forward`.
+        read_only: Whether the weight computed now will only be read; see `mark_own_forward`.
     """
 
     factors: tuple[str, ...] = ("theta",)
@@ -49,7 +49,7 @@ class Masked(nn.Module):
 
     @property
     def shape(self) -> torch.Size:
-        """That of the plain weight."""
+        """The shape of the plain weight."""
         return self.storage.shape
 
     @property
@@ -59,7 +59,7 @@ class Masked(nn.Module):
 
     @property
     def grown(self) -> tuple[float, ...] | None:
-        """See the attributes."""
+        """See the class's attributes."""
         return (0.0,) if self.outer is None else None
 
     def right_inverse(self, theta: Tensor) -> tuple[Tensor, ...]:
@@ -74,7 +74,7 @@ class Masked(nn.Module):
         if self.storage.pack(theta).isfinite().all():
             return None
         return (
-            f"{name} has infinities or NaN among its kept values, in {theta.dtype}. Take finite ones, of an earlier "
+            f"{name} has infinities or NaN among its kept values, in {theta.dtype}. Use finite ones, from an earlier "
             f"checkpoint or a new initialization, or leave it dense with exclude=['{name}']."
         )
 
@@ -100,7 +100,7 @@ class Masked(nn.Module):
         return self.storage.unpack(*tensors, lend=lend)  # product and scatter in one
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        """The full weight, from the trainable tensors, and a probe where there is one."""
+        """The full weight, from the trainable tensors; plus the probe where there is one."""
         lend = self.read_only and self.probe is None and torch.is_grad_enabled()
         full = self.full(*tensors, lend=lend)
         if self.probe is None or not torch.is_grad_enabled() or not tensors[0].requires_grad:
@@ -121,7 +121,7 @@ class SignIn(Masked):
     """v = m ⊙ w on a mask, with m² − w² = β whenever θ is set (Section 4, Appendix C).
 
     In dense storage m = w = 0 on masked entries. Both gradients are zero there, so elementwise optimizers never move
-    them; what else may is kept out of θ by the storage.
+    them; if something else does, the storage keeps it out of θ.
 
     Args:
         storage: The mask, and how the values on it are stored.

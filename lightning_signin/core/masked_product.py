@@ -1,7 +1,7 @@
 """A product that is zero off a mask, whatever its factors hold there, at nearly the cost of the product.
 
 ``mask * m * w`` lets NaN and infinities through, and ``where`` takes ten times as long as the product on the CPU. Here
-a mask has as many bits as a value, all of them ones or zeros, and a bitwise "and" puts it on the result.
+each mask entry has as many bits as a value, all ones or all zeros, and a bitwise "and" applies it to the result.
 """
 
 from typing import Any, cast
@@ -20,10 +20,10 @@ def masked_product(a: Tensor, b: Tensor | None, bits: Tensor, memory: Tensor | N
     It is linear in a and in b: each derivative is such a product again, zero off the mask as well.
 
     Args:
-        a: The one factor.
-        b: The other.
+        a: The first factor.
+        b: The second factor, or None.
         bits: The mask as −1 and 0, from `bits_like`.
-        memory: What to write it into, if any.
+        memory: The tensor to write the result into, if any.
 
     Example:
         >>> a, bits = torch.tensor([2.0, torch.nan]), torch.tensor([-1, 0], dtype=torch.int32)
@@ -37,7 +37,7 @@ def masked_product(a: Tensor, b: Tensor | None, bits: Tensor, memory: Tensor | N
 
 
 def bits_like(bits: Tensor, values: Tensor) -> Tensor:
-    """A mask of −1 and 0 in the form that some values need: of their size of an entry, and with their strides.
+    """A mask of −1 and 0 in the form that ``values`` need: integers of their entry size, with their strides.
 
     Example:
         >>> bits_like(torch.tensor([-1, 0]), torch.ones(2, dtype=torch.float16))
@@ -51,7 +51,7 @@ def bits_like(bits: Tensor, values: Tensor) -> Tensor:
 
 
 def strided(gradient: Tensor) -> Tensor:
-    """A gradient as an ordinary tensor: that of ``F.embedding(…, sparse=True)`` is a sparse one.
+    """A gradient as an ordinary tensor: ``F.embedding(…, sparse=True)`` gives a sparse one.
 
     Example:
         >>> strided(torch.eye(2).to_sparse()).tolist()

@@ -1,4 +1,4 @@
-"""What of a module multiplies activations and stays dense: what the sparsity of its sparse weights leaves out."""
+"""The matrices of a module that multiply activations but stay dense, which its sparsity does not count."""
 
 from collections.abc import Iterator
 
@@ -11,21 +11,21 @@ from lightning_signin.core.masked import Masked
 
 
 def layers_of(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules with parameters of their own, with the prefix of their names; a parametrization is none of them."""
+    """All modules except torch's parametrization lists, each with the prefix of its parameters' names."""
     for name, owner in module.named_modules():
         if not isinstance(owner, ParametrizationList):
             yield f"{name}." if name else "", owner
 
 
 def own_parameters(owner: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of a layer itself by attribute, of a scripted one too."""
+    """The parameters of the layer itself by attribute; works for scripted layers too."""
     return dict(owner.named_parameters(recurse=False, remove_duplicate=False))
 
 
 def dense_matrices(module: nn.Module) -> dict[str, int]:
     """The number of entries of every dense matrix that multiplies activations, by plain name, largest first.
 
-    Embeddings, norms and biases are none, and neither is what is tied to an embedding. See `kinds.multiplies`.
+    Embeddings, norms and biases do not count, nor do weights tied to an embedding. See `kinds.multiplies`.
 
     Example:
         >>> dense_matrices(nn.Sequential(nn.Embedding(9, 4), nn.LayerNorm(4), nn.Linear(4, 2)))

@@ -1,4 +1,4 @@
-"""From an argument to the object that it names: a name of a table, an import path, or the object itself."""
+"""From an argument to the object that it names: a name in a table, an import path, or the object itself."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -8,15 +8,15 @@ Kind = TypeVar("Kind")
 
 
 def named(argument: str, value: Any, table: Mapping[str, Callable[[], Any]]) -> Any:
-    """What a string stands for; other values and classes without arguments pass.
+    """The object that a string stands for; a class is instantiated, other values are returned as they are.
 
     Args:
-        argument: What errors call it.
+        argument: The argument's name in error messages.
         value: A name in ``table``, an import path, a class, or anything else.
         table: Makers by name.
 
     Returns:
-        An object; of a class an instance.
+        The object; an instance, if a class was named or given.
 
     Raises:
         ValueError: If a string is neither a name nor an import path.
@@ -36,7 +36,7 @@ def named(argument: str, value: Any, table: Mapping[str, Callable[[], Any]]) -> 
 
 
 def resolve(argument: str, value: str | Kind, table: Mapping[str, Callable[[], Kind]], kind: type[Kind]) -> Kind:
-    """What an argument stands for, of one kind; see `named`.
+    """The object of a given kind that an argument stands for; see `named`.
 
     Raises:
         ValueError: If it is not of that kind.
@@ -49,7 +49,7 @@ def resolve(argument: str, value: str | Kind, table: Mapping[str, Callable[[], K
 
 
 def name_of(value: Any, table: Mapping[str, Callable[[], Any]]) -> Any:
-    """The name in ``table`` that stands for an object; for one with other arguments, what `shown` gives.
+    """The name in ``table`` of an object; if it has other arguments than those made there, what `shown` gives.
 
     Example:
         >>> from fractions import Fraction
@@ -60,12 +60,12 @@ def name_of(value: Any, table: Mapping[str, Callable[[], Any]]) -> Any:
 
 
 def shown(choice: Any) -> Any:
-    """One line for a choice: a string itself, the path of a function or class, an object with its arguments."""
+    """A choice as one line: a string as it is, a function or class by its path, an object with its arguments."""
     if isinstance(choice, str) or choice is None:
         return choice
     if hasattr(choice, "__qualname__"):
         return f"{choice.__module__}.{choice.__qualname__}"
     if type(choice).__repr__ is not object.__repr__:
         return repr(choice)
-    # Its repr would show an address.
+    # The default repr would show an address.
     return f"{type(choice).__module__}.{type(choice).__qualname__}({vars(choice)})"

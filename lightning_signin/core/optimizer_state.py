@@ -1,4 +1,4 @@
-"""Whether an optimizer's state of an entry can be set to zero and moved about with the entry, as moving masks need."""
+"""Whether an optimizer's state of an entry can be zeroed and moved along with the entry, as moving masks require."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -10,29 +10,29 @@ from torch.optim import Optimizer
 
 from lightning_signin.core.torch_internals import without_step_hooks
 
-# They make their state in the constructor: there is no fresh parameter to look at. Both start from zeros, but for
-# Adagrad's `initial_accumulator_value`, where a weight that comes starts from 0 all the same.
+# Adagrad makes its state in the constructor, so it cannot be tried on a fresh parameter. The state starts from zeros,
+# except for `initial_accumulator_value`; an entry that enters the mask then starts from 0 all the same.
 _KNOWN = ("Adagrad",)
 
 
 def check_movable(optimizers: Iterable[Optimizer], ndim: int = 1) -> None:
-    """Raise `ValueError` unless zero is what every optimizer itself starts an entry's state with.
+    """Raise `ValueError` unless every optimizer itself starts an entry's state at zero.
 
-    The optimizer is asked: it takes a step on a parameter of ones without gradient, and its state is looked at. What
-    has no place under a moving mask: state that is copied from the parameter or starts elsewhere (averages of
-    parameters, Rprop's step sizes), of another shape (Adafactor's rows and columns), or shared by all parameters
-    (L-BFGS); and optimizers that wrap others.
+    This is found out by experiment: the optimizer takes a step on a parameter of ones with a zero gradient, and its
+    state is inspected. What cannot follow a moving mask: state that is copied from the parameter or starts elsewhere
+    (averages of parameters, Rprop's step sizes), has another shape (Adafactor's rows and columns), or is shared by all
+    parameters (L-BFGS); and optimizers that wrap others.
 
     Args:
         optimizers: Those that train sparse weights.
-        ndim: The most dimensions of the factors; Adafactor has rows and columns from two on.
+        ndim: The largest number of dimensions of the factors; Adafactor has rows and columns from two on.
     """
     for optimizer in optimizers:
         name = type(optimizer).__name__
         if name in _KNOWN or not optimizer.param_groups:
             continue
         if inner := [value for value in vars(optimizer).values() if isinstance(value, Optimizer)]:
-            raise ValueError(_refusal(name, f"it wraps {type(inner[0]).__name__}, whose state is out of reach"))
+            raise ValueError(_refusal(name, f"it wraps {type(inner[0]).__name__}, whose state cannot be reached"))
         for group in optimizer.param_groups:
             for key, value in fresh_state(optimizer, group, ndim).items():
                 if reason := _why_not(key, value, (3,) * ndim):
@@ -43,13 +43,13 @@ def fresh_state(optimizer: Optimizer, group: dict[str, Any], ndim: int = 1) -> d
     """The state that an optimizer makes for a parameter of 3, 3 × 3, … ones in a group, whose gradient is zero.
 
     Raises:
-        ValueError: If its step cannot be taken on it.
+        ValueError: If the optimizer's step fails on it.
     """
     device = group["params"][0].device if group["params"] else torch.device("cpu")
     parameter = nn.Parameter(torch.ones((3,) * ndim, device=device))
     parameter.grad = torch.zeros_like(parameter)
     twin = object.__new__(type(optimizer))
-    # Its own state and groups, without the user's hooks; weight decay would be a gradient.
+    # The twin has its own state and groups, and none of the user's hooks. Weight decay is off: it acts as a gradient.
     twin.__dict__ = {**vars(optimizer), "state": defaultdict(dict), "defaults": dict(optimizer.defaults)}
     twin.__dict__ |= without_step_hooks()
     decays = {"weight_decay": 0.0} if "weight_decay" in group else {}

@@ -10,8 +10,8 @@ from lightning_signin.core.weights import SparseWeight
 
 MOMENTUM = ("keep", "carry", "clear")
 
-# How each state tensor grows with the gradient: 1 for averages of gradients, 2 for averages of their squares. (Not
-# here: ZeroRedundancyOptimizer, which may keep the states of m and w on different ranks.)
+# The degree of each state tensor in the gradient: 1 for averages of gradients, 2 for averages of their squares.
+# (ZeroRedundancyOptimizer is missing on purpose: it may keep the states of m and w on different ranks.)
 _ADAM = {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2}
 _STATE_DEGREES: dict[str, dict[str, int]] = {
     "SGD": {"momentum_buffer": 1},
@@ -27,8 +27,8 @@ _STATE_DEGREES: dict[str, dict[str, int]] = {
     "RMSprop": {"square_avg": 2, "grad_avg": 1},
     "Adagrad": {"sum": 2},
 }
-# Their update of one entry depends on others by the shape of the tensor. On rows and columns of zeros the first kind
-# still leaves zeros zero; the second fills them.
+# Their update of an entry depends on other entries, according to the shape of the tensor. With the first kind zeros
+# stay zero all the same; the second fills them.
 _NEEDS_SHAPE = ("Adafactor", "AdafactorBigVision", "AdamP", "Mars", "SGDP")  # Mars is AdamW on vectors
 _MIXES_ENTRIES = ("Muon", "AdaMuon", "NadaMuon", "Shampoo", "SOAP", "Kron")
 
@@ -38,15 +38,15 @@ def at_rescale(
 ) -> None:
     """Change the optimizers' state of one product m ⊙ w before its factors are renewed; see `model.rescale_`.
 
-    A state s of degree d is that of a θ-gradient g as s_m = wᵈ gᵈ, s_w = mᵈ gᵈ. "carry" finds gᵈ by least squares and
-    puts the renewed factors in; "clear" zeroes the states of degree 1.
+    A θ-gradient g gives states of degree d as s_m = wᵈ gᵈ and s_w = mᵈ gᵈ. "carry" finds gᵈ by least squares and
+    inserts the renewed factors; "clear" zeroes the states of degree 1.
     """
     if momentum == "keep":
         return
     for optimizer in optimizers:
         states = [optimizer.state[factor] for factor in factors if factor in optimizer.state]
         if len(states) != len(factors):
-            continue  # another optimizer's, or no step was taken yet
+            continue  # they belong to another optimizer, or no step was taken yet
         for key, degree in _degrees(optimizer, states[0], factors[0]).items():
             of_m, of_w = (state[key] for state in states)
             if momentum == "clear" and degree == 1:
@@ -70,7 +70,7 @@ def check_rescale(momentum: str, optimizers: Iterable[Optimizer]) -> None:
 
 
 def check_optimizers(weights: Iterable[SparseWeight], optimizers: Iterable[Optimizer]) -> None:
-    """Raise unless every trainable weight is trained, by an optimizer that can.
+    """Raise unless every trainable weight is in an optimizer that can train it.
 
     Raises:
         ValueError: If a weight's factors are in no optimizer, or in one whose update depends on the weight's shape.
@@ -90,12 +90,12 @@ def check_optimizers(weights: Iterable[SparseWeight], optimizers: Iterable[Optim
 
 
 def add_frobenius_decay_(weights: Iterable[SparseWeight], strength: float, parameters: Iterable[nn.Parameter]) -> None:
-    """Add the gradient of (λ/2)·‖m ⊙ w‖² to the gradients of the factors (Table 5); of a plain weight, (λ/2)·‖v‖².
+    """Add the gradient of (λ/2)·‖m ⊙ w‖² to the gradients of the factors (Table 5); for a plain weight, (λ/2)·‖v‖².
 
-    With it λ acts on θ as SGD's ``weight_decay`` λ does. The paper writes the loss term λ‖m ⊙ w‖², which is 2λ here.
+    λ then acts on θ as SGD's ``weight_decay`` λ does. The paper writes the loss term λ‖m ⊙ w‖², which is 2λ here.
 
     Args:
-        weights: The sparse weights; of a plain masked one θ decays itself.
+        weights: The sparse weights; for a plain masked one θ itself decays.
         strength: λ ≥ 0.
         parameters: Those that are about to be stepped; factors among them that have a gradient are changed.
     """

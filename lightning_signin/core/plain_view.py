@@ -1,4 +1,4 @@
-"""The plain view: for a moment the module shows its plain parameters, and optimizers get the factors behind them."""
+"""The plain view: the module temporarily shows its plain parameters, and optimizers get the factors behind them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,12 +24,12 @@ Factors = dict[int, SparseWeight]
 def plain_view(module: nn.Module) -> Iterator[nn.Module]:
     """Show sparse weights as plain parameters, with their names, shapes, order, values and owner modules.
 
-    An optimizer that is built inside gets the factors in their place, while its groups are added: optimizers that
-    make their state in the constructor see the factors too. So parameter groups by name, by ``ndim`` or by module
-    type, and optimizer factories, work unchanged. What is done to the plain parameters themselves is lost.
+    An optimizer that is built inside gets the factors in their place, at the time its groups are added, so optimizers
+    that make their state in the constructor see the factors too. Thus parameter groups by name, by ``ndim`` or by
+    module type, and optimizer factories, work unchanged. Changes to the plain parameters themselves are lost.
 
     Args:
-        module: A module after `sparsify`. Without sparse weights nothing happens.
+        module: A module after `sparsify`. Without sparse weights, nothing happens.
 
     Raises:
         ValueError: While an optimizer is built that mixes the entries of a weight, or needs its shape.
@@ -53,9 +53,9 @@ def plain_view(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def exchange_parameters(optimizer: Optimizer, behind: Factors) -> None:
-    """Put factors in the place of plain parameters in an optimizer that was built before `sparsify`, as CLIs do.
+    """Replace plain parameters by factors in an optimizer that was built before `sparsify`, as CLIs do.
 
-    State that it has made already is given to each factor, on the mask.
+    State that the optimizer has already made is given to each factor, restricted to the mask.
 
     Args:
         optimizer: Any optimizer that has taken no step.
@@ -82,7 +82,7 @@ def show_plain(module: nn.Module) -> "tuple[list[PlainLayer], Factors]":
         The layers, which can be restored, and the sparse weight behind each new parameter, by its id.
 
     Raises:
-        ValueError: If a layer has got another parametrization meanwhile.
+        ValueError: If a layer has been given another parametrization meanwhile.
     """
     layers: dict[int, PlainLayer] = {}
     behind: Factors = {}
@@ -105,7 +105,7 @@ def show_plain(module: nn.Module) -> "tuple[list[PlainLayer], Factors]":
 class PlainLayer:
     """One layer that is shown without its parametrizations.
 
-    Its class is exchanged and nothing is removed from it: deep copies of a layer share the class that torch made.
+    The layer gets another class; the class that torch made is not changed, because deep copies of the layer share it.
     """
 
     def __init__(self, owner: nn.Module) -> None:
@@ -162,17 +162,17 @@ def _exchange_in_optimizers(behind: Factors) -> Iterator[None]:
 
 
 def _packed(state: dict[str, Any], weight: SparseWeight, tensor: Tensor) -> dict[str, Any]:
-    """Optimizer state of a plain parameter, as that of one of its trainable tensors."""
+    """The optimizer state of a plain parameter, converted to that of one of its trainable tensors."""
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     of_entries = {key: value for key, value in tensors.items() if value.shape == weight.storage.shape}
     packed = {key: value.clone() for key, value in tensors.items()}
-    for key, value in of_entries.items():  # before the first step all entries have the same one: a scalar takes it too
+    for key, value in of_entries.items():  # before the first step all entries are equal, so a scalar takes any
         packed[key] = value.flatten()[0].clone() if tensor.ndim == 0 else weight.storage.pack(value)
     return state | packed
 
 
 def _factors(item: Any, behind: Factors) -> list[Any]:
-    """The factors behind a placeholder, named ones with names; anything else as it is."""
+    """The factors behind a placeholder, with names if it is named; anything else as it is."""
     name, parameter = item if isinstance(item, tuple) else (None, item)
     weight = behind.get(id(parameter))
     if weight is None:

@@ -1,4 +1,4 @@
-"""Which weights of a module are made sparse: glob patterns on plain names, and what happens to the odd cases."""
+"""Which weights of a module are made sparse: glob patterns on plain names, and the special cases."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -18,7 +18,7 @@ from lightning_signin.errors import some, warn
 Owners = list[tuple[nn.Module, str]]
 Users = dict[str, tuple[nn.Module, str]]
 _TYPE = "type:"
-_MUCH = 0.2  # of the matrix entries: more than that stays dense only if somebody says so
+_MUCH = 0.2  # if this share of the matrix entries stays dense and the user did not ask for it, a warning says so
 _MAKE_KNOWN = "make a layer of your own known with `lightning_signin.add_kind(MyLayer, weight='io')`"
 
 
@@ -77,7 +77,7 @@ def select_weights(
 
 
 def layout_of(owners: Owners) -> Layout:
-    """How a weight is stored: as the first of its users of a known kind has it, else (outputs, inputs, kernel…)."""
+    """How a weight is stored: by the first of its users that is of a known kind, else (outputs, inputs, kernel…)."""
     for owner, attribute in owners:
         layout = layout_in(owner, attribute)
         if layout is not None:
@@ -86,7 +86,7 @@ def layout_of(owners: Owners) -> Layout:
 
 
 def check_patterns(argument: str, patterns: Sequence[str] | None) -> list[str] | None:
-    """The patterns as a list; a string alone, which would be read letter by letter, is a `ValueError`."""
+    """The patterns as a list; a bare string, which would be iterated letter by letter, raises `ValueError`."""
     if isinstance(patterns, str):
         raise ValueError(f"`{argument}` must be a list of glob patterns, got the string {patterns!r}. Write [...].")
     return None if patterns is None else list(patterns)
@@ -125,7 +125,7 @@ def _match(
 
 
 def _by_default(owner: nn.Module, attribute: str) -> bool:
-    # TorchScript has compiled how its layers read their weights.
+    # In a scripted layer, how it reads its weights is compiled already.
     return not isinstance(owner, ScriptModule) and axes_of(owner, attribute) is not None
 
 
@@ -142,7 +142,7 @@ def _no_match(module: nn.Module, argument: str, pattern: str, candidates: Users)
     vectors = [name for name, parameter in module.named_parameters() if fnmatchcase(name, pattern)]
     if vectors:
         return (
-            f"`{argument}` pattern {pattern!r} matches {some(vectors)} alone, of less than two dimensions: norms and "
+            f"`{argument}` pattern {pattern!r} matches only {some(vectors)}, of less than two dimensions: norms and "
             "biases stay dense."
         )
     names = ", ".join([*candidates][:5]) or "none, the module has no weights"
@@ -150,14 +150,14 @@ def _no_match(module: nn.Module, argument: str, pattern: str, candidates: Users)
 
 
 def _say_dense(module: nn.Module, known: Sequence[str]) -> None:
-    """Warn if much of the module stays dense and is not known to: selected, left out, frozen or tied."""
+    """Warn if much of the module stays dense, apart from weights in ``known``: selected, left out, frozen or tied."""
     entries = dense_matrices(module)
     size = sum(entries.values())
     dense = {name: number for name, number in entries.items() if name not in known}
     if sum(dense.values()) >= _MUCH * size:
         warn(
             f"{100 * sum(dense.values()) / size:.0f} % of the matrix entries stay dense: {some(list(dense))}. Name "
-            f"them in `include`, or {_MAKE_KNOWN}; what shall stay dense goes to `exclude`."
+            f"them in `include`, or {_MAKE_KNOWN}; put what should stay dense in `exclude`."
         )
 
 

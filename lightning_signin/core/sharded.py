@@ -1,22 +1,22 @@
-"""Tensors that FSDP2 (`torch.distributed.fsdp.fully_shard`) has sharded over ranks: the one place that knows of them.
+"""Tensors that FSDP2 (`torch.distributed.fsdp.fully_shard`) has sharded over ranks; only this file handles them.
 
-Each rank then holds a part of every factor, in rows of the plain weight's stored form; masks stay whole on all ranks.
-While a layer runs, and until its backward, FSDP2 puts whole plain tensors in the place of the parameters.
+Each rank then holds a part of every factor, in rows of its stored form; masks stay whole on all ranks. While a layer
+runs, and until its backward, FSDP2 replaces the parameters by whole plain tensors.
 
-Classes are recognized without importing theirs, which takes more than a second.
+Classes are recognized without importing their modules, which takes more than a second.
 """
 
 import sys
 
 from torch import Tensor, nn
 
-# `sparsify` chooses among whole weights, and its factors are parameters that `fully_shard` has to find.
+# `sparsify` needs whole weights to choose from, and `fully_shard` has to find the factors as parameters.
 SHARD_AFTER = (
     "Call `sparsify` before `fully_shard`, in `configure_model`:\n"
     "    sparsify(self.net, sparsity=0.9)\n"
     "    for block in self.net: fully_shard(block, mesh=self.device_mesh['data_parallel'])\n"
     "    fully_shard(self.net, mesh=self.device_mesh['data_parallel'])\n"
-    "SignInCallback goes on with the masks and factors that it finds."
+    "SignInCallback continues with the masks and factors that it finds."
 )
 EXPORT = (
     "Save a checkpoint on all ranks, `trainer.save_checkpoint('sparse.ckpt')`, and merge the file: `lightning-signin "
@@ -42,12 +42,12 @@ def has_shards(module: nn.Module) -> bool:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The whole tensor, which all ranks have to ask for together; others as they are."""
+    """The whole of a sharded tensor, a collective call that all ranks must make; other tensors as they are."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """A sharded tensor whole and in the memory of the CPU, which all ranks have to ask for together; others as is."""
+    """The whole of a sharded tensor, on the CPU; all ranks must call this together. Other tensors as they are."""
     return whole(tensor).cpu() if is_sharded(tensor) else tensor
 
 
@@ -68,10 +68,10 @@ def sharded_like(value: Tensor, other: Tensor) -> Tensor:
 
 
 def reshard_(module: nn.Module) -> None:
-    """Let FSDP2 put the sharded parameters back in their place, here and below.
+    """Let FSDP2 put the sharded parameters back, in this module and below.
 
-    After an evaluation the root's stay whole until the next backward, and what is written into them is lost. Nothing
-    that a backward needs is: it gathers again.
+    After an evaluation the root's parameters stay whole until the next backward, and what is written into them is lost.
+    Resharding takes nothing from a pending backward, which gathers again.
     """
     fsdp = sys.modules.get("torch.distributed.fsdp")
     for part in module.modules() if fsdp is not None else ():

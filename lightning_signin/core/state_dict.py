@@ -1,7 +1,7 @@
 """The plain state dict, both ways: hooks on each layer with a sparse weight.
 
-Saving, ``layer.weight`` is the masked effective weight, under its plain name and in its plain place. Loading, a plain
-weight is masked and turned into the trainable tensors; its zeros are never read as a mask.
+On saving, ``layer.weight`` is the masked effective weight, under its plain name and at its plain position. On loading,
+a plain weight is masked and turned into the trainable tensors; its zeros are never taken for a mask.
 """
 
 from collections.abc import Iterator
@@ -23,14 +23,14 @@ from lightning_signin.core.torch_internals import (
 
 
 def install_plain_state(owner: nn.Module, plain_order: list[str]) -> None:
-    """Give a layer the plain state dict of the layer it was.
+    """Give a parametrized layer the state dict it had as a plain layer.
 
     Args:
         owner: A layer with sparse weights.
         plain_order: The names of its own parameters before it was parametrized, in their order.
     """
     owner.parametrizations.plain_order = plain_order  # type: ignore[union-attr]
-    # Plain functions, found again by identity, so that a deep copy of the layer can be merged too.
+    # Module-level functions, which `uninstall_plain_state` finds by identity in a deep copy of the layer too.
     owner.register_state_dict_post_hook(_save_plain)
     owner.register_load_state_dict_pre_hook(_load_plain)
 
@@ -72,7 +72,7 @@ def _save_plain(owner: nn.Module, state_dict: dict[str, Any], prefix: str, local
 def _plain_value(holder: ParametrizationList, keep_vars: bool) -> Tensor:
     if keep_vars:
         return holder()
-    # A copy: writing into it would change nothing. As an inference tensor it says so to whoever tries.
+    # Writing into this copy would not change the module. As an inference tensor it raises an error on the attempt.
     factor: Any = holder.original0
     with torch.inference_mode():
         return sharded_like(holder(), factor)
@@ -106,7 +106,7 @@ def _load_plain(
             with torch.no_grad():
                 values = masked.right_inverse(cast)
                 current = [sharded_like(value, held) for value, held in zip(values, current, strict=True)]
-        # Where nothing could be loaded the present values stand in, so that only the plain name is reported.
+        # Where nothing could be loaded, the current values stand in, so that only the plain name is reported.
         for i, value in enumerate(current):
             state_dict[f"{prefix}parametrizations.{name}.original{i}"] = value
 

@@ -24,7 +24,7 @@ class Compact:
         mask: Bool mask of the weight's shape, True for active entries.
 
     Attributes:
-        index: Places of the active entries in the flat weight, ascending; int32 where that reaches them all.
+        index: Positions of the active entries in the flat weight, ascending; int32 if the weight is small enough.
     """
 
     name = "compact"
@@ -37,7 +37,7 @@ class Compact:
 
     @property
     def mask(self) -> Tensor:
-        """The bool mask, made anew from the index."""
+        """The bool mask, rebuilt from the index."""
         mask = torch.zeros(self.size, dtype=torch.bool, device=self.index.device)
         return mask.index_fill_(0, self.index.long(), True).view(self.shape)
 
@@ -51,18 +51,18 @@ class Compact:
         return full.reshape(-1).index_select(0, self.index)
 
     def restrict(self, values: Tensor, times: Tensor | None = None) -> Tensor:
-        """The values themselves, or their product: none is masked."""
+        """The values themselves, or their product: no stored entry is masked."""
         return values if times is None else values * times
 
     def unpack(self, values: Tensor, times: Tensor | None = None, *, lend: bool = False) -> Tensor:
-        """Put values into their places of a zero tensor of the weight's shape.
+        """Put values at their positions in a zero tensor of the weight's shape.
 
         Args:
             values: The active entries.
             times: What to multiply them by.
-            lend: The tensor will only be read: its memory may be lent, and used again when it is gone.
+            lend: The result will only be read, so its memory may be lent from a pool and reused when it is gone.
         """
-        if torch.compiler.is_compiling():  # it plans its memory itself
+        if torch.compiler.is_compiling():  # the compiler plans memory itself
             full = torch.zeros(self.size, dtype=values.dtype, device=values.device)
             return full.index_copy(0, self.index.long(), self.restrict(values, times)).view(self.shape)
         lend = lend and type(values) in (Tensor, nn.Parameter) and values.device.type == "cpu"
@@ -79,7 +79,7 @@ class Compact:
         self._workspace = Workspace()
 
     def move_to(self, other: "Compact") -> None:
-        """Take over the places of another storage with as many: in place, so that a compiled step goes on."""
+        """Take over the positions of another storage of equal size: in place, so that a compiled step stays valid."""
         self.index.copy_(other.index)
         self.release()
 
@@ -100,7 +100,7 @@ class _Scatter(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor | None, Compact, bool], output: Tensor) -> None:
-        """Keep the index, which `Compact.move_to` would change."""
+        """Save the index for backward, so that autograd notices if `Compact.move_to` changes it."""
         values, times, storage, _ = inputs
         factors = (None, None) if times is None else (values, times)
         ctx.save_for_backward(storage.index, *factors)
@@ -132,14 +132,14 @@ _FAULTED = 2**25  # bytes: glibc's malloc takes larger blocks from the system ev
 class Dense:
     """Values have the weight's shape; those where the mask is False never reach θ, and get no gradient.
 
-    They are zeros there, and stay so with optimizers that change each entry for itself. Noise on gradients, centralized
-    gradients and some optimizers fill them.
+    They are zeros there, and stay zero under optimizers that treat each entry on its own. Noise on gradients,
+    centralized gradients and some optimizers fill them.
 
     Args:
         mask: Bool mask of the weight's shape, True for active entries.
 
     Attributes:
-        bits: −1, all bits ones, where the mask is True, else 0; in the form that the values last asked for.
+        bits: −1 (all bits set) where the mask is True, else 0; with the entry size and strides last needed.
     """
 
     name = "dense"
@@ -150,7 +150,7 @@ class Dense:
 
     @property
     def mask(self) -> Tensor:
-        """The bool mask, made anew."""
+        """The bool mask, rebuilt from the bits."""
         return self.bits.bool()
 
     @property
@@ -175,7 +175,7 @@ class Dense:
             lend: As in `Compact.unpack`.
         """
         ordinary = type(values) in (Tensor, nn.Parameter) and values.device.type in ("cpu", "cuda")
-        if not ordinary or torch.compiler.is_compiling():  # a compiler makes one loop of it
+        if not ordinary or torch.compiler.is_compiling():  # a compiler fuses this into one loop
             return self.pack(values) if times is None else self.pack(values) * self.pack(times)
         memory = None
         if isinstance(values, nn.Parameter):  # another tensor may be one of `torch.func`
@@ -196,8 +196,8 @@ class Dense:
 
 Storage = Compact | Dense
 
-# Compact storage of the two factors needs 2 · (value + gradient + momentum) + one 32-bit index for each active entry,
-# dense storage as much with the bits of the mask for every entry. It is the faster one below about 1/2
+# Compact storage of the two factors needs 2 · (value + gradient + momentum) + one 32-bit index per active entry; dense
+# storage needs the same, with mask bits for the index, for every entry. Compact is faster below a density of about 1/2
 # (benchmarks/storage.py).
 COMPACT_BELOW = 0.5
 
@@ -214,5 +214,5 @@ def make_storage(kind: str, mask: Tensor) -> Storage:
 
 
 def _follow(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
-    # `fn` may cast or empty what it is given (`.type()`, `.to_empty()`), so it gets a probe: only its device counts.
+    # `fn` may cast or empty its argument (`.type()`, `.to_empty()`), so it is called on a probe to find the device.
     return tensor.to(fn(torch.empty(0, device=tensor.device)).device)

@@ -1,4 +1,4 @@
-"""Finding the sparse weights of a module again: every verb starts with this scan."""
+"""Finding the sparse weights of a module: every verb starts with this scan."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -58,7 +58,7 @@ class SparseWeight:
         return self.holder()
 
     def plain(self) -> Tensor:
-        """The same in the memory layout of the plain weight, as channels_last; sharded where the factors are."""
+        """The same in the memory layout of the plain weight, e.g. channels_last; sharded where the factors are."""
         theta, stride = self.effective(), self.parametrization.stride
         theta = theta if theta.stride() == stride else theta.new_empty_strided(theta.shape, stride).copy_(theta)
         return sharded_like(theta, self.factors[0])
@@ -75,29 +75,29 @@ class SparseWeight:
 
     @torch.no_grad()
     def inner(self) -> Tensor:
-        """The v of θ = ψ(v), stored as `values`: θ itself where there is no ψ. Sharded where the factors are."""
+        """The v of θ = ψ(v), stored like `values`: θ itself where there is no ψ. Sharded where the factors are."""
         return self.parametrization.join(*self.factors)
 
     @property
     def kept(self) -> int:
-        """The number of entries on the mask, less the zeros that the parametrization makes of them."""
+        """The number of entries on the mask, minus those that the parametrization makes zero."""
         outer = self.parametrization.outer
         return self.storage.active if outer is None or not outer.makes_zeros else int(self.values().count_nonzero())
 
     @property
     def counted(self) -> int:
-        """`kept`, and the non-zeros of θ off the mask: none, unless something is put on top of the parametrization."""
+        """`kept` plus the non-zeros of θ off the mask: none, unless another parametrization is put on top."""
         return self.kept + int((self.effective() != 0).logical_and_(~self.storage.mask).sum())
 
     @torch.no_grad()
     def set_factors(self, values: Iterable[Tensor]) -> None:
-        """Write the factors in place: optimizers and DDP hold on to them."""
+        """Write the factors in place: optimizers and DDP hold references to them."""
         for factor, value in zip(self.factors, values, strict=True):
             factor.copy_(sharded_like(value, factor))
 
 
 def sparsity(module: nn.Module) -> float:
-    """The share of zeros of the sparse weights, counted: masked entries, and those that the parametrization makes.
+    """The share of zeros in the sparse weights, by count: masked entries, and zeros that the parametrization makes.
 
     Example:
         >>> from lightning_signin import sparsify

@@ -1,4 +1,4 @@
-"""Memory for masked weights that is filled with zeros once, and not in every forward pass."""
+"""Memory for masked weights that is zeroed once, not in every forward pass."""
 
 import ctypes
 import weakref
@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 class Workspace:
-    """Lends one flat tensor on the CPU over and over; what is lent again holds what the last borrower wrote.
+    """Lends one flat tensor on the CPU over and over; it still holds what the last borrower wrote.
 
-    A weight that is rebuilt in every step is a large block of fresh memory each time: to get it and to zero it takes
-    longer than to write a tenth of its entries. A borrower who writes the same entries every time finds zeros in all
-    others. The tensor comes back by itself when nothing uses its memory any more, no view and no autograd graph. Until
-    then others are made; one is kept.
+    A weight that is rebuilt in every step needs a large block of memory each time: allocating and zeroing it takes
+    longer than writing a tenth of its entries. A borrower that writes the same entries every time finds zeros in all
+    others. The tensor comes back by itself when nothing uses its memory any more, neither a view nor an autograd graph.
+    Until then, further requests get new tensors; one of those returned is kept.
 
     Example:
         >>> workspace = Workspace()
@@ -33,7 +33,7 @@ class Workspace:
         memory = self._free.pop() if self._free else None
         if memory is None or memory.dtype != dtype or memory.numel() != size:
             memory = torch.zeros(size, dtype=dtype, device="cpu")  # whatever the default device is
-        # The tensor holds the handle as long as it holds the memory, and no longer.
+        # The tensor keeps the handle alive exactly as long as its memory is in use.
         handle = (ctypes.c_byte * (size * memory.itemsize)).from_address(memory.data_ptr())
         weakref.finalize(handle, self._take_back, memory).atexit = False
         return torch.frombuffer(handle, dtype=dtype)
@@ -43,5 +43,5 @@ class Workspace:
             self._free.append(memory)
 
     def __reduce__(self) -> tuple[type["Workspace"], tuple[()]]:
-        # Copies, of a module too, have memory of their own.
+        # A copy, e.g. as part of a module, has memory of its own.
         return Workspace, ()

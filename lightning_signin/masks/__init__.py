@@ -1,4 +1,4 @@
-"""Masks: which weights are kept (`scores`), how many a layer (`distributions`), in which pattern (`structures`)."""
+"""Masks: which weights are kept (`scores`), how many per layer (`distributions`), in which pattern (`structures`)."""
 
 from lightning_signin.masks.build import build_masks
 from lightning_signin.masks.distributions import DISTRIBUTIONS, budget

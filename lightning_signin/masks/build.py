@@ -1,4 +1,4 @@
-"""From a score, a distribution and a structure to one exact mask a weight."""
+"""From a score, a distribution and a structure to one exact mask per weight."""
 
 from collections.abc import Mapping
 
@@ -36,26 +36,27 @@ def build_masks(
 
     Args:
         weights: The weights by name, in model order.
-        sparsity: Fraction of zeros over all weights, in [0, 1); None is 0.9, or what groups in ``distribution`` say.
+        sparsity: Fraction of zeros over all weights, in [0, 1). Default: 0.9, or that of groups in ``distribution``.
         mask: Which weights are kept: the name of a score, its import path, or a score, e.g. ``SNIP(num_batches=10)``.
         distribution: How the kept weights are spread: "balanced", "erk", "uniform"; "global", where the scores of all
             layers compete; or a dict of glob pattern → sparsity, a name for the rest, or ``{"max_sparsity": s}``, where
-            the first match wins: see `make_groups`. None is what the score's paper uses.
-        structure: In which pattern: see `parse_structure`; or a dict of glob pattern → structure.
+            the first match wins: see `make_groups`. Default: that of the score's paper.
+        structure: The pattern in which weights are kept, see `parse_structure`; or a dict of glob pattern → structure.
         seed: Seed of the scores' generator.
         module: The plain module that has the weights, for scores that run it.
         data: Loss and batches, for scores that train or run it.
-        layouts: How weights are stored that are not (outputs, inputs, …), such as those of transposed convolutions.
+        layouts: The layouts of weights that are not stored as (outputs, inputs, …), e.g. of transposed convolutions.
 
     Returns:
         A bool mask for each weight, True keeps. Together they keep exactly (1 − sparsity) · N weights, rounded half to
-        even, or the nearest count that the structure can make, with a warning (each group for itself); and at least one
-        unit of the structure in each layer (under "global" each layer's best is kept first, and a warning says where it
-        mattered). Equal scores keep the lower index; among scores of zero chance chooses, with a warning.
+        even, or the nearest count that the structure allows, with a warning (per group, if there are groups); and at
+        least one unit of the structure in each layer (under "global" each layer's best is kept first, and a warning
+        names the layers that would have kept nothing). Among equal scores the lower index is kept; among scores of zero
+        the choice is random, with a warning.
 
     Raises:
         ValueError: If a name is unknown, ``sparsity`` is out of range, a structure does not fit, or the budget is below
-            one unit a layer.
+            one unit per layer.
         SignInError: If a score fails, is undefined or not finite, or leaves a choice among zeros where layers compete.
 
     Example:

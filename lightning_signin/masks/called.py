@@ -1,4 +1,4 @@
-"""The training loss as a forward, so that parameters can be exchanged for values while it runs."""
+"""The training loss as a module's forward, so that its parameters can be replaced by values while it runs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,10 +11,10 @@ from lightning_signin.objective.training_data import TrainingData
 
 
 class Called(nn.Module):
-    """The loss of a batch.
+    """A module whose forward is the loss of a batch.
 
     Args:
-        module: The module, on whose parameters the exchange works.
+        module: The module whose parameters can be replaced.
         data: Loss and batches.
     """
 
@@ -30,7 +30,7 @@ class Called(nn.Module):
             losses = self.data.loss(self.module, batch)
         if not isinstance(losses, Sequence):
             return [(losses, None)]
-        # The step may list the values that are in the module now, or what an optimizer took before.
+        # The step may list the values that are in the module now, or the parameters that an optimizer got before.
         owners |= {id(parameter): name for name, parameter in self.module.named_parameters()}
         found: list[tuple[Tensor, set[str] | None]]
         found = [(loss, {owners[id(p)] for p in trained if id(p) in owners}) for loss, trained in losses]

@@ -23,11 +23,11 @@ class Choice:
         sparsity: Fraction of zeros over all weights, in [0, 1).
         distribution: "balanced", "uniform", "erk", "global", or a dict of glob pattern → sparsity; see `make_groups`.
         structures: The structure of every weight.
-        layouts: How weights are stored that are not (outputs, inputs, kernel…).
+        layouts: The layouts of weights that are not stored as (outputs, inputs, kernel…).
 
     Raises:
         ValueError: If a structure does not fit a weight, a pattern matches nothing, a weight is in no group, or the
-            budget is below one unit a layer.
+            budget is below one unit per layer.
     """
 
     def __init__(
@@ -48,17 +48,17 @@ class Choice:
 
     @property
     def is_global(self) -> bool:
-        """The layers' counts depend on their scores."""
+        """Whether the layers' counts depend on their scores."""
         return any(group.spread == "global" for group in self.groups)
 
     @property
     def target(self) -> int:
-        """The number of weights to keep that sparsity asks for."""
+        """The number of weights to keep according to the sparsity."""
         return sum(group.total for group in self.groups)
 
     @property
     def targets(self) -> list[tuple[list[str], int]]:
-        """The names in each group, and the number of weights to keep that its sparsity asks for."""
+        """The names in each group, and the number of weights to keep according to its sparsity."""
         return [(group.names, group.total) for group in self.groups]
 
     def masks(
@@ -71,9 +71,9 @@ class Choice:
 
         Args:
             scores: By name; higher is kept.
-            density: On the way to the sparsity, what share of the weights is kept, given the sparsity; such masks are
-                unstructured. None is the end of the way.
-            most: The most that each layer may keep, where it is less than what its structure can keep.
+            density: For intermediate masks, which are unstructured: the share of weights to keep, as a function of the
+                final sparsity. None gives the final masks.
+            most: The most that each layer may keep, where this is less than its structure allows.
 
         Returns:
             Bool masks of the weights' shapes.
@@ -81,7 +81,7 @@ class Choice:
         structures = self.structures if density is None else dict.fromkeys(scores, _FREE)
         masks = {}
 
-        def read(name: str) -> Tensor:  # one at a time: scores may be made when they are asked for
+        def read(name: str) -> Tensor:  # one at a time: a mapping may compute each score on access
             return self.layouts[name].read(scores[name])
 
         counts = self._counts(read, density, structures, most or {})
@@ -121,7 +121,7 @@ class Choice:
         return {name: counts[name] for name in self.shapes}
 
     def _shares(self, group: Group) -> list[int]:
-        """What each weight asks for: of stacked layers, each for itself."""
+        """The share of each weight; for stacked layers, the sum of their shares."""
         layers = [self.layouts[name].layers(self._stored[name]) for name in group.names]
         return [number * DISTRIBUTIONS[group.spread](shape) for number, shape in layers]
 
@@ -133,7 +133,7 @@ class Choice:
         return found
 
     def _least(self, group: Group, units: Sequence[int], capacities: Sequence[int]) -> list[int]:
-        """The least that each weight keeps: a unit of its structure, or what its maximum sparsity leaves."""
+        """The least that each weight keeps: one unit of its structure, or what its maximum sparsity leaves."""
         found = []
         for name, unit, capacity in zip(group.names, units, capacities, strict=True):
             found.append(min(max(-(-group.least.get(name, 1) // unit), 1) * unit, capacity))
@@ -149,8 +149,8 @@ class Choice:
         if misfits:
             instead = ", ".join(f"'{name}': 'unstructured'" for name in misfits)
             raise ValueError(
-                f"`structure` does not fit {'; '.join(misfits.values())}. Leave out with exclude={list(misfits)}, or "
-                f"give another one: structure={{{instead}, '*': …}}."
+                f"`structure` does not fit {'; '.join(misfits.values())}. Leave them out with exclude={list(misfits)}, "
+                f"or choose another structure: structure={{{instead}, '*': …}}."
             )
 
     def _check_budgets(self) -> None:

@@ -1,9 +1,9 @@
 """How many weights each layer keeps: the distribution of a budget over layers.
 
-Every distribution says what share a layer asks for. The shares are scaled by one factor until the budget is spent, no
-layer passing its capacity or falling below one unit of its structure (water-filling), all in exact fractions; then the
-counts are rounded to whole units whose sum is the budget, or the nearest sum that there is. The "global" distribution
-has no shares: the scores of all layers compete (`global_counts`).
+Every distribution gives each layer a share. The shares are scaled by one factor until the budget is spent, while no
+layer exceeds its capacity or falls below one unit of its structure (water-filling), all in exact fractions; then the
+counts are rounded to whole units whose sum is the budget, or the nearest possible sum. The "global" distribution has
+no shares: the scores of all layers compete (`global_counts`).
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ def budget(sparsity: float, size: int) -> int:
     """The number of weights to keep: (1 − sparsity) · size in exact decimal arithmetic, rounded half to even.
 
     Args:
-        sparsity: Fraction of zeros, in [0, 1). It is read as it is printed, so 0.9 means 9/10.
+        sparsity: Fraction of zeros, in [0, 1). Its printed decimal form is what counts: 0.9 means 9/10.
         size: Number of weights.
 
     Raises:
@@ -41,7 +41,7 @@ def balanced(shape: tuple[int, ...]) -> int:
     """The same number of non-zeros for every layer; layers with fewer weights than that are dense.
 
     (Gadhikar, Mukherjee, Burkholz: "Why Random Pruning Is All We Need to Start Sparse", ICML 2023; the paper's
-    Section 6.) Reference code spreads what small layers leave over only to later layers and misses the budget.
+    Section 6.) Reference code gives what small layers leave over only to later layers, and misses the budget.
 
     Args:
         shape: Shape of a layer's weight.
@@ -64,8 +64,8 @@ def uniform(shape: tuple[int, ...]) -> int:
 def erk(shape: tuple[int, ...]) -> int:
     """Erdős–Rényi-kernel: density in proportion to (sum of dimensions) / (product of dimensions).
 
-    Layers whose density would pass 1 are dense and the rest is scaled again (Evci et al.: "Rigging the Lottery", ICML
-    2020). Argument and result as in `balanced`.
+    Layers whose density would exceed 1 are dense, and the rest is scaled again (Evci et al.: "Rigging the Lottery",
+    ICML 2020). Argument and result as in `balanced`.
 
     Example:
         >>> shapes = [(4, 4), (100, 10), (100, 100)]
@@ -88,18 +88,18 @@ def allocate(
     """Spread a budget over layers in proportion to their shares, within bounds, in whole units.
 
     Args:
-        shares: What each layer asks for, positive.
+        shares: Each layer's share, positive.
         units: Each layer's count must be a positive multiple of this.
         capacities: The most that each layer can keep, a multiple of its unit.
-        total: The budget, at least the least of all layers and at most all capacities.
-        least: The least that each layer keeps, a multiple of its unit; None is one unit.
+        total: The budget, between the sum of ``least`` and the sum of ``capacities``.
+        least: The least that each layer keeps, a multiple of its unit. Default: one unit.
 
     Returns:
-        The counts. Their sum is ``total``, or the nearest that whole units can make; the counts are those nearest to
-        the exact shares (for single weights: largest-remainder rounding), ties going up in the earlier layer.
+        The counts. Their sum is ``total``, or the nearest that whole units allow; the counts are those nearest to the
+        exact shares (for single weights: largest-remainder rounding); of tied layers the earlier one is rounded up.
     """
-    # λ ↦ Σ clamp(λ · share, least, capacity) rises from the least of each layer to all capacities and bends where a
-    # layer meets a bound: between two bends it is linear, so λ is exact.
+    # λ ↦ Σ clamp(λ · share, least, capacity) rises from Σ least to Σ capacities, with a kink wherever a layer meets a
+    # bound. It is linear between kinks, so λ is found exactly.
     layers = zip(shares, least or units, capacities, strict=True)
     bounds = [(share, Fraction(low), Fraction(capacity)) for share, low, capacity in layers]
 
@@ -132,7 +132,7 @@ def global_counts(
         units: The number of weights in one unit of each layer.
         capacities: The most that each layer can keep.
         total: The budget in weights.
-        least: The least that each layer keeps, a multiple of its unit; None is one unit.
+        least: The least that each layer keeps, a multiple of its unit. Default: one unit.
 
     Returns:
         The counts, rounded like those of `allocate`, and the layers that would have kept nothing.
@@ -148,7 +148,7 @@ def global_counts(
 
 
 def _best_units(values: Sequence[Tensor], units: Sequence[int], total: int) -> list[int]:
-    """How many weights each layer holds among the best units; what is left over is with the layer that is next."""
+    """How many weights each layer has among the best units; the remainder counts for the layer of the next unit."""
     flat = torch.cat([value.flatten() for value in values])
     sizes = [value.numel() for value in values]
     if len(set(units)) == 1:
@@ -158,7 +158,7 @@ def _best_units(values: Sequence[Tensor], units: Sequence[int], total: int) -> l
         threshold = kth_largest(flat, count)
         above = [int((part > threshold).sum()) for part in flat.split(sizes)]
         ties = [int((part == threshold).sum()) for part in flat.split(sizes)]
-        for layer, tied in enumerate(ties):  # of equal values, those of the earlier layers
+        for layer, tied in enumerate(ties):  # among equal values, earlier layers come first
             above[layer] += min(tied, count - sum(above))
         return [number * unit for number, unit in zip(above, units, strict=True)]
     layers = torch.repeat_interleave(torch.arange(len(values)), torch.tensor(sizes))

@@ -1,4 +1,4 @@
-"""Weights whose kept numbers are spread together: all of them, or groups with a sparsity of their own."""
+"""Groups of weights that share one budget: all weights together, or groups with a sparsity of their own."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,10 +19,10 @@ class Group:
     Attributes:
         names: Their names, in model order.
         size: Their number of entries.
-        total: How many of them are kept.
-        spread: How: a name in `DISTRIBUTIONS`, or "global".
+        total: How many entries are kept.
+        spread: How they are spread: a name in `DISTRIBUTIONS`, or "global".
         sparsity: The fraction of zeros that ``total`` stands for.
-        least: The fewest that a weight keeps, where its sparsity has a maximum.
+        least: The fewest entries that a weight keeps, if its sparsity has a maximum.
     """
 
     names: list[str]
@@ -33,7 +33,7 @@ class Group:
     least: dict[str, int] = field(default_factory=dict)
 
     def on_the_way(self, density: Callable[[float], float]) -> int:
-        """How many are kept where a share of ``density(sparsity)`` is left."""
+        """How many entries are kept in an intermediate mask that keeps the share ``density(sparsity)``."""
         return round(self.size * density(self.sparsity))
 
 
@@ -52,17 +52,17 @@ def check_distribution(sparsity: float | None, distribution: Distribution | None
         raise ValueError(f"`distribution` can spread the rest in one way, got {', '.join(sorted(spreads))}.")
     if not spreads and any(isinstance(value, Mapping) for value in distribution.values()):
         raise ValueError(
-            f"`distribution` has a {_LIMIT} and no way in which these weights compete. End it with '*': 'global'."
+            f"`distribution` has a {_LIMIT} and no spread by which these weights compete. End it with '*': 'global'."
         )
     if not spreads and sparsity is not None:
         raise ValueError(
-            "`sparsity` must be left out where `distribution` says it for each group; got both. To spread the rest of "
+            "`sparsity` must be left out where `distribution` gives it for each group; got both. To spread the rest of "
             "one budget, end `distribution` with '*': 'erk' (or 'balanced', 'uniform', 'global')."
         )
 
 
 def has_groups_alone(distribution: Distribution | None) -> bool:
-    """Whether groups say the sparsity of all weights, so that none is given beside them."""
+    """Whether groups give the sparsity of all weights, so that an overall sparsity is not needed."""
     if not isinstance(distribution, Mapping):
         return False
     return not any(isinstance(value, str) for value in distribution.values())
@@ -75,13 +75,13 @@ def make_groups(sizes: Mapping[str, int], sparsity: float, distribution: Distrib
         sizes: The number of entries of each weight by name, in model order.
         sparsity: Fraction of zeros over all weights, in [0, 1).
         distribution: A name, for all weights. Or a dict of glob pattern → value; the first match wins. A number is the
-            sparsity of what matches, spread uniformly. A name spreads what the numbers leave of the whole budget over
-            the weights that match it. ``{"max_sparsity": s}`` lets a weight compete with these, and keep at least the
-            share 1 − s.
+            sparsity of what matches, spread uniformly. A name spreads the part of the whole budget that the numbers
+            leave over the weights that match it. ``{"max_sparsity": s}`` adds a weight to these, but lets it keep at
+            least the share 1 − s.
 
     Raises:
-        ValueError: If a pattern matches nothing, a weight is in no group, or the numbers leave less than nothing, or
-            more than there is.
+        ValueError: If a pattern matches nothing, a weight is in no group, or the numbers leave nothing for the rest, or
+            more than it can keep.
 
     Example:
         >>> [g.total for g in make_groups({"a": 100, "b": 100, "c": 200}, 0.9, {"a": 0.8, "*": "erk"})]

@@ -1,4 +1,4 @@
-"""The highest of many scores, with ties decided the same on every device."""
+"""The highest of many scores, with ties broken the same way on every device."""
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 def kth_largest(flat: Tensor, count: int) -> float:
     """The ``count``-th largest value of a vector, 1 to its length."""
     place = flat.numel() - count
-    if flat.device.type == "cpu":  # torch's kthvalue makes an index of eight bytes for each entry
+    if flat.device.type == "cpu":  # torch's kthvalue allocates an eight-byte index per entry
         values = flat.detach().float() if flat.itemsize < 4 else flat.detach()
         return float(np.partition(values.numpy(), place)[place])
     return float(flat.kthvalue(place + 1).values)

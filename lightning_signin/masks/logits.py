@@ -12,12 +12,12 @@ from lightning_signin.errors import SignInError
 
 @contextmanager
 def divided_logits(module: nn.Module, weights: Collection[str], temperature: float, mask: str) -> Iterator[None]:
-    """While it lasts, the outermost call that runs all the weights returns its outputs divided.
+    """Inside, the outermost call that runs all the weights returns its outputs divided by the temperature.
 
     Args:
-        module: The module; a call of its own counts too.
+        module: The module; a call of the module itself counts too.
         weights: Plain names of the weights.
-        temperature: What floating outputs that have dimensions are divided by.
+        temperature: The divisor of floating-point outputs that have dimensions.
         mask: The name of the score.
 
     Raises:

@@ -11,7 +11,7 @@ def by_first_match(argument: str, patterns: Mapping[str, object], names: Sequenc
     """The first glob pattern that matches each weight.
 
     Args:
-        argument: What errors call the patterns.
+        argument: The argument's name in error messages.
         patterns: Patterns in order, with whatever values.
         names: Names of the weights.
 

@@ -1,8 +1,8 @@
 """Whole units near ideal counts, with the sum nearest to a budget.
 
-Layers whose units are equally large are one kind. A kind goes up from its rounded-down counts in steps of one unit, the
-cheapest first. A step over an ideal count costs less than a unit, every other step further off costs a whole one: the
-cost of a kind is known for any number of steps, and only the few kinds have to be combined.
+Layers with units of equal size form a kind. A kind goes up from its rounded-down counts in steps of one unit, the
+cheapest first. The step across an ideal count costs less than a unit; every step further away costs a whole unit. So
+the cost of a kind is known for any number of steps, and only the few kinds have to be combined.
 """
 
 from bisect import bisect_left, bisect_right
@@ -15,14 +15,14 @@ def round_to_units(ideal: Sequence[Fraction], units: Sequence[int], capacities: 
     """Round counts to multiples of units, with the sum nearest to a budget.
 
     Args:
-        ideal: The exact counts, from one unit to the capacity each. Their sum is ``total``, or next to it.
+        ideal: The exact counts, from one unit to the capacity each. Their sum is ``total``, or close to it.
         units: The layers' units.
         capacities: The most that each layer can keep, a multiple of its unit.
-        total: The budget, from one unit a layer to all capacities.
+        total: The budget, from one unit per layer to the sum of the capacities.
 
     Returns:
-        The counts with the least Σ |count − ideal| among those whose sum is nearest to ``total``. Of equally good ones
-        the earlier layer goes up, and steps beyond the ideal counts are dealt out in turn.
+        The counts with the least Σ |count − ideal| among those whose sum is nearest to ``total``. Among equally good
+        ones, earlier layers are rounded up first, and steps beyond the ideal counts are dealt out in turn.
 
     Example:
         >>> round_to_units([Fraction(5, 2), Fraction(5, 2), Fraction(10)], [1, 1, 5], [9, 9, 20], total=15)
@@ -37,8 +37,8 @@ def round_to_units(ideal: Sequence[Fraction], units: Sequence[int], capacities: 
     goal = total - sum(sum(kind.counts.values()) for kind in kinds)
     divisor = gcd(*units)
     unavoidable = min(goal % divisor, -goal % divisor)
-    # Were a kind further off than this, another one would be off on the other side by the least common multiple: both
-    # could come nearer by it.
+    # If a kind were further off than this, another kind would be off in the other direction by at least the least
+    # common multiple of the units, and both could come nearer by that.
     furthest = scale * len(kinds) ** 2 * (lcm(*units) + sum(units))
     limit = scale * divisor
     while True:
@@ -53,10 +53,10 @@ def round_to_units(ideal: Sequence[Fraction], units: Sequence[int], capacities: 
 
 
 class _Kind:
-    """The layers with one unit.
+    """The layers whose units have the same size.
 
     Args:
-        unit: Their unit.
+        unit: That size.
         layers: (ideal count, unit, capacity) by index.
         scale: Costs are multiples of 1 / scale.
 
@@ -82,12 +82,12 @@ class _Kind:
         self.most = room // unit
 
     def cost(self, steps: int) -> int:
-        """The cost of so many steps, above the least."""
+        """The cost of this many steps, above that of the cheapest number."""
         inside = min(max(steps, 0), len(self.ups))
         return self.costs[inside] + abs(steps - inside) * self.step
 
     def window(self, limit: int) -> range:
-        """The numbers of steps that cost no more than a limit."""
+        """The range of step numbers that cost at most a limit."""
         last, cheapest = len(self.ups), self.cheapest
         low = bisect_left(range(cheapest), True, key=lambda steps: self.costs[steps] <= limit)
         high = cheapest + bisect_right(range(cheapest + 1, last + 1), False, key=lambda s: self.costs[s] > limit)
@@ -98,7 +98,7 @@ class _Kind:
         return range(low, high + 1)
 
     def after(self, steps: int) -> dict[int, int]:
-        """The counts after so many steps."""
+        """The counts after this many steps."""
         counts = dict(self.counts)
         for i in self.ups[: max(steps, 0)]:
             counts[i] += self.unit
@@ -113,7 +113,7 @@ class _Kind:
 
 
 def _nearest(kinds: Sequence[_Kind], goal: int, limit: int) -> tuple[int, list[int]]:
-    """The steps of each kind, of all that cost no more than a limit, whose sum is nearest to the goal.
+    """The number of steps of each kind whose sum is nearest to the goal, at a total cost within a limit.
 
     Returns:
         The distance to the goal, and the cheapest steps at that distance.

@@ -1,7 +1,7 @@
-"""In which pattern a layer keeps its weights. One class a structure.
+"""The pattern in which a layer keeps its weights. One class per structure.
 
-A structure cuts a layer into units that come and go together, and says how many weights the layer can keep at most.
-All of them read a weight as (outputs, inputs, kernel…).
+A structure divides a layer into units that are kept or masked as a whole, and gives the most weights that the layer can
+keep. All structures read a weight as (outputs, inputs, kernel…).
 """
 
 import re
@@ -18,7 +18,7 @@ Shape = tuple[int, ...]
 
 
 class Structure(Protocol):
-    """What a pattern has to answer. The shape and the score are those of one layer, with inputs in dimension 1."""
+    """What a pattern has to provide. The shape and the score are those of one layer, with inputs in dimension 1."""
 
     def unit(self, shape: Shape) -> int:
         """The layer keeps a multiple of this many weights.
@@ -33,7 +33,7 @@ class Structure(Protocol):
         ...
 
     def values(self, score: Tensor) -> Tensor:
-        """A vector of the mean score of each unit: by these the units of all layers compete."""
+        """A vector of the mean score of each unit, by which the units of all layers compete."""
         ...
 
     def pick(self, score: Tensor, count: int) -> Tensor:
@@ -62,12 +62,12 @@ class Unstructured:
 
 
 class NMCap:
-    """At most n of every m weights that follow each other along the inputs: what 2:4 kernels can read.
+    """At most n of every m consecutive weights along the inputs, the format that 2:4 kernels read.
 
-    The choice is otherwise free: the best n of each group compete. A last group that is shorter also keeps at most n.
+    The choice is otherwise free: the best n of each group compete. A shorter last group also keeps at most n.
 
     Args:
-        n: The most to keep of each group.
+        n: The most weights to keep in each group.
         m: The size of a group.
     """
 
@@ -97,10 +97,10 @@ class NMCap:
         return mask
 
     def best(self, score: Tensor) -> Tensor:
-        """The mask of the n highest scores of each group, the lower index of equal ones."""
+        """The mask of the n highest scores of each group; among equal ones the lower index."""
         inputs = score.shape[1]
         rows = score.movedim(1, -1)
-        # Padding is last in its group, so among equal scores, −∞ too, it is sorted last.
+        # Padding comes last in its group, so it is sorted last even among scores of −∞.
         groups = F.pad(rows, (0, -inputs % self.m), value=-float("inf")).unflatten(-1, (-1, self.m))
         order = groups.argsort(dim=-1, descending=True, stable=True)
         mask = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, order[..., : self.n], True)
@@ -108,12 +108,12 @@ class NMCap:
 
 
 class NM(NMCap):
-    """n of every m weights that follow each other along the inputs, or none of them.
+    """n of every m consecutive weights along the inputs, or none of them.
 
     At the sparsity 1 − n/m this is the usual n:m pattern with n in every group.
 
     Args:
-        n: The number to keep of a group.
+        n: The number of weights to keep in a group.
         m: The size of a group; must divide the number of inputs.
     """
 
@@ -137,7 +137,7 @@ class NM(NMCap):
 
 
 class Blocks:
-    """Blocks of outputs × inputs, at each place of a kernel.
+    """Blocks of outputs × inputs, at each position of a kernel.
 
     Args:
         outputs: Height of a block; must divide the number of outputs.
@@ -189,7 +189,7 @@ class ConstantFanIn:
         return prod(shape)
 
     def values(self, score: Tensor) -> Tensor:
-        """The mean over outputs of their best score, of their second best, and so on."""
+        """The mean over outputs of their best scores, then of their second best, and so on."""
         return score.flatten(1).double().sort(1, descending=True).values.mean(0)
 
     def pick(self, score: Tensor, count: int) -> Tensor:
@@ -200,7 +200,7 @@ class ConstantFanIn:
 
 
 def parse_structure(structure: str | Structure) -> Structure:
-    """The structure that a name stands for; one that is built already passes.
+    """The structure that a name stands for; a structure object is returned as it is.
 
     Args:
         structure: "unstructured"; "n:m", e.g. "2:4"; "n:m-cap", e.g. "2:4-cap"; "axb-block" with a outputs and b

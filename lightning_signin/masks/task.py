@@ -1,4 +1,4 @@
-"""What a score may look at: the weights, how scores become masks, and the user's own loss on the user's own data."""
+"""What a score has access to: the weights, how scores become masks, and the user's own loss on the user's own data."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
@@ -22,7 +22,7 @@ Scores = dict[str, Tensor]
 
 
 class Task:
-    """What a score gets.
+    """The argument of a score.
 
     Args:
         module: The plain module.
@@ -30,10 +30,10 @@ class Task:
         choice: How scores become masks.
         generator: CPU generator for whatever is random.
         data: Loss and batches.
-        name: What the score is called in errors.
+        name: The score's name in error messages.
 
     Attributes:
-        weights: The weights, detached, in model order. Not to be written to.
+        weights: The weights, detached, in model order. Do not write to them.
         generator: As given.
 
     Example:
@@ -68,7 +68,7 @@ class Task:
 
     @cached_property
     def module(self) -> nn.Module:
-        """A copy of the module, in the modes of the original, that training steps may change."""
+        """A copy of the module, in the original's train or eval modes, that training steps may change."""
         return self.data.copy(self._known_module())
 
     @cached_property
@@ -84,13 +84,13 @@ class Task:
     def select(
         self, scores: Mapping[str, Tensor], progress: float, within: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """The masks on the way: at ``progress`` t in (0, 1) they keep densityᵗ, without structure.
+        """Intermediate masks: at ``progress`` t in (0, 1) they keep densityᵗ, without structure.
 
         Args:
-            scores: By name; higher is kept, and of those that are zero any.
+            scores: By name; higher is kept, zeros are chosen at random.
             progress: t.
-            within: The masks before, if what is pruned stays pruned: no layer keeps more than there, or less than at
-                the end, which rounding alone could bring about.
+            within: The previous masks, if pruned weights stay pruned. No layer keeps more than in these, or fewer than
+                in the end, either of which rounding could cause.
 
         Raises:
             SignInError: If a score is NaN.
@@ -107,7 +107,7 @@ class Task:
         return masks
 
     def batches(self, number: int) -> Iterator[Any]:
-        """The next training batches; after the last the data starts anew."""
+        """The next training batches; after the last one, iteration restarts."""
         for _ in range(number):
             if self._iterator is None:
                 self._iterator = iter(self.data.batches)
@@ -126,7 +126,7 @@ class Task:
         """The gradient of the training loss of one batch.
 
         Args:
-            values: Values for parameters, by plain name, that require gradients; other parameters are as they are.
+            values: Values for parameters, by plain name, that require gradients; other parameters keep their values.
             batch: A training batch.
             create_graph: Keep the graph, for second derivatives.
 
@@ -144,7 +144,7 @@ class Task:
             for place, (loss, theirs) in enumerate(losses):
                 self._check_loss(loss)
                 names = [name for name in values if loss.requires_grad and (theirs is None or name in theirs)]
-                keep = create_graph or place + 1 < len(losses)  # otherwise activations are freed on the way back
+                keep = create_graph or place + 1 < len(losses)  # otherwise activations are freed during the backward
                 inputs = [values[name] for name in names]
                 options: dict[str, Any] = {"create_graph": create_graph, "retain_graph": keep}
                 found = torch.autograd.grad(loss, inputs, **options, materialize_grads=True) if names else ()
@@ -168,7 +168,7 @@ class Task:
             )
 
     def check_scores(self, scores: Mapping[str, Tensor]) -> None:
-        """Raise `SignInError` where layers compete and some have no score but zero with all their weights in place."""
+        """Raise `SignInError` if layers compete, but too many of the scores, of the unpruned network, are zero."""
         self.check_numbers(scores)
         check_competing(scores, self._choice, self.name)
 
@@ -207,7 +207,7 @@ class Task:
 
     def _known_module(self) -> nn.Module:
         if self._module is None:
-            raise SignInError(f"mask={self.name!r} looks at the whole model: call `sparsify` on it.")
+            raise SignInError(f"mask={self.name!r} needs the whole model: call `sparsify` on it.")
         return self._module
 
     def _check_loss(self, loss: object) -> None:

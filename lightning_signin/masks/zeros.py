@@ -1,4 +1,4 @@
-"""Scores of exactly zero: they say nothing, so a choice among them is refused, or left to chance."""
+"""Scores of exactly zero: they carry no information, so a choice among them is refused, or made at random."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,16 +13,16 @@ _LEAST = 2.0**-1000  # stands for zero: above what ranks below all, and below th
 
 
 def check_competing(scores: Mapping[str, Tensor], choice: Choice, mask: str) -> None:
-    """Refuse scores of layers that compete, where they say nothing.
+    """Refuse scores of competing layers where zeros would have to be ranked.
 
     Args:
         scores: By name; higher is kept.
-        choice: What will be made of them. Where all weights are kept there is nothing to choose.
+        choice: How they become masks. Groups that keep all weights are not checked.
         mask: The name of the score.
 
     Raises:
-        SignInError: If a layer of more than one weight has no score other than zero, or fewer weights have one than are
-            to be kept.
+        SignInError: If all scores of a layer with more than one weight are zero, or fewer scores are non-zero than
+            weights are to be kept.
     """
     for group in choice.groups:
         if group.spread != "global" or group.total == group.size:
@@ -53,32 +53,32 @@ def decided(
 
     Args:
         scores: By name; higher is kept.
-        choice: What will be made of them.
+        choice: How they become masks.
         generator: CPU generator.
         mask: The name of the score.
 
     Returns:
-        The same scores, if the masks are the same whichever of the weights that score zero come first; else scores in
-        which these have a random order.
+        The same scores, if the order of the weights that score zero does not affect the masks; else scores in which
+        these have a random order.
 
     Raises:
-        SignInError: If they would not be the same, and `check_competing` refuses the scores where layers compete.
+        SignInError: If that order matters, and `check_competing` refuses the scores.
 
     Warns:
-        UserWarning: If they would not be the same otherwise.
+        UserWarning: If that order matters otherwise.
     """
     if not any(bool((scores[name] == 0).any()) for name in scores):
         return scores
-    scores = {name: score.detach().cpu() for name, score in scores.items()}  # where there is float64
+    scores = {name: score.detach().cpu() for name, score in scores.items()}  # the CPU has float64
     if not (layers := _undecided(scores, choice)):
         return scores
     check_competing(scores, choice, mask)
-    warn(f"mask={mask!r} says nothing about weights of {some(layers)}, since their scores are zero: chance chooses.")
+    warn(f"mask={mask!r} cannot rank weights of {some(layers)}, since their scores are zero: the choice is random.")
     return at_random(scores, generator)
 
 
 def at_random(scores: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-    """The scores, in which those of zero have a random order, below all positive and above all negative ones.
+    """The scores, with those of zero in a random order, below all positive and above all negative ones.
 
     Example:
         >>> found = at_random({"a": torch.tensor([1.0, 0.0, 0.0, -1.0])}, torch.Generator().manual_seed(0))["a"]
@@ -98,20 +98,20 @@ def _refused(what: str, way: str, layers: Sequence[str], mask: str) -> SignInErr
 
 
 def _undecided(scores: Mapping[str, Tensor], choice: Choice) -> list[str]:
-    """The layers whose masks differ between the first zeros first and the last zeros first."""
+    """The layers whose masks depend on the order of zeros: first to last, or last to first."""
     size = sum(score.numel() for score in scores.values())
     turned, start = {}, 0
     for name, score in scores.items():
         turned[name] = _replaced(score, torch.arange(start, start + score.numel(), dtype=torch.float64) / size)
         start += score.numel()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what there is to warn of is said of the masks that are taken
+        warnings.simplefilter("ignore")  # the masks that are used in the end give these warnings
         first, last = choice.masks(scores), choice.masks(turned)
     return [name for name in scores if not torch.equal(first[name], last[name])]
 
 
 def _replaced(score: Tensor, order: torch.Generator | Tensor) -> Tensor:
-    """The score in float64 with least numbers for zeros; one without zeros itself."""
+    """The score in float64 with tiny numbers for zeros; a score without zeros is returned as it is."""
     zero = score == 0
     if not zero.any():
         return score

@@ -1,1 +1,1 @@
-"""The user's loss and data, and the network that they run: what scores and metrics look at."""
+"""The user's loss and data, and the network that they run: the input of scores and metrics."""

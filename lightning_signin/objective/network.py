@@ -1,4 +1,4 @@
-"""Finding the network in a module: the one call that runs all the weights, whatever a training step does around it."""
+"""Finding the network in a module: the one call that runs all the weights, whatever else a training step does."""
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -39,8 +39,8 @@ def find_network(
     Args:
         module: A copy that may be changed.
         weights: Names of the weights that the network has to run.
-        example: Its input, a tensor, a tuple or a dict; None to record that of a training step.
-        step: Runs one training step of the module, to record from.
+        example: Its input, a tensor, a tuple or a dict; None to record the input from a training step.
+        step: Runs one training step of the module; used only for recording.
 
     Raises:
         SignInError: If no single call of a training step runs all the weights.
@@ -55,13 +55,13 @@ def find_network(
 
 
 def in_double() -> AbstractContextManager[None]:
-    """Tensors that a forward makes, such as the first state of a recurrence, are float64 like those of a `Network`."""
+    """Inside, tensors that a forward creates, e.g. the first state of a recurrence, are float64, like a `Network`."""
     return in_dtype(torch.float64)
 
 
 @contextmanager
 def in_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Tensors that a forward makes are of this type."""
+    """Inside, floating-point tensors that a forward creates are of this dtype."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -93,7 +93,7 @@ def _record(
         with torch.no_grad():
             step(module)
     except Exception as error:  # whatever a user's step may raise
-        if not calls:  # what comes after the call does not matter: there are no gradients here
+        if not calls:  # errors after the recorded call, e.g. of a backward without gradients, do not matter
             why = f"since a training step cannot run: {in_one_line(error)}."
             raise SignInError(f"The network's input is not known, {why}") from error
     finally:

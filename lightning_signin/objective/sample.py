@@ -13,11 +13,11 @@ Call = tuple[tuple, dict[str, Any]]
 
 
 def one_sample(part: nn.Module, call: Call) -> Call:
-    """The call for the first sample alone: what has the length of the batch is cut.
+    """The call for the first sample alone: every tensor of the batch's length is cut to one sample.
 
-    The whole call comes back where the network does not take the part, or where of several tensors of that length one
-    may have it by chance, e.g. an attention mask: then the outputs for the sample are not the beginning of those for
-    the batch. Losses and other single numbers, which depend on all samples, say nothing.
+    The whole call is returned if the network fails on the cut one, or if one of several cut tensors may have had that
+    length by chance, as an attention mask can: then the outputs for the sample are not the beginning of those for the
+    batch. Losses and other single numbers depend on all samples, and prove nothing.
 
     Args:
         part: The network, in eval mode.
@@ -47,7 +47,7 @@ def tensors_of(output: object) -> list[Tensor]:
 def _is_beginning(part: nn.Module, cut: Call, call: Call, alone: bool) -> bool:
     try:
         few = tensors_of(part(*cut[0], **cut[1]))
-        if alone:  # that one tensor is the batch
+        if alone:  # the only tensor of that length must be the batch
             return True
         many = tensors_of(part(*call[0], **call[1]))
         pairs = zip(few, many, strict=True)
@@ -57,7 +57,7 @@ def _is_beginning(part: nn.Module, cut: Call, call: Call, alone: bool) -> bool:
 
 
 def _begins(whole: Tensor, tensor: Tensor) -> bool:
-    """Whether a tensor is the beginning of another along one dimension, wherever the samples are."""
+    """Whether a tensor is the beginning of another along some dimension: samples need not be in the first."""
     if whole.ndim != tensor.ndim:
         return False
     parts = (whole.narrow(dim, 0, size) for dim, size in enumerate(tensor.shape) if size <= whole.shape[dim])

@@ -1,4 +1,4 @@
-"""Second derivatives, and words where a function of the model has none."""
+"""Second derivatives, and a clear error where a function of the model has none."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,11 +11,11 @@ from lightning_signin.errors import SignInError, in_one_line
 
 @contextmanager
 def second_derivatives(mask: str, of: Iterable[Tensor]) -> Iterator[None]:
-    """While it lasts gradients are differentiated.
+    """Report errors from differentiating gradients inside as a missing second derivative.
 
     Args:
         mask: The name of the score.
-        of: What will be differentiated.
+        of: The tensors that will be differentiated.
 
     Raises:
         SignInError: If a function has no second derivative.
@@ -31,9 +31,9 @@ def second_derivatives(mask: str, of: Iterable[Tensor]) -> Iterator[None]:
 
 
 def _is_differentiable_once(tensors: Iterable[Tensor]) -> bool:
-    """Whether a gradient came through a function that forbids to differentiate it.
+    """Whether a gradient came through a function that forbids differentiating it again.
 
-    Torch says so only in ``backward``: `torch.autograd.grad` would leave that function's part out, silently.
+    Torch raises this only in ``backward``: `torch.autograd.grad` would silently leave that function's part out.
     """
     seen, left = set(), [tensor.grad_fn for tensor in tensors]
     while left:

@@ -21,7 +21,7 @@ class TrainingData:
         batches: An iterable of batches that can be iterated again, e.g. a DataLoader.
         example_input: The input of ``module``: a tensor, a tuple of arguments or a dict of keyword arguments. Without
             it, the call that ``loss_fn`` makes of the network is recorded on the first batch.
-        average: Averages a tensor over ranks, so that n ranks score as one with n times the batches.
+        average: Averages a tensor over ranks, so that n ranks score like one rank with n times the batches.
 
     Example:
         >>> import torch
@@ -42,7 +42,7 @@ class TrainingData:
         self.average = average or (lambda tensor: tensor)
 
     def copy(self, module: nn.Module) -> nn.Module:
-        """A module to score on, so that nothing that a training step does is left behind."""
+        """A copy of the module to score on, so that training steps leave no trace in the original."""
         return copy.deepcopy(module)
 
     def loss(self, module: nn.Module, batch: Any) -> Losses:
@@ -58,6 +58,6 @@ class TrainingData:
             for batch in self.batches:
                 self.loss(module, batch)
                 return
-            raise SignInError("There are no training batches to see the network's input in.")
+            raise SignInError("There are no training batches from which to record the network's input.")
 
         return find_network(self.copy(module), weights, self.example_input, one_step)

@@ -1,4 +1,4 @@
-"""Attention and recurrence without their fused kernels, which have no second derivatives and count no operations."""
+"""Attention and recurrence without fused kernels, which lack second derivatives and formulas to count operations."""
 
 import warnings
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 @contextmanager
 def unfused() -> Iterator[None]:
-    """Attention by its formula, and recurrent layers without oneDNN and cuDNN.
+    """Inside, attention is computed by its formula, and recurrent layers run without oneDNN and cuDNN.
 
     Example:
         >>> lstm, x = torch.nn.LSTM(3, 2), torch.randn(4, 3, requires_grad=True)
@@ -19,7 +19,7 @@ def unfused() -> Iterator[None]:
         >>> gradient.square().sum().backward()
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # oneDNN's switch sets those of Intel's GPUs, too, and says so
+        warnings.simplefilter("ignore")  # oneDNN's switch also sets those of Intel's GPUs, with a warning
         one_dnn = torch.backends.mkldnn.flags(enabled=False)
         with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False), one_dnn:
             yield

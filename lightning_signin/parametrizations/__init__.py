@@ -1,4 +1,4 @@
-"""How θ is made of trainable tensors: what ``parametrization=`` chooses (`choices`), and the modules that do it."""
+"""How θ is computed from trainable tensors: the choices for ``parametrization=``, and the decay of factors."""
 
 from lightning_signin.parametrizations.choices import (
     PARAMETRIZATIONS,

@@ -1,4 +1,4 @@
-"""The parametrizations by name, as ``parametrization=`` chooses: one class a method, one row in `PARAMETRIZATIONS`."""
+"""The parametrizations that ``parametrization=`` names: one class per method, one row in `PARAMETRIZATIONS`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from lightning_signin.parametrizations.decay import AdaptiveDecay, ConstantDecay
 
 
 class Parametrization:
-    """How θ is made of trainable tensors.
+    """How θ is computed from trainable tensors.
 
-    (No dataclass itself, unlike the methods: command lines take subclasses of plain classes only.)
+    (Not itself a dataclass, unlike the methods: command lines accept subclasses of plain classes only.)
 
     Attributes:
-        prunes: The method makes the zeros during training, so without a sparsity it starts from all weights.
-        update: The update rule that belongs to the method where none is given.
+        prunes: The method makes the zeros during training, so without a given sparsity it starts from all weights.
+        update: The update rule that the method uses if none is given.
     """
 
     prunes: ClassVar[bool] = False
@@ -69,16 +69,16 @@ class _WithSignIn(Parametrization):
 
 @dataclass(frozen=True)
 class STR(_WithSignIn):
-    """θ = sign(v) · max(|v| − sigmoid(s), 0), with one trainable threshold s a layer.
+    """θ = sign(v) · max(|v| − sigmoid(s), 0), with one trainable threshold s per layer.
 
-    (Kusupati et al.: "Soft Threshold Weight Reparameterization for Learnable Sparsity", ICML 2020.) How sparse a layer
-    ends is an outcome of ``s_init`` and of the optimizer's ``weight_decay``, which acts on s too and pulls it up to 0;
-    without weight decay start s where the sigmoid has a slope, e.g. at −5. Where ``sparsity`` is given it is that of a
-    mask below.
+    (Kusupati et al.: "Soft Threshold Weight Reparameterization for Learnable Sparsity", ICML 2020.) The final sparsity
+    of a layer results from ``s_init`` and the optimizer's ``weight_decay``, which acts on s too and pulls it up to 0;
+    without weight decay, start s where the sigmoid has a slope, e.g. at −5. If ``sparsity`` is given, it is that of an
+    additional fixed mask on v.
 
     Args:
         sign_in: v = m ⊙ w, rescaled, instead of a plain v.
-        s_init: Starting value of s; −3200 is that of the paper's ResNet-50 at 90 %.
+        s_init: Starting value of s; the paper uses −3200 for ResNet-50 at 90 %.
 
     Example:
         >>> STR(s_init=-10).build.__name__
@@ -121,14 +121,14 @@ class Powerprop(_WithSignIn):
 class Spred(_WithSignIn):
     """θ = m ⊙ w with L2 on both factors, which is L1 on θ, then a threshold (Ziyin, Wang: "spred", ICML 2023).
 
-    Starts from all weights; the update rule "one-shot" keeps the largest at three quarters of the run, unless another
-    rule is given. The released code starts with m = w: every θ = w² is positive, and by symmetry stays so. Here the
-    signs are kept, and m² − w² = β at the start, since a product with |m| = |w| cannot cross zero. The decay draws
-    m² − w² to 0, where m² + w² = 2 |θ|.
+    Training starts from all weights; unless another rule is given, "one-shot" keeps the largest at three quarters of
+    the run. The released code starts with m = w: every θ = w² is positive, and by symmetry stays so. Here the signs are
+    kept, and m² − w² = β at the start, since a product with |m| = |w| cannot cross zero. The decay pulls m² − w² to 0,
+    where m² + w² = 2 |θ|.
 
     Args:
         sign_in: Rescale as Sign-In does, against the decay.
-        decay_strength: α of α · (‖m‖² + ‖w‖²), which adds to what the optimizer's ``weight_decay`` does.
+        decay_strength: α of α · (‖m‖² + ‖w‖²), in addition to the optimizer's ``weight_decay``.
 
     Raises:
         ValueError: If ``decay_strength`` is negative.
@@ -156,13 +156,13 @@ class PILoT(Spred):
     """θ = m ⊙ w with m² − w² = β at the start and a decay of both factors that adapts (Jacobs, Burkholz, ICLR 2025).
 
     "Mask in the Mirror: Implicit Sparsification", Algorithm 1; see `AdaptiveDecay`. The paper has no code, and its
-    Algorithm 1 leaves α₀, δ and K to the task: these defaults are ours. The threshold is that of `Spred`.
+    Algorithm 1 leaves α₀, δ and K to the task: these defaults are ours. Weights are pruned as in `Spred`.
 
     Args:
         sign_in: Rescale as Sign-In does.
         decay_strength: α₀.
-        delta: δ > 1, the factor of every change.
-        least_l1_norm: K.
+        delta: δ > 1, the factor by which the strength changes.
+        least_l1_norm: K, the ‖m ⊙ w‖₁ below which the strength no longer grows.
 
     Raises:
         ValueError: If ``delta`` is not above 1.
@@ -192,7 +192,7 @@ PARAMETRIZATIONS: dict[str, Callable[[], Parametrization]] = {
 
 
 def parse_parametrization(parametrization: str | Parametrization) -> Parametrization:
-    """The parametrization that an argument stands for: a name, an import path, or one with arguments.
+    """The parametrization that an argument stands for: a name, an import path, or an object with arguments.
 
     Raises:
         ValueError: If it is none of these.

@@ -21,16 +21,16 @@ class FactorDecay(Protocol):
         Args:
             loss: Mean training loss of the epoch, if it is known.
             l1_norm: ‖m ⊙ w‖₁ over all sparse weights.
-            progress: Share of the run that is done, in (0, 1].
+            progress: Share of the run that is completed, in (0, 1].
         """
         ...
 
     def state(self) -> State:
-        """What changes during a run."""
+        """The values that change during a run."""
         ...
 
     def load(self, state: State) -> None:
-        """Go on from a saved state."""
+        """Continue from a saved state."""
         ...
 
 
@@ -48,14 +48,14 @@ class ConstantDecay:
         return {}
 
     def load(self, state: State) -> None:
-        """Nothing to take over."""
+        """Nothing to restore."""
 
 
 class AdaptiveDecay:
     """Grows by δ after an epoch that lowered the training loss, in the first half of the run; shrinks by δ otherwise.
 
-    (Jacobs, Burkholz: "Mask in the Mirror", ICLR 2025, Algorithm 1. There it is the training accuracy that has to
-    rise: the loss says the same for tasks that have no accuracy.)
+    (Jacobs, Burkholz: "Mask in the Mirror", ICLR 2025, Algorithm 1. There the training accuracy has to rise; the loss
+    serves the same purpose for tasks without an accuracy.)
 
     Args:
         strength: α₀.
@@ -79,7 +79,7 @@ class AdaptiveDecay:
         return {"strength": self.strength, "last_loss": self.last_loss}
 
     def load(self, state: State) -> None:
-        """Go on from a saved state."""
+        """Continue from a saved state."""
         assert state["strength"] is not None
         self.strength, self.last_loss = state["strength"], state["last_loss"]
 

@@ -1,1 +1,1 @@
-"""The units of a model and how they are connected: read from its real forward, walked over, and checked for cuts."""
+"""The units of a model and their connections: read from its real forward, walked along, and checked for cuts."""

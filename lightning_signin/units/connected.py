@@ -1,7 +1,7 @@
-"""Whether a mask leaves ways through the network: layer collapse is found before training, not after it.
+"""Whether a mask leaves a path through the network, so that layer collapse is found before training, not after it.
 
-Ways are structural: a kept weight joins its two units whatever its value, biases are no ways, and operations that mix
-units, such as attention, join everything with everything.
+Paths are structural: a kept weight joins its two units whatever its value, biases start no path, and operations that
+mix units, such as attention, join everything with everything.
 """
 
 import gc
@@ -15,22 +15,22 @@ from lightning_signin.units.tracing import trace
 
 
 def check_connected(masks: Mapping[str, Tensor], network: Callable[[], Network]) -> None:
-    """Check that a way leads from the network's input to its output, and one through every layer.
+    """Check that a path leads from the network's input to its output, and one through every layer.
 
-    The graph is traced only where it matters. If all units and all inputs of all layers keep a weight, every way can be
-    continued to both ends, so that every kept weight is on one. (This takes for granted that no layer reads constant
-    channels or drops units. Of grouped convolutions the inputs of all groups are looked at together.) If all units do,
-    or all inputs do, there is still a way through the network, but perhaps not through every layer.
+    The graph is traced only if needed. If all units and all inputs of all layers keep a weight, every path can be
+    continued to both ends, so every kept weight is on one. (This assumes that no layer reads constant channels or drops
+    units. In grouped convolutions the inputs of all groups are checked together.) If only all units do, or only all
+    inputs, there is still a path through the network, but perhaps not through every layer.
 
     Args:
         masks: The masks by plain name.
-        network: Gives the network; called only if the masks alone do not answer.
+        network: Returns the network; called only if the masks alone do not decide.
 
     Raises:
-        ValueError: If no way leads from the input through weights to the output.
+        ValueError: If no path leads from the input through weights to the output.
 
     Warns:
-        UserWarning: For layers whose kept weights are on no way, and if it cannot be checked, for whatever reason.
+        UserWarning: For layers whose kept weights are on no path, and if this cannot be checked, for whatever reason.
 
     Example:
         >>> import torch
@@ -40,25 +40,25 @@ def check_connected(masks: Mapping[str, Tensor], network: Callable[[], Network])
     if all(full):
         return
     try:
-        cut, is_whole = _ways(network, masks)
-    except Exception as error:  # whatever data, step and forward may raise: the fit says it, if it matters
+        cut, is_whole = _paths(network, masks)
+    except Exception as error:  # whatever data, step and forward may raise; if it matters, the fit will raise it too
         if not any(full):
-            warn(f"It could not be checked that the mask leaves a way from input to output: {in_one_line(error)}.")
+            warn(f"It could not be checked that the mask leaves a path from input to output: {in_one_line(error)}.")
         return
     if not is_whole:
         raise SignInError(
-            f"The mask cuts the network from input to output: no way leads through {some(cut)}. Lower `sparsity`, or "
+            f"The mask cuts the network from input to output: no path leads through {some(cut)}. Lower `sparsity`, or "
             "choose another `mask` or `distribution`."
         )
     if cut:
         warn(
-            f"No way from input to output leads through the kept weights of {some(cut)}: they train nothing. Lower "
-            "`sparsity`, or choose another `mask` or `distribution`.",
+            f"No path from input to output leads through the kept weights of {some(cut)}: they carry no information to "
+            "the output. Lower `sparsity`, or choose another `mask` or `distribution`.",
         )
 
 
 def cut_layers(network: Network, masks: Mapping[str, Tensor]) -> list[str]:
-    """The layers that are off every way from the network's input to its output.
+    """The layers that are on no path from the network's input to its output.
 
     Args:
         network: The network and an example input.
@@ -77,13 +77,13 @@ def _covers(masks: Mapping[str, Tensor], dim: int) -> bool:
     return all(bool(mask.transpose(0, dim).flatten(1).any(1).all()) for mask in masks.values())
 
 
-def _ways(network: Callable[[], Network], masks: Mapping[str, Tensor]) -> tuple[list[str], bool]:
+def _paths(network: Callable[[], Network], masks: Mapping[str, Tensor]) -> tuple[list[str], bool]:
     """The layers that are cut off, and whether the network is whole.
 
-    A way past all weights, such as that of the targets to a loss that the network computes itself, makes none whole.
+    A path around all weights, e.g. from the targets to a loss that the network computes itself, does not count.
     """
     found = network()
     graph = trace(found.module, found.args, found.kwargs, found.names)
     del found
-    gc.collect()  # what `torch.export` leaves behind holds the copy of the network in a cycle
+    gc.collect()  # `torch.export` leaves a reference cycle that holds the copy of the network
     return graph.cut(masks), graph.joins(masks) and (graph.weighs(masks) or not graph.weighs({}))

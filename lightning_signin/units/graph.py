@@ -2,7 +2,7 @@
 
 Units are the output channels of convolutions and the output features of linear layers and embeddings. The graph is read
 from the model's real forward (`lightning_signin.units.tracing`), with residual sums, concatenations, flattening,
-gates, grouped convolutions and weights that are used twice. All places of a feature map are alike in it.
+gates, grouped convolutions and weights that are used twice. It does not distinguish the positions of a feature map.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,10 +21,10 @@ class Layer:
 
     Attributes:
         name: For messages: the name of the weight, or of the module with the operation in parentheses.
-        kind: "input", of one unit; "weight"; "mixing", an operation of one unit in which everything meets everything,
-            such as attention; or "output", a tensor of the result, whose units are its features.
-        blocks: The weights that join inputs and units, (groups, units a group, inputs a group, kernel positions), in
-            float64; ones where there are no weights.
+        kind: "input", with one unit; "weight"; "mixing", an operation with one unit that joins everything with
+            everything, such as attention; or "output", a tensor of the result, whose units are its features.
+        blocks: The weights that join inputs and units, (groups, units per group, inputs per group, kernel positions),
+            in float64; ones where there are no weights.
         parameter: The plain name of a weight that is selected for the mask, else None.
         arrange: Brings a tensor of that weight's shape into the shape of ``blocks``.
     """
@@ -46,26 +46,26 @@ class Layer:
         return self.blocks.shape[0] * self.blocks.shape[2]
 
     def selected(self, tensors: Mapping[str, Tensor]) -> Tensor | None:
-        """The tensor for this layer's weight among those by plain name, in the shape of ``blocks``."""
+        """This layer's weight's entry in ``tensors``, in the shape of ``blocks``; None if there is none."""
         tensor = None if self.parameter is None else tensors.get(self.parameter)
         return None if tensor is None or self.arrange is None else self.arrange(tensor.cpu())
 
     def joined(self, masks: Mapping[str, Tensor]) -> Tensor:
-        """Which units and inputs a kept weight joins: (groups, units a group, inputs a group), bool."""
+        """Which units and inputs a kept weight joins: (groups, units per group, inputs per group), bool."""
         mask = self.selected(masks)
         return torch.ones(self.blocks.shape[:3], dtype=torch.bool) if mask is None else mask.any(3)
 
 
 @dataclass(frozen=True)
 class Edge:
-    """A way from the units of one layer to the inputs of another, without weights on it.
+    """A connection from the units of one layer to the inputs of another, without weights on it.
 
     Attributes:
         source: Index of the first layer.
         target: Index of the second layer.
         labels: For each input of the target the unit of the source that feeds it, or −1.
-        forward: Probability of this way for a walk that is uniform among the branches at every fork.
-        backward: Probability of this way for a walk back that is uniform among the summands at every sum.
+        forward: Probability of this edge for a walk that is uniform among the branches at every fork.
+        backward: Probability of this edge for a walk back that is uniform among the summands at every sum.
     """
 
     source: int
@@ -93,11 +93,11 @@ class Graph:
         return [[edge for edge in self.edges if edge.source == place] for place in range(len(self.layers))]
 
     def feed(self, target: int, values: list[Tensor]) -> Tensor:
-        """What the inputs of a layer get if all units send their values and joins add them.
+        """The values that the inputs of a layer receive if all units send theirs and joins add them.
 
         Args:
             target: Index of the layer.
-            values: For each layer before it the values of its units, float64.
+            values: For each layer before it, the values of its units, float64.
 
         Returns:
             One value for each input.
@@ -108,9 +108,9 @@ class Graph:
         return total
 
     def reach(self, kept: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """What lies on ways from the network's input and on ways to its output.
+        """Which inputs lie on paths from the network's input, and which units on paths to its output.
 
-        A mixing operation is reached by all its inputs and reaches all its readers; biases are no ways.
+        A mixing operation is reached by all its inputs and reaches all its readers; biases start no path.
 
         Args:
             kept: Masks by plain name; layers without one are dense.
@@ -137,7 +137,7 @@ class Graph:
         return fed, used
 
     def cut(self, kept: Mapping[str, Tensor]) -> list[str]:
-        """The selected layers that are off every way from the network's input to its output, in forward order.
+        """The selected layers that are on no path from the network's input to its output, in forward order.
 
         Args:
             kept: Masks by plain name; layers without one are dense.
@@ -152,15 +152,15 @@ class Graph:
         return [name for name, is_alive in alive.items() if not is_alive]
 
     def joins(self, kept: Mapping[str, Tensor]) -> bool:
-        """Whether a way leads from the network's input to its output, with masks by plain name."""
+        """Whether a path leads from the network's input to its output, with masks by plain name."""
         return any(used for layer, used in zip(self.layers, self._used(kept), strict=True) if layer.kind == "output")
 
     def weighs(self, kept: Mapping[str, Tensor]) -> bool:
-        """Whether such a way leads through a weight, selected or not."""
+        """Whether such a path leads through a weight, selected or not."""
         return any(used for layer, used in zip(self.layers, self._used(kept), strict=True) if layer.kind == "weight")
 
     def _used(self, kept: Mapping[str, Tensor]) -> list[bool]:
-        """For each layer whether it is on a way from the network's input to its output."""
+        """For each layer, whether it is on a path from the network's input to its output."""
         found = []
         for layer, inputs, units in zip(self.layers, *self.reach(kept), strict=True):
             groups = layer.blocks.shape[0]
@@ -173,11 +173,11 @@ class Graph:
 
         Args:
             mask: The name of the score that follows single units.
-            why: What it does with them.
+            why: What the score does with them, for the message.
         """
         if mixing := [layer.name for layer in self.layers if layer.kind == "mixing"]:
             more = f" and {len(mixing) - 1} more" if mixing[1:] else ""
             raise SignInError(
-                f"mask={mask!r} is undefined for {mixing[0]}{more}: {why} single units, and there all units meet. "
+                f"mask={mask!r} is undefined for {mixing[0]}{more}: {why} single units, which are mixed there. "
                 "Choose another `mask`, e.g. 'synflow' or 'magnitude'."
             )

@@ -1,9 +1,9 @@
-"""Unit labels: every element of a traced value knows which unit of which layer it stems from.
+"""Unit labels: for every element of a traced value, the unit and layer that it comes from.
 
-A value is a list of streams, one for each layer that it stems from. A stream holds, for every element, the index of the
-unit of that layer, or −1 where the element stems from elsewhere (padding, the other parts of a concatenation).
+A value is a list of streams, one for each layer that it comes from. A stream holds, for every element, the index of the
+unit of that layer, or −1 where the element comes from elsewhere (padding, the other parts of a concatenation).
 Operations that only move elements run on the labels themselves, elementwise operations and normalizations leave them as
-they are, and reductions are followed as long as all elements that they join stem from the same unit. Everything else
+they are, and reductions are followed as long as all elements that they join come from the same unit. Everything else
 mixes units.
 """
 
@@ -18,7 +18,7 @@ from torch.fx import Node, map_arg
 
 from lightning_signin.core.torch_internals import schema_of
 
-# Operations that are not tagged as pointwise by torch, but leave every element at its place.
+# Operations that torch does not tag as pointwise, but that leave every element in its place.
 _KEEP = {"to", "_to_copy", "type_as", "contiguous", "where", "masked_fill", "prelu", "hardswish", "log_sigmoid"}
 _KEEP |= {"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "softmax", "log_softmax"}
 _KEEP |= {"rrelu", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}
@@ -27,8 +27,8 @@ _JOIN_PARTS = {"cat", "concat", "stack", "hstack", "vstack", "dstack"}
 _MOVE = _JOIN_PARTS | {"pad", "constant_pad_nd", "roll", "flip", "repeat", "tile", "repeat_interleave", "index_select"}
 _MOVE |= {"index", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle"}
 _REDUCE = {"mean", "sum", "amax", "amin", "max", "min", "std", "var", "norm", "linalg_vector_norm", "logsumexp", "prod"}
-_NEW = re.compile(r"new_\w+|\w+_like")  # takes only the shape of its argument
-_LOCAL = re.compile(r"(?:pool|upsample_[a-z]+)(\d)d")  # mixes the last dimensions of a map, and leaves the others
+_NEW = re.compile(r"new_\w+|\w+_like")  # uses only the shape of its argument
+_LOCAL = re.compile(r"(?:pool|upsample_[a-z]+)(\d)d")  # mixes the last one to three dimensions, and leaves the others
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Stream:
 
     Attributes:
         source: Index of the layer.
-        labels: For every element the unit of the layer, or −1.
-        forward: Probability that a walk from the layer comes here if it is uniform at every fork.
+        labels: For every element, the unit of the layer, or −1.
+        forward: Probability that a walk from the layer arrives here if it is uniform at every fork.
         backward: Probability that a walk back from here goes to the layer if it is uniform at every join.
     """
 
@@ -115,7 +115,7 @@ def join(operands: Sequence[Streams]) -> Streams:
 
 
 def collapse(labels: Tensor, dims: Sequence[int]) -> Tensor | None:
-    """The labels without the dimensions ``dims``, or None where elements of different units would fall together.
+    """The labels without the dimensions ``dims``, or None if this would merge elements of different units.
 
     Example:
         >>> collapse(torch.tensor([[0, 0, -1], [1, 1, 1]]), [1]).tolist()
@@ -130,7 +130,7 @@ def collapse(labels: Tensor, dims: Sequence[int]) -> Tensor | None:
 
 
 def unexpanded(labels: Tensor, dims: Iterable[int] | None = None) -> Tensor:
-    """The labels with one element left of each dimension, of all or of ``dims``, that repeats a single one.
+    """The labels with dimensions that repeat a single element cut to it: all such dimensions, or those in ``dims``.
 
     Example:
         >>> unexpanded(torch.arange(3).view(3, 1).expand(3, 1000)).shape
@@ -143,7 +143,7 @@ def unexpanded(labels: Tensor, dims: Iterable[int] | None = None) -> Tensor:
 
 
 def distinct(labels: Sequence[Tensor]) -> list[Tensor]:
-    """The different combinations of labels in tensors of one shape, less the one of −1 alone.
+    """The distinct combinations of labels in tensors of one shape, except the one of −1 only.
 
     Example:
         >>> [column.tolist() for column in distinct([torch.tensor([4, 4, -1, 5]), torch.tensor([0, 0, -1, 0])])]
@@ -161,7 +161,7 @@ def _each(streams: Streams, change: Callable[[Tensor], Tensor]) -> Streams:
 
 
 def _collapse(streams: Streams, dim: int | Sequence[int] | None, keepdim: bool) -> Streams | None:
-    """`collapse` of all streams, over one, several or (None) all dimensions."""
+    """`collapse` for all streams, over one, several or (None) all dimensions."""
     reduced: Streams = []
     for stream in streams:
         total = stream.labels.dim()
@@ -198,7 +198,7 @@ def _move(
 
 
 def _present(origins: Streams, moved: Sequence[Tensor]) -> Streams:
-    """The streams of which an element is left."""
+    """The streams that still have an element."""
     pairs = zip(origins, moved, strict=True)
     return [replace(stream, labels=labels) for stream, labels in pairs if bool((unexpanded(labels) >= 0).any())]
 

@@ -64,7 +64,7 @@ def trace(module: nn.Module, args: tuple, kwargs: Mapping[str, Any], names: Mapp
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what `torch.export` logs and prints where it fails: the error says it."""
+    """Silence what `torch.export` logs and prints when it fails: the error contains it."""
     before = logging.root.manager.disable
     logging.disable()
     try:
@@ -123,13 +123,13 @@ class _Tracer:
             parts = self.streams[node.args[0]]  # type: ignore[index]
             self.streams[node] = parts[node.args[1]] if parts else []  # type: ignore[index, assignment]
         elif not any(operands.values()):
-            self.streams[node] = []  # e.g. the class token cut out again
+            self.streams[node] = []  # e.g. the class token, sliced out again
         else:
             self._follow(node, {n: streams for n, streams in operands.items() if streams})
 
     def _follow(self, node: Node, operands: dict[Node, Streams]) -> None:
         carried: Streams | tuple[Streams, ...] | None = None
-        if isinstance(node.target, OpOverload):  # others hold a block of operations under its own gradient mode
+        if isinstance(node.target, OpOverload):  # other targets wrap a block of operations in a gradient mode
             if _writes_aside(node, operands):
                 raise SignInError(f"{self._module(node)} writes into a part of a tensor")
             weighted = find_weight(node, self.constants)
@@ -142,7 +142,7 @@ class _Tracer:
         self.streams[node] = carried or []
 
     def _read(self, node: Node) -> Streams:
-        """The streams of a value for one of its readers: at a fork, a walk takes one way."""
+        """The streams of a value for one of its readers: at a fork, a walk takes one branch."""
         streams = self.streams[node]
         if isinstance(streams, tuple):
             return []  # several results: each is read through its own getitem
@@ -186,7 +186,7 @@ class _Tracer:
         return self._flow(node, torch.tensor(0))
 
     def _hub(self, node: Node, streams: Streams) -> int:
-        """Add a mixing layer: every unit that comes in by a stream is one of its inputs."""
+        """Add a mixing layer: every unit that a stream brings in is one of its inputs."""
         units = [unexpanded(stream.labels).unique() for stream in streams]
         units = [found[found >= 0] for found in units]
         slots = torch.arange(len(units)).repeat_interleave(torch.tensor([len(found) for found in units]))

@@ -1,9 +1,10 @@
 """Random walks over a unit graph, many at a time.
 
-A walk from the input goes on at a unit along an edge, at random among the branches of forks, then to one of the
-inputs that the unit feeds, all alike, then over one of the weights of that input, in proportion to |w|: this is the
-next unit in proportion to the L1 norms of kernels, and the place in the kernel in proportion to |w|. A walk from the
-output does the same backwards. Only what lies on a way from input to output is walked on, so every walk gets through.
+From a unit, a walk from the input follows an edge, chosen uniformly among the branches of forks; then goes to one of
+the inputs that the unit feeds, chosen uniformly; then takes one of that input's weights, in proportion to |w|. So the
+next unit is chosen in proportion to the L1 norms of kernels, and the position in the kernel in proportion to |w|. A
+walk from the output does the same backwards. Walks use only what lies on a path from input to output, so every walk
+gets through.
 """
 
 from collections import defaultdict
@@ -15,7 +16,7 @@ from torch import Tensor
 from lightning_signin.units.graph import Edge, Graph
 
 Steps = Iterator[tuple[int, Tensor, Tensor]]
-Arrivals = dict[int, list[tuple[Tensor, Tensor]]]  # by layer: walks, and the inputs or units at which they are
+Arrivals = dict[int, list[tuple[Tensor, Tensor]]]  # by layer: walks, and the inputs or units that they are at
 
 
 class Walks:
@@ -29,8 +30,8 @@ class Walks:
     def __init__(self, graph: Graph, generator: torch.Generator) -> None:
         self.graph, self.generator = graph, generator
         fed, used = graph.reach({})
-        self.labels: dict[int, Tensor] = {}  # by the edge's id: its labels, on ways through the network only
-        self.open: list[Tensor] = []  # for each layer its connections on ways through the network
+        self.labels: dict[int, Tensor] = {}  # by the edge's id: its labels, only on paths through the network
+        self.open: list[Tensor] = []  # for each layer, its connections on paths through the network
         for layer, inputs, units in zip(graph.layers, fed, used, strict=True):
             groups = layer.blocks.shape[0]
             self.open.append(units.view(groups, -1, 1) & inputs.view(groups, 1, -1))
@@ -44,18 +45,18 @@ class Walks:
         starts = self._places([edge for edge, source, target in ends if source == "input" and target == "weight"])
         self.starts = torch.cat(starts) if starts else torch.zeros(0, 2, dtype=torch.long)
         last = self._places([edge for edge, _, target in ends if target == "output"])
-        self.ends = torch.cat(last).unique(dim=0)  # once, also where several layers add to it
+        self.ends = torch.cat(last).unique(dim=0)  # one start per output unit, even if several layers add to it
 
     def forward(self, first: int, number: int) -> Steps:
         """Walks from the input, which begin in turn at each input of the layers that read it.
 
         Args:
             first: The number of the first of these walks.
-            number: How many.
+            number: How many walks.
 
         Yields:
-            The index of a layer, the walks (0 to ``number`` − 1) that come by, and the flat indices into the layer's
-            ``blocks`` of the weights that they take; layers in their order.
+            The index of a layer, the walks (0 to ``number`` − 1) that pass through it, and the flat indices into the
+            layer's ``blocks`` of the weights that they take; layers in forward order.
         """
         arrived: Arrivals = defaultdict(list)
         self._begin(self.starts, first, number, arrived)
@@ -81,7 +82,7 @@ class Walks:
                 self._return(place, walks, inputs, arrived)
 
     def _places(self, edges: list[Edge]) -> list[Tensor]:
-        """The (layer, input) pairs at which edges on ways end."""
+        """The (layer, input) pairs at which edges on paths end."""
         inputs = [(self.labels[id(edge)] >= 0).nonzero().squeeze(1) for edge in edges]
         return [torch.stack([torch.full_like(i, e.target), i], 1) for e, i in zip(edges, inputs, strict=True)]
 
@@ -109,7 +110,7 @@ class Walks:
         ends = sums[row - 1 :: row]
         begins = torch.cat([ends.new_zeros(1), ends[:-1]])
         draws = begins[rows] + self._uniform(len(rows)) * (ends - begins)[rows]
-        # Rounding must not leave the row, at either of its ends.
+        # Rounding must not push the index out of its row, at either end.
         found = torch.searchsorted(sums, draws, right=True).clamp(rows * row, rows * row + row - 1)
         group, line = rows // lines, rows % lines
         column, position = found % row // kernel, found % kernel
@@ -127,7 +128,7 @@ class Walks:
         for number, edge in enumerate(edges):
             here = chosen == number
             if not here.any():
-                continue  # this edge may end where no way goes on
+                continue  # this edge may be on no path
             begin, count = bounds[number][:-1][units[here]], bounds[number].diff()[units[here]]
             which = begin + (self._uniform(len(count)) * count).long().clamp(max=count - 1)
             arrived[edge.target].append((walks[here], features[number].indices[which]))
@@ -142,7 +143,7 @@ class Walks:
             arrived[edge.source].append((walks[here], self.labels[id(edge)][inputs[here]]))
 
     def _choose(self, odds: Tensor, rows: Tensor) -> Tensor:
-        """For each row a column with the odds of that row."""
+        """For each row, a column drawn with the odds of that row."""
         sums = odds.double().cumsum(1)
         draws = self._uniform(len(rows)) * sums[rows, -1]
         return (sums[rows] <= draws.unsqueeze(1)).sum(1).clamp(max=odds.shape[1] - 1)

@@ -23,9 +23,9 @@ class Weighted:
     Attributes:
         value: Its input.
         weight: Its weight.
-        in_dim: The input's dimension of units; None if single elements choose rows of the weight.
-        out_dim: The result's dimension of units.
-        arrange: Brings the weight into (groups, units a group, inputs a group, kernel positions).
+        in_dim: The input's dimension that holds units; None if its elements are indices of rows of the weight.
+        out_dim: The result's dimension that holds units.
+        arrange: Brings the weight into (groups, units per group, inputs per group, kernel positions).
     """
 
     value: Node
@@ -35,7 +35,7 @@ class Weighted:
     arrange: Arrange
 
     def inputs(self, labels: Tensor) -> Tensor | None:
-        """The label of each input (one for all of an embedding's); None if an input takes several units."""
+        """The label of each input (for an embedding, one for all); None if an input receives several units."""
         kept = None if self.in_dim is None else self.in_dim % labels.dim()
         return collapse(labels, [dim for dim in range(labels.dim()) if dim != kept])
 

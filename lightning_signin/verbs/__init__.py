@@ -1,1 +1,1 @@
-"""What is done to a whole module: make it sparse, rescale, merge."""
+"""Operations on a whole module: make it sparse, rescale, merge."""

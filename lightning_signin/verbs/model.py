@@ -1,4 +1,4 @@
-"""The verbs on a whole module: `sparsify`, `rescale_`, `merge_`, and what they leave to look at."""
+"""The verbs on a whole module: `sparsify`, `rescale_`, `merge_`; and views of a sparse module's masks and weights."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -51,30 +51,31 @@ def sparsify(
 
     Args:
         module: Any module, on any device.
-        sparsity: Fraction of zeros over the selected weights, in [0, 1); None is 0.9, or 0 where the parametrization
-            makes its zeros itself.
+        sparsity: Fraction of zeros over the selected weights, in [0, 1). Default: 0.9, or 0 if the parametrization
+            makes its zeros itself, or as given by groups in ``distribution``.
         mask: A score: its name in `lightning_signin.masks.SCORES`, its import path, or an object, e.g.
-            ``SNIP(num_batches=10)``; or masks by plain name: bool tensors of the weights' shapes, for which
-            ``sparsity``, ``distribution``, ``structure`` and ``seed`` have no part.
+            ``SNIP(num_batches=10)``; or masks by plain name: bool tensors of the weights' shapes, with which
+            ``sparsity``, ``distribution``, ``structure`` and ``seed`` have no effect.
         distribution: How the kept weights are spread over layers; see `build_masks`.
-        structure: In which pattern weights are kept; see `parse_structure`.
+        structure: The pattern in which weights are kept; see `parse_structure`.
         beta: The scaling β, or a dict of glob pattern → β (Theorem 5.2 needs two).
-        parametrization: How θ is made of trainable tensors: "sign-in" (m ⊙ w), "plain" (θ itself: the plain masked
-            network), "str", "powerprop", "spred", "pilot", or one with arguments, e.g. ``STR(s_init=-10)``.
+        parametrization: How θ is computed from trainable tensors: "sign-in" (m ⊙ w), "plain" (θ itself: the plain
+            masked network), "str", "powerprop", "spred", "pilot", or an object, e.g. ``STR(s_init=-10)``.
         include: Glob patterns on the names of the weights to make sparse, or on the types of their layers
-            ("type:Conv2d"). None takes every weight that multiplies activations: see `lightning_signin.core.kinds`.
+            ("type:Conv2d"). None selects every weight that multiplies activations: see `lightning_signin.core.kinds`.
         exclude: Patterns of the same form, of weights to leave dense.
         storage: "compact", "dense" or "auto" (compact for layers of density ≤ 0.5, except on XLA).
         seed: Seed of the random mask.
-        data: Loss and batches, for scores that train or run the module. With it, a mask that cuts the network is found.
+        data: Loss and batches, for scores that train or run the module. If given, the mask is checked for layer
+            collapse: whether it cuts the network from input to output.
 
     Returns:
         The same module. Scoring leaves weights, buffers and process-wide random generators as they were.
 
     Raises:
         ValueError: For values out of range, unknown names, patterns that match nothing, masks that do not fit or that
-            cut the network, weights that are not finite where they are kept, or a module that is sparse already. Then
-            nothing is changed.
+            cut the network, kept values that are not finite, or a module that is sparse already. Nothing is changed
+            then.
 
     Example:
         >>> net = sparsify(nn.Sequential(nn.Linear(20, 50), nn.ReLU(), nn.Linear(50, 10)), sparsity=0.8)
@@ -126,16 +127,16 @@ def rescale_(module: nn.Module, *, optimizers: Iterable[Optimizer] = (), momentu
 
     Args:
         module: A module after `sparsify`; its plain masked weights are left alone.
-        optimizers: Whose state of the factors is changed with them; needed unless ``momentum`` is "keep".
-        momentum: What becomes of the optimizers' momentum: "keep" leaves it as it is, as the paper's Listing 1 does;
-            "carry" turns it, and squared-gradient averages, into what they would be had the past gradients been taken
+        optimizers: The optimizers whose state of the factors changes along; needed unless ``momentum`` is "keep".
+        momentum: What happens to the optimizers' momentum: "keep" leaves it as it is, as the paper's Listing 1 does;
+            "carry" converts it, and squared-gradient averages, to what they would be had the past gradients been taken
             at the new factors; "clear" sets it to zero.
 
     Returns:
-        The same module. A weight that is not finite any more has no other factors: its own stay as they are.
+        The same module. Entries that are no longer finite cannot be rescaled: their factors stay as they are.
 
     Raises:
-        ValueError: If ``momentum`` is unknown, or "carry" or "clear" meets optimizer state that it has no rule for.
+        ValueError: If ``momentum`` is unknown, or "carry" or "clear" has no rule for an optimizer's state.
 
     Example:
         >>> net = sparsify(nn.Linear(10, 10), sparsity=0.5)
@@ -154,10 +155,10 @@ def rescale_(module: nn.Module, *, optimizers: Iterable[Optimizer] = (), momentu
             sharded_like(v, f)
             for v, f in zip(SignIn.split(sign_in, whole(weight.inner())), weight.factors, strict=True)
         ]
-        lost = renewed[1].isnan()  # of ∞ too, whose factors are (∞, NaN); an error would make accelerators wait
+        lost = renewed[1].isnan()  # also for θ = ∞, which gives (∞, NaN); raising would make accelerators synchronize
         renewed = [own.where(lost, new) for own, new in zip(weight.factors, renewed, strict=True)]
         at_rescale(momentum, optimizers, weight.factors, renewed)
-        # copy_ keeps the parameters: `module.weight = …` would go through set_(), which DDP does not survive.
+        # copy_ keeps the parameter objects: `module.weight = …` would call set_(), which breaks DDP.
         weight.set_factors(renewed)
     return module
 
@@ -165,10 +166,10 @@ def rescale_(module: nn.Module, *, optimizers: Iterable[Optimizer] = (), momentu
 def merge_(module: nn.Module) -> nn.Module:
     """Make the module plain again, with the masked effective weights as its parameters, in place.
 
-    No output bit changes; parameters have their plain order, and tied weights are one parameter again.
+    Outputs stay the same bit for bit; parameters have their plain order, and tied weights are one parameter again.
 
     Raises:
-        ValueError: If ``fully_shard`` has sharded the module, with the command that merges its checkpoint.
+        ValueError: If ``fully_shard`` has sharded the module; the message has the command that merges its checkpoint.
 
     Example:
         >>> net = merge_(sparsify(nn.Linear(10, 10), sparsity=0.5))
@@ -195,11 +196,11 @@ def effective_weights(module: nn.Module) -> dict[str, Tensor]:
 
 def _parametrize(owners: list[tuple[nn.Module, str]], parametrization: Masked) -> None:
     first, attribute = owners[0]
-    # Of a meta copy, which has no strides that overlap.
+    # The strides of a meta copy, which never overlap.
     parametrization.stride = torch.empty_like(registered_parameters(first)[attribute], device="meta").stride()  # type: ignore[arg-type]
     for owner, name in owners:
         order = plain_order(owner) if hasattr(owner, "parametrizations") else list(registered_parameters(owner))
-        register_parametrization(owner, name, parametrization, unsafe=True)  # what it would check is tested
+        register_parametrization(owner, name, parametrization, unsafe=True)  # our tests cover what it would check
         # Tied weights share one holder, so that there is one set of factors.
         owner.parametrizations[name] = first.parametrizations[attribute]  # type: ignore[operator, index]
         if not hasattr(owner.parametrizations, "plain_order"):

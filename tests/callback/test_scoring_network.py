@@ -164,7 +164,7 @@ def test_a_step_that_fails_before_the_networks_call_is_one_line():
 
 
 def test_a_network_without_batches_is_refused():
-    with pytest.raises(ValueError, match="There are no training batches to see the network's input in"):
+    with pytest.raises(ValueError, match="There are no training batches from which to record the network's input"):
         sparsify(nn.Linear(3, 4), mask="synflow", data=TrainingData(classify, []))
 
 

@@ -30,7 +30,7 @@ def test_mask_that_cuts_the_network_is_refused_before_training(tmp_path, given):
         selected = {name: module.get_parameter(name) for name in ("conv.weight", "fc1.weight", "fc2.weight")}
         torch.save({name: score > 0 for name, score in halves(selected).items()}, tmp_path / "mask.pt")
         options = {"mask_from": tmp_path / "mask.pt", "sparsity": None}
-    with pytest.raises(ValueError, match=r"The mask cuts the network .* no way leads through .*fc1\.weight"):
+    with pytest.raises(ValueError, match=r"The mask cuts the network .* no path leads through .*fc1\.weight"):
         trainer(callback(**options)).fit(module, loader())
     assert module.losses == []
     assert type(module.fc1) is nn.Linear
@@ -71,5 +71,5 @@ class NeedsItsStart(Small):
 
 @pytest.mark.parametrize("kind", [Uncopyable, NeedsItsStart])
 def test_network_that_cannot_be_looked_at_is_a_warning(kind):
-    with pytest.warns(UserWarning, match="It could not be checked that the mask leaves a way from input to output"):
+    with pytest.warns(UserWarning, match="It could not be checked that the mask leaves a path from input to output"):
         trainer(callback(sparsity=0.98), epochs=1).fit(kind(), loader())

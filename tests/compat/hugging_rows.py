@@ -17,7 +17,7 @@ from lightning_signin.masks import SynFlow
 MASKS: dict[str, Any] = {name: name for name in ("random", "magnitude", "snip", "grasp", "npb")}
 MASKS["synflow"] = SynFlow(iterations=3)
 
-TIED, UNTRACED = "it stays dense", "It could not be checked that the mask leaves a way"
+TIED, UNTRACED = "it stays dense", "It could not be checked that the mask leaves a path"
 MIXES = "mask='npb' is undefined for net."
 WRITES = "cannot be traced to its units (the outermost forward writes into a part of a tensor)"
 

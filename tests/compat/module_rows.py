@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from tests.compat.rows import Row
 from tests.compat.task import Net, Task
 
-NO_NETWORK = "It could not be checked that the mask leaves a way"
+NO_NETWORK = "It could not be checked that the mask leaves a path"
 
 
 class Manual(Task):

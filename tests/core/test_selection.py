@@ -91,8 +91,8 @@ VECTORS = "of less than two dimensions: norms and biases stay dense."
         ("heads.*", NAMES),
         ("*.bias_k", NAMES),
         ("CONV*", NAMES),
-        ("conv.bias", f"matches conv.bias alone, {VECTORS}"),
-        ("blocks.1.*", f"matches blocks.1.weight alone, {VECTORS}"),
+        ("conv.bias", f"matches only conv.bias, {VECTORS}"),
+        ("blocks.1.*", f"matches only blocks.1.weight, {VECTORS}"),
         ("type:GRU", "matches no layer with weights. There are: Embedding, Conv1d, ConvTranspose1d, LayerNorm, "),
     ],
 )

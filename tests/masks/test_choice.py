@@ -58,7 +58,10 @@ def test_group_of_every_weight_is_the_uniform_distribution():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"sparsity": 0.9, "distribution": {"*": 0.5}}, "`sparsity` must be left out where `distribution` says it for"),
+        (
+            {"sparsity": 0.9, "distribution": {"*": 0.5}},
+            "`sparsity` must be left out where `distribution` gives it for",
+        ),
         ({"distribution": {"head": 90, "*": 0.5}}, "`sparsity` must be in [0, 1), got 90. Pass the fraction of zeros"),
         ({"distribution": {"*": 1.0}}, "`sparsity` must be in [0, 1), got 1.0."),
         ({"distribution": {"tail": 0.5, "*": 0.5}}, "`distribution` pattern 'tail' matches no sparse weight of: enc"),
@@ -71,7 +74,7 @@ def test_group_of_every_weight_is_the_uniform_distribution():
         ({"structure": {"head": "1:5"}}, "`structure` has no pattern for encoder.a, encoder.b, decoder.a. End it with"),
         ({"structure": {"head": "1:5", "*": "free"}}, "`structure` must be 'unstructured', 'n:m' (e.g. '2:4')"),
         ({"structure": "2:4"}, "`structure` does not fit encoder.a of shape (10, 10): groups of 4 do not divide its"),
-        ({"structure": "7:14"}, "; head of shape (5, 30): groups of 14 do not divide its 30 inputs. Leave out with"),
+        ({"structure": "7:14"}, "; head of shape (5, 30): groups of 14 do not divide its 30 inputs. Leave them out"),
         ({"structure": "1:2", "sparsity": 0.9999}, "keeps 0 of 1138 weights, but each of 4 layers must keep at least"),
         ({"structure": "constant-fan-in", "sparsity": 0.96}, "4 layers must keep at least one unit of the structure,"),
     ],

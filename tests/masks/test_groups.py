@@ -68,7 +68,7 @@ def test_layers_with_a_maximum_keep_their_best():
     ("distribution", "sparsity", "text"),
     [
         ({"head": "erk", "*": "balanced"}, 0.9, "`distribution` can spread the rest in one way, got balanced, erk."),
-        ({"head": {"max_sparsity": 0.5}, "*": 0.9}, None, "`distribution` has a max_sparsity and no way in which"),
+        ({"head": {"max_sparsity": 0.5}, "*": 0.9}, None, "`distribution` has a max_sparsity and no spread by which"),
         ({"head": {"maximum": 0.5}, "*": "erk"}, 0.9, "`distribution` of 'head' must be a sparsity in [0, 1), one of "),
         ({"head": {"max_sparsity": 50}, "*": "erk"}, 0.9, "`sparsity` must be in [0, 1), got 50."),
         (

@@ -1,4 +1,4 @@
-"""PHEW's walks: their probabilities by hand, and that everything they visit is on a way from input to output."""
+"""PHEW's walks: their probabilities by hand, and that everything they visit is on a path from input to output."""
 
 import pytest
 import torch

@@ -95,7 +95,7 @@ def test_what_was_pruned_ranks_below_scores_of_zero():
     nn.init.ones_(net.weight)
     gradients = [torch.tensor([1.0, 2.0, 5.0, 6.0]), torch.tensor([9.0, 9.0, 0.0, 0.0])]
     data = TrainingData(lambda module, batch: (module.weight * batch).sum(), gradients)
-    with pytest.warns(UserWarning, match="says nothing about weights of weight, since their scores are zero"):
+    with pytest.warns(UserWarning, match="cannot rank weights of weight, since their scores are zero"):
         _, masks = scored(net, IterativeSNIP(steps=2), data, sparsity=0.75)
     assert masks["weight"].tolist() in ([[False, False, True, False]], [[False, False, False, True]])
     _, masks = scored(net, FORCE(steps=2), data, sparsity=0.75)

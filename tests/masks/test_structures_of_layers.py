@@ -45,8 +45,8 @@ MISFITS = [
 def test_structure_that_does_not_fit_names_the_layer_and_the_ways_out(name, shape, reason):
     weights = {"first.weight": torch.randn(shape), "fc.weight": torch.randn(64, 64)}
     text = (
-        f"`structure` does not fit first.weight of shape {shape}: {reason}. Leave out with "
-        "exclude=['first.weight'], or give another one: structure={'first.weight': 'unstructured', '*': …}."
+        f"`structure` does not fit first.weight of shape {shape}: {reason}. Leave them out with "
+        "exclude=['first.weight'], or choose another structure: structure={'first.weight': 'unstructured', '*': …}."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         build_masks(weights, structure=name)

@@ -228,7 +228,7 @@ class Makes(nn.Linear):
 @pytest.mark.parametrize("kind", [Casts, Makes])
 def test_networks_that_need_single_precision_get_it(kind):
     net, data = nn.Sequential(nn.Linear(4, 4), kind(4, 4), nn.Flatten()), TrainingData(example_input=torch.ones(1, 4))
-    with pytest.warns(UserWarning, match="the network does not run in float64, so that it is scored in float32"):
+    with pytest.warns(UserWarning, match="the network does not run in float64, so it is scored in float32"):
         found, _ = scored(net, SynFlow(20), data)
     plain = nn.Sequential(net[0], nn.Linear(4, 4))
     plain[1].weight, plain[1].bias = net[1].weight, net[1].bias

@@ -20,7 +20,7 @@ SCORES = {
     "prospr": ProsPr(steps=1, lr=0.1),
     "synflow": SynFlow(iterations=4),
 }
-SILENT = "says nothing about weights of {}, since their scores are zero: chance chooses"
+SILENT = "cannot rank weights of {}, since their scores are zero: the choice is random"
 
 
 class Branches(nn.Module):
@@ -207,7 +207,7 @@ def test_dead_units_matter_only_where_their_weights_are_needed():
         sparsify(net, sparsity=0.3, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", "No way from input")
+        warnings.filterwarnings("ignore", "No path from input")
         sparsify(net, sparsity=0.5, **options)
 
 

@@ -17,7 +17,7 @@ from lightning_signin.masks import Task as Scored
 from tests.small import callback, trainer
 
 pytestmark = pytest.mark.usefixtures("quick_collections")
-CUTS, UNCHECKED = "The mask cuts the network from input to output", "It could not be checked that the mask leaves a way"
+CUTS, UNCHECKED = "The mask cuts the network from input to output", "could not be checked that the mask leaves a path"
 
 
 class Named(NamedTuple):
@@ -107,7 +107,7 @@ def test_every_output_is_checked_and_trained(name):
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_a_cut_is_found_whatever_the_output(name):
     give, read = OUTPUTS[name]
-    with pytest.raises(ValueError, match=rf"{CUTS}: no way leads through net\.one\.weight, net\.two\.weight\. Lower"):
+    with pytest.raises(ValueError, match=rf"{CUTS}: no path leads through net\.one\.weight, net\.two\.weight\. Lower"):
         fit(Task(Net(give), read), mask=halves, sparsity=0.5, distribution="global")
 
 

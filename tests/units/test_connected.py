@@ -52,7 +52,7 @@ def test_a_cut_chain_is_an_error_that_names_the_layers():
     masks["0.weight"][2:] = False
     masks["2.weight"][:, :2] = False
     masks["4.weight"][1] = False
-    with pytest.raises(ValueError, match=r"cuts the network from input to output: no way leads through 0.weight, 2"):
+    with pytest.raises(ValueError, match=r"cuts the network from input to output: no path leads through 0.weight, 2"):
         check_connected(masks, lambda: network_of(net, torch.rand(1, 3, dtype=torch.float64)))
 
 
@@ -68,7 +68,7 @@ def test_a_shortcut_keeps_the_network_whole_and_the_layer_is_named():
     net, args = build("residual")
     masks = full(net)
     masks["a.weight"][:] = False
-    with pytest.warns(UserWarning, match="through the kept weights of a.weight: they train nothing"):
+    with pytest.warns(UserWarning, match="through the kept weights of a.weight: they carry no information"):
         check_connected(masks, lambda: network_of(net, *args))
 
 
@@ -109,7 +109,7 @@ def test_recurrence_counts_as_joining_everything():
     quiet(masks, lambda: network_of(net, example))
     masks["first.weight"][:] = False
     masks["last.weight"][1] = False
-    with pytest.raises(ValueError, match=r"no way leads through first\.weight, last\.weight"):
+    with pytest.raises(ValueError, match=r"no path leads through first\.weight, last\.weight"):
         check_connected(masks, lambda: network_of(net, example))
 
 

@@ -108,9 +108,9 @@ def short_position(saved, ours):
         ),
         (
             other_signs,
-            r"state of SignInCallback is not of the form that is written here \(KeyError: 'positive'\): the f",
+            r"state of SignInCallback does not have the expected structure \(KeyError: 'positive'\): the f",
         ),
-        (short_position, "position in the data is not of the form that is written here"),
+        (short_position, "position in the data does not have the expected structure"),
     ],
 )
 def test_altered_state_is_refused_in_words(checkpoint, tmp_path, change, text):

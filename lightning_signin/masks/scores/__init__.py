@@ -1,7 +1,7 @@
-"""Which weights are kept: scores, higher is kept. One class a score, one file a method, one row in `SCORES`.
+"""Which weights are kept: those with the highest scores. One class per score, one file per method, one row in `SCORES`.
 
-A score is anything that is called with a `Task` and returns a score tensor for each of its weights. Its attribute
-``distribution`` names the one that its paper uses, which is taken where none is given ("balanced" without one).
+A score is any callable that takes a `Task` and returns a score tensor for each of its weights. Its attribute
+``distribution`` names the one that its paper uses; it is the default ("balanced" without the attribute).
 """
 
 from lightning_signin.masks.scores.basic import Magnitude, Random

@@ -1,4 +1,4 @@
-"""Scores of the weights alone."""
+"""Scores that depend on the weights alone."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,13 +26,13 @@ class Random:
 
 
 class _Drawn(Mapping[str, Tensor]):
-    """Scores that are drawn again, and equal, when one is asked for: all together take twice the weights' memory."""
+    """Scores that are redrawn, with the same values, on each access: together they take twice the weights' memory."""
 
     def __init__(self, shapes: Mapping[str, torch.Size], generator: torch.Generator) -> None:
         self._shapes, self._states = shapes, {}
         for name, shape in shapes.items():
             self._states[name] = generator.get_state()
-            torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")  # to where the next one starts
+            torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")  # advances to the next start
 
     def __getitem__(self, name: str) -> Tensor:
         generator = torch.Generator().set_state(self._states[name])

@@ -14,7 +14,7 @@ from lightning_signin.objective.sample import tensors_of
 
 
 def linear_(module: nn.Module) -> None:
-    """Make all parameters and buffers their absolute values: a ReLU network becomes linear for inputs ≥ 0."""
+    """Replace all parameters and buffers by their absolute values: a ReLU network becomes linear for inputs ≥ 0."""
     with torch.no_grad():
         for tensor in [*module.parameters(), *module.buffers()]:
             if tensor.is_floating_point():
@@ -22,8 +22,8 @@ def linear_(module: nn.Module) -> None:
 
 
 def flow_of(network: Network) -> Tensor:
-    """R: the sum of all outputs, without a loss that the network returns beside them."""
-    with in_dtype(next(network.module.parameters()).dtype):  # of tensors that the forward makes
+    """R: the sum of all outputs, except a loss that the network returns besides."""
+    with in_dtype(next(network.module.parameters()).dtype):  # for tensors that the forward creates
         outputs = tensors_of(network.module(*network.args, **network.kwargs))
     sums = [output.sum() for output in outputs if output.is_floating_point()]
     if not sums:
@@ -32,17 +32,17 @@ def flow_of(network: Network) -> Tensor:
 
 
 def runnable(network: Network, mask: str) -> Network:
-    """The network with an input of ones in float64, or what is nearest to it and runs.
+    """The network with an input of ones in float64, or with the nearest alternative that runs.
 
-    Models that check their inputs, e.g. the boxes of a detector, refuse ones: they get the example's own values. Those
-    that cast to float32 on their way do not run in float64: they run in float32.
+    Models that check their inputs, e.g. the boxes of a detector, refuse ones: they get the example's own values. Models
+    that cast to float32 internally fail in float64: they run in float32.
 
     Args:
         network: In float64, with the example's own values.
         mask: The name of the score.
 
     Raises:
-        SignInError: If it does not run in any of these ways.
+        SignInError: If none of these runs.
 
     Warns:
         UserWarning: If it does not run with ones, or in float64.
@@ -59,9 +59,9 @@ def runnable(network: Network, mask: str) -> Network:
                 failure = error
                 continue
             if name != "ones":
-                warn(f"mask={mask!r}: the network refuses an input of ones, so that it is scored with {name}.")
+                warn(f"mask={mask!r}: the network refuses an input of ones, so it is scored with {name}.")
             if dtype != torch.float64:
-                warn(f"mask={mask!r}: the network does not run in float64, so that it is scored in float32.")
+                warn(f"mask={mask!r}: the network does not run in float64, so it is scored in float32.")
             return found
     assert failure is not None
     raise SignInError(

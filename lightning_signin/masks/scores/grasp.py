@@ -17,13 +17,13 @@ from lightning_signin.masks.task import Scores, Task
 class GraSP:
     """θ ⊙ Hg: how much removing a weight would lower the gradient norm (eq. 8), with the Hessian H and gradient g.
 
-    The paper's score is −θ ⊙ Hg and the largest are removed; here higher is kept, so the sign is the other one. g and
+    The paper's score is −θ ⊙ Hg and the largest are removed; here the highest are kept, so the sign is opposite. g and
     Hg are averages over the same batches.
 
     Args:
         num_batches: Training batches, at least 1; they are held in memory together.
-        temperature: T > 0: what the network returns (its floating outputs, not single numbers) is divided by T before
-            the training step makes a loss of it. The authors' code has T = 200; 1 leaves the user's loss as it is.
+        temperature: T > 0: the network's floating-point outputs, except single numbers, are divided by T before the
+            training step computes the loss. The authors' code has T = 200; 1 leaves the user's loss as it is.
 
     Example:
         >>> GraSP(num_batches=2).distribution

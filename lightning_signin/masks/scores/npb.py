@@ -33,9 +33,9 @@ class NPB:
     weight) / n. `weights_per_input` and `spread` solve this exactly. In a kernel the largest |w| are kept.
 
     Deviations from the authors' code: the optimum is found in closed form for the whole layer, not by an integer solver
-    for chunks of it; paths are counted in the graph of units, on which every position of a feature map has the same
-    number of them; B is scaled by its true maximum also where n is below one input's capacity, and all inputs were
-    summed. A layer that is used twice gets its mask at its first use.
+    for chunks of it; paths are counted in the graph of units, in which every position of a feature map has the same
+    number of them; B is scaled by its true maximum also where n is below one input's capacity, where their code sums
+    over all inputs. A layer that is used twice gets its mask at its first use.
 
     Args:
         alpha: α in [0, 1].
@@ -58,7 +58,7 @@ class NPB:
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
-            raise ValueError(f"`alpha` must be in [0, 1], got {self.alpha}. It is the share of nodes against paths.")
+            raise ValueError(f"`alpha` must be in [0, 1], got {self.alpha}. It is the weight of nodes against paths.")
         if not self.beta >= 0:
             raise ValueError(f"`beta` must be at least 0, got {self.beta}. Pass 0 for no regularization.")
         check_at_least_one(max_per_kernel=self.max_per_kernel)
@@ -90,7 +90,7 @@ class NPB:
             Bool masks, by plain name; layers that the graph does not hold are left out.
         """
         masks: dict[str, Tensor] = {}
-        paths: list[Tensor] = []  # to each layer's units, times a power of two against overflow, which keeps them exact
+        paths: list[Tensor] = []  # to each layer's units, scaled by a power of two against overflow, which is exact
         exponents: list[int] = []
         for place, layer in enumerate(graph.layers):
             exponent = max((exponents[edge.source] for edge in graph.into[place]), default=0)
@@ -119,8 +119,8 @@ class NPB:
         """The mask of one layer.
 
         Args:
-            size: |w|, (groups, units a group, inputs a group, kernel positions).
-            paths: Number of paths to each input, (groups, inputs a group).
+            size: |w|, (groups, units per group, inputs per group, kernel positions).
+            paths: Number of paths to each input, (groups, inputs per group).
             number: n, the number of weights to keep.
 
         Returns:
@@ -142,22 +142,22 @@ class NPB:
 def weights_per_input(paths: Tensor, units: int, most: int, number: int, alpha: float, beta: float) -> Tensor:
     """Σ_j M_ij for each input i, at the maximum of `NPB`'s objective.
 
-    An input's first weight adds (1 − α)·P_i/max + β/n + α/nodes to the objective; the first in each other of its
-    kernels α/nodes less; each further one (1 − α)·P_i/max. These gains fall, so an input opens all its kernels before
-    it puts a second weight into one, and the n largest gains of all inputs are an optimum. Units come for free: the
-    kernels can be spread so that the first weights of a group, as many as it has units, each reach a new unit
+    An input's first weight adds (1 − α)·P_i/max + β/n + α/nodes to the objective; the first in each of its other
+    kernels α/nodes less; each further one (1 − α)·P_i/max. These gains decrease, so an input opens all its kernels
+    before it puts a second weight into one, and the n largest gains of all inputs are an optimum. Units need no choice:
+    the kernels can be spread so that the first weights of a group, as many as it has units, each reach a new unit
     (`spread`), which adds α/nodes to the largest gains of each group. Among equal gains inputs take turns.
 
     Args:
-        paths: P, (groups, inputs a group), not negative.
-        units: Units a group.
+        paths: P, (groups, inputs per group), not negative.
+        units: Units per group.
         most: Largest M_ij.
         number: n, at most ``most`` times the number of kernels.
         alpha: α.
         beta: β.
 
     Returns:
-        The numbers, (groups, inputs a group).
+        The numbers, (groups, inputs per group).
 
     Example:
         >>> weights_per_input(torch.tensor([[1.0, 2.0]]), units=3, most=1, number=4, alpha=0.01, beta=1.0)
@@ -183,11 +183,11 @@ def weights_per_input(paths: Tensor, units: int, most: int, number: int, alpha: 
 def spread(kernels: Tensor, size: Tensor) -> Tensor:
     """Give each input its number of units: those with the fewest kernels so far, and among them the largest kernels.
 
-    So the first kernels of a group each reach another unit, until all are reached.
+    So the first kernels of a group each reach a new unit, until all are reached.
 
     Args:
-        kernels: Number of kernels of each input, (groups, inputs a group), at most the units a group.
-        size: Size of each kernel, (groups, units a group, inputs a group).
+        kernels: Number of kernels of each input, (groups, inputs per group), at most the units per group.
+        size: Size of each kernel, (groups, units per group, inputs per group).
 
     Returns:
         Which kernels are taken, bool, of the shape of ``size``.
@@ -195,7 +195,7 @@ def spread(kernels: Tensor, size: Tensor) -> Tensor:
     units = size.shape[1]
     taken = (kernels == units).unsqueeze(1).expand(size.shape).clone()
     load = torch.zeros(size.shape[:2], dtype=torch.float64)
-    smallness = 0.5 - 0.5 * size.double() / (float(size.max()) or 1.0)  # below the step between two loads
+    smallness = 0.5 - 0.5 * size.double() / (float(size.max()) or 1.0)  # < 1, the step between two loads
     for group, place in ((kernels > 0) & (kernels < units)).nonzero().tolist():
         chosen = (load[group] + smallness[group, :, place]).argsort(stable=True)[: int(kernels[group, place])]
         taken[group, chosen, place] = True

@@ -17,7 +17,7 @@ from lightning_signin.units.graph import Graph
 from lightning_signin.units.walks import Walks
 
 _NEVER = torch.iinfo(torch.long).max
-_LEAST_NEW = 0.01  # share of the visits of a round that must find a new weight for the walks to go on
+_LEAST_NEW = 0.01  # the share of a round's visits that must find a new weight, or the walks end
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,17 @@ class PHEW:
     """The weights on random walks, in the order of their first visits.
 
     Walks from the input and from the output alternate, and begin in turn at each input and output unit. From a unit
-    the next one is chosen in proportion to the L1 norm of the kernel between them, and the place in the kernel in
-    proportion to |w|; at a fork all branches are alike. Walks go on until as many weights as the mask keeps, in each
-    layer where the distribution gives a number for each, were visited. The last walk may be cut. A walk does not depend
-    on those before it, so that many are walked at a time.
+    the next one is chosen in proportion to the L1 norm of the kernel between them, and the position in the kernel in
+    proportion to |w|; at a fork all branches are equally likely. Walks continue until as many weights are visited as
+    the mask keeps: in each layer, if the distribution gives a number per layer, else in total. The last walk may be
+    cut. A walk does not depend on those before it, so many are walked at a time.
 
-    Deviations from the authors' code: walks follow the model's real graph, where that has offsets for CIFAR ResNets;
-    kernels need not be square (there the height stands for the width); the number of weights is exact, where that may
-    pass it by a walk; the walks never end in what no output depends on.
+    Deviations from the authors' code: walks follow the model's real graph, while theirs has offsets for CIFAR ResNets;
+    kernels need not be square (theirs uses the height for the width); the number of weights is exact, while theirs may
+    exceed it by a walk; walks never end in a unit that no output depends on.
 
-    Where fewer than 1 % of the visits of a round find a new weight (at low sparsity: the smallest weights are all but
-    never visited), the walks end, and the largest |w| of the others are taken.
+    If fewer than 1 % of the visits of a round find a new weight (at low sparsity: the smallest weights are hardly ever
+    visited), the walks end, and the largest |w| of the others are kept.
 
     Example:
         >>> PHEW.distribution
@@ -65,19 +65,19 @@ def first_visits(
     Args:
         graph: A graph without mixing layers.
         weights: The weights by plain name.
-        wanted: How many to visit in each layer, or in all together.
+        wanted: How many to visit in each layer, or in total.
         generator: CPU generator.
 
     Returns:
-        For each weight of a layer the time of its first visit, a number that grows from walk to walk and from step to
-        step; weights that are never visited have the largest integer.
+        For each weight of a layer, the time of its first visit, a number that increases from walk to walk and from step
+        to step; weights that are never visited have the largest integer.
     """
     walks, depth = Walks(graph, generator), len(graph.layers)
     first = {name: torch.full((weight.numel(),), _NEVER) for name, weight in weights.items()}
     indices = {name: torch.arange(weight.numel()).view(weight.shape) for name, weight in weights.items()}
     elements = [layer.selected(indices) for layer in graph.layers]
     missing = [(list(weights), wanted)] if isinstance(wanted, int) else [([name], n) for name, n in wanted.items()]
-    number = min(max(sum(count for _, count in missing) // depth, 1024), 2**17)  # walks of a round, each way
+    number = min(max(sum(count for _, count in missing) // depth, 1024), 2**17)  # walks per round and direction
     begun, found = 0, dict.fromkeys(weights, 0)
     while missing:
         visits = dict.fromkeys(weights, 0)

@@ -1,4 +1,4 @@
-"""ProsPr: how much the loss after a few training steps feels a weight.
+"""ProsPr: how sensitive the loss after a few training steps is to a weight.
 
 Alizadeh et al.: "Prospect Pruning: Finding Trainable Weights at Initialization using Meta-Gradients", ICLR 2022.
 """
@@ -17,9 +17,9 @@ from lightning_signin.objective.second_derivatives import second_derivatives
 class ProsPr:
     """|∂L(θ_T)/∂c| at c = 1, where θ₀ = c ⊙ θ and T steps of SGD lead to θ_T (Algorithm 1).
 
-    All trainable parameters take the steps; each step has a batch of its own and the loss at the end another one. Each
-    rank takes steps of its own, and ∂L/∂c is averaged. The whole path is differentiated: the reference code detaches
-    the first step's gradient when it starts the momentum.
+    All trainable parameters take the steps; each step uses a batch of its own, and the final loss another one. Each
+    rank takes steps of its own, and ∂L/∂c is averaged. All steps are differentiated through, while the reference code
+    detaches the first step's gradient when it initializes the momentum.
 
     Args:
         steps: T, at least 1; the graph of all steps is held in memory.

@@ -1,4 +1,4 @@
-"""SNIP and its iterated forms: how much the loss feels a weight.
+"""SNIP and its iterative forms: how sensitive the loss is to a weight.
 
 Lee, Ajanthan, Torr: "SNIP: Single-shot Network Pruning based on Connection Sensitivity", ICLR 2019 [1]; de Jorge et
 al.: "Progressive Skeletonization: Trimming more fat from a network at initialization", ICLR 2021 [2].
@@ -19,8 +19,8 @@ class SNIP:
     """|∂L/∂c| at c = 1 where θ = c ⊙ θ₀, which is |g ⊙ θ₀| with the gradient g of the training loss ([1], eq. 5).
 
     The gradient is averaged over batches and ranks before the absolute value, as for one larger batch. The paper
-    divides by the sum, which changes no order. Weights stay as they are: the reference code scores one initialization
-    and trains another.
+    divides by the sum, which does not change the order. The weights scored are those that are trained; the reference
+    code scores one initialization and trains another.
 
     Args:
         num_batches: Training batches, at least 1.
@@ -47,13 +47,13 @@ class SNIP:
 
 @dataclass(frozen=True)
 class IterativeSNIP:
-    """SNIP in steps: after step k of T the share d^(k/T) is left, and the rest is scored anew ([2], Section 4.2).
+    """SNIP in steps: after step k of T the share d^(k/T) is left, and is scored again ([2], Section 4.2).
 
     What is pruned stays pruned: it ranks below everything else.
 
     Args:
         steps: T; the paper uses up to 300, its code 10 or 60.
-        num_batches: Training batches of each step; a step goes on where the last one ended.
+        num_batches: Training batches per step; each step continues where the last one ended.
 
     Example:
         >>> IterativeSNIP(steps=10).num_batches
@@ -92,8 +92,8 @@ class IterativeSNIP:
 class FORCE(IterativeSNIP):
     """Like `IterativeSNIP`, but pruned weights may come back ([2], Section 4.1).
 
-    The gradient is that of the pruned network, at all weights, and is multiplied with the weights before pruning.
-    Arguments as there.
+    The gradient is that of the pruned network, with respect to all weights, and is multiplied by the unpruned weights.
+    The arguments are the same.
     """
 
     _can_return: ClassVar[bool] = True
@@ -103,5 +103,5 @@ class FORCE(IterativeSNIP):
 
 
 def below_all(score: Tensor, mask: Tensor) -> Tensor:
-    """Scores ≥ 0, those outside of the mask below all others, by the least amount: sums of blocks stay as they are."""
+    """Scores ≥ 0, with those outside the mask below all others by so little that sums over blocks do not change."""
     return torch.where(mask, score.double(), -torch.finfo(torch.float64).tiny)

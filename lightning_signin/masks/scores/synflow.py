@@ -23,17 +23,17 @@ from lightning_signin.objective.network import Network
 class SynFlow:
     """|∂R/∂θ ⊙ θ|, where R sums the outputs for an input of ones, and all parameters and buffers are |·| (eq. 2).
 
-    After iteration k of n the share d^(k/n) is left, and what is pruned stays pruned (Algorithm 1). In eval mode and
-    float64: single precision overflows on deep networks. Inputs that are whole numbers, such as tokens, stay as they
-    are; a single number among other outputs, such as a loss, is no part of R.
+    After iteration k of n the share d^(k/n) is left, and what is pruned stays pruned (Algorithm 1). The network runs in
+    eval mode and float64, since single precision overflows on deep networks. Integer inputs, such as tokens, stay as
+    they are; a single number among other outputs, such as a loss, is not part of R.
 
     On networks of linear layers, convolutions, ReLU and average or max pooling, all scores are positive without the
     absolute value, and obey a conservation law (Theorems 1, 2): for each hidden unit those of incoming weights, bias
     included, sum to those of outgoing ones, and across every cut between input and output they sum to R. With
     LayerNorm, GELU or softmax some are negative, which is why the authors' code takes |·|, and the law does not hold.
 
-    The law is why no layer of a chain collapses. Residual branches may: the flow goes past them. Biases that are not 0
-    are sources of flow of their own, so that at extreme sparsity the layers before them may collapse.
+    This law is why no layer of a chain collapses. Residual branches may, since flow can bypass them. Non-zero biases
+    are additional sources of flow, so the layers before them may collapse at extreme sparsity.
 
     Args:
         iterations: n; one iteration leads to layer collapse.
@@ -73,7 +73,7 @@ class SynFlow:
 
 
 def _scores(network: Network, weights: Mapping[str, Tensor], mask: str) -> Scores:
-    """|∂R/∂θ ⊙ θ| of the weights as they are."""
+    """|∂R/∂θ ⊙ θ| at the current weights."""
     flow = flow_of(network)
     if not flow.isfinite():
         raise SignInError(f"mask={mask!r}: the flow is {flow.item()}. Check that the weights are finite.")

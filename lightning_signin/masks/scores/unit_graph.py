@@ -7,22 +7,22 @@ from lightning_signin.units.tracing import trace
 
 
 def unit_graph(task: Task, mask: str, why: str) -> Graph:
-    """The graph of the network's units, in which a way leads through every selected weight.
+    """The graph of the network's units, in which a path leads through every selected weight.
 
     Args:
-        task: What the score gets.
+        task: The score's argument.
         mask: The name of the score.
-        why: What it does with units.
+        why: What the score does with units, for error messages.
 
     Raises:
-        SignInError: If the forward cannot be traced, if an operation mixes units, or if a selected weight is on no way
+        SignInError: If the forward cannot be traced, if an operation mixes units, or if a selected weight is on no path
             from the network's input to its output.
     """
     network = task.network()
     try:
         graph = trace(network.module, network.args, network.kwargs, network.names)
     except ValueError as error:
-        instead = "Choose another `mask`, one that follows no units, e.g. 'snip' or 'magnitude'."
+        instead = "Choose a `mask` that does not follow units, e.g. 'snip' or 'magnitude'."
         raise SignInError(f"mask={mask!r}: {error} {instead}") from error
     try:
         graph.check_units(mask, why)

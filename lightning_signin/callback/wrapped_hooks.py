@@ -1,4 +1,4 @@
-"""The four hooks of a run that no callback has, wrapped for the time of a fit."""
+"""The four hooks of a run that callbacks do not have, wrapped for the duration of a fit."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,13 +18,13 @@ def wrapped_hooks(
     restoring: Callable[[Any], AbstractContextManager[None]],
     on_training_loader: Callable[[object], None],
 ) -> Iterator[None]:
-    """Wrap hooks on the instances, and put back what was there.
+    """Wrap hooks on the instances, and restore the originals at the end.
 
     Args:
-        trainer: Its strategy's ``process_dataloader`` is the one place that sees training loaders before they iterate.
+        trainer: Its strategy's ``process_dataloader`` is the only hook that sees training loaders before they iterate.
         module: Its ``configure_optimizers`` gets the plain view.
-        complete: Called after ``configure_model``, with whether a checkpoint is loaded next: only then do the layers
-            exist that a module builds in its own ``setup`` or ``configure_model``, and optimizers do not exist yet.
+        complete: Called after ``configure_model``, with whether a checkpoint is loaded next: at that point the layers
+            that a module builds in its own ``setup`` or ``configure_model`` exist, and optimizers do not yet.
         restoring: Entered with the path of a checkpoint while it is loaded.
         on_training_loader: Called with every training loader.
     """
@@ -33,12 +33,12 @@ def wrapped_hooks(
     plain_restore = connector._restore_modules_and_callbacks
     restores_late = trainer.strategy.restore_checkpoint_after_setup
 
-    # No functools.wraps: Lightning would take a wrapped `configure_model` for one that nobody has overridden.
+    # No functools.wraps: Lightning would treat a wrapped `configure_model` as not overridden.
     def configure_model() -> None:
         plain_model()
         complete(False)
 
-    # Right after `configure_model`, and the first to know of a checkpoint: `trainer.ckpt_path` is set inside.
+    # Runs right after `configure_model`, and is the first to know about a checkpoint: it sets `trainer.ckpt_path`.
     def _restore_modules_and_callbacks(checkpoint_path: Any = None, *args: Any) -> None:
         by_torch = "TorchCheckpointIO" in {kind.__name__ for kind in type(trainer.strategy.checkpoint_io).__mro__}
         with nullcontext() if checkpoint_path is None else checked_while_read(checkpoint_path, by_torch):
@@ -70,10 +70,10 @@ def wrapped_hooks(
 
 @contextmanager
 def replaced_on_instances(holders: Mapping[Callable, Any]) -> Iterator[None]:
-    """Put functions into the place of methods of their names, and in the end what was there.
+    """Replace methods with functions of the same names, and restore the originals at the end.
 
     Args:
-        holders: The instance of each function.
+        holders: For each function, the instance whose method it replaces.
 
     Example:
         >>> from argparse import Namespace

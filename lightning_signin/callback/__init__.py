@@ -1,4 +1,4 @@
-"""The Lightning callback, and what only it needs."""
+"""The Lightning callback, and the helpers that only it uses."""
 
 from lightning_signin.callback.signin import SignInCallback
 

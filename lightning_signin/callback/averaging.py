@@ -1,8 +1,8 @@
-"""Lightning's callbacks that average weights, beside this one: what is averaged is θ, not its factors.
+"""Lightning's weight-averaging callbacks, used together with this one: they average θ, not its factors.
 
-mean(m) · mean(w) is not mean(θ), and a rescale moves both factors where it leaves θ alone. So an averaging callback
-meets a plain module: in its hooks the module shows θ, and it keeps doing so while the averaged model is validated (so
-`masks` and `effective_weights` find nothing then). What it writes into the module becomes the factors of that θ.
+mean(m) · mean(w) is not mean(θ), and a rescale changes both factors but not θ. So an averaging callback sees a plain
+module: during its hooks the module shows θ, and also while the averaged model is validated (`masks` and
+`effective_weights` find nothing then). What the callback writes into the module is converted to factors of that θ.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,13 +25,13 @@ Shown = list[tuple[SparseWeight, nn.Parameter]]
 
 
 class Averaging:
-    """Stands between the averaging callback of a fit, if there is one, and the sparse module.
+    """Mediates between the averaging callback of a fit, if there is one, and the sparse module.
 
-    An entry that leaves the mask leaves the average, too: the averaged model is exactly as sparse as the trained one.
+    A pruned entry becomes zero in the average, too: the averaged model is exactly as sparse as the trained one.
 
     Args:
-        trainer: The trainer that fits.
-        module: The module, plain still.
+        trainer: The trainer of the fit.
+        module: The module, still plain.
         moves: Whether the mask moves.
         merge: Merges the module; called when training ends, before the average becomes its weights.
 
@@ -54,12 +54,12 @@ class Averaging:
                 "device or with DDP, or leave it out."
             )
         self.callback = found[0] if found else None
-        self._validating = ExitStack()  # holds what makes the module plain during a validation
+        self._validating = ExitStack()  # keeps the module plain during a validation
         self._plain = False
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Wrap the hooks of the averaging callback for the time of a fit."""
+        """Wrap the hooks of the averaging callback for the duration of a fit."""
         if self.callback is None:
             yield
             return
@@ -68,7 +68,7 @@ class Averaging:
             "on_train_batch_end": self._batch,
             "on_train_end": self._end,
         }
-        if isinstance(self.callback, in_both(WeightAveraging)):  # the other one validates the model that is trained
+        if isinstance(self.callback, in_both(WeightAveraging)):  # StochasticWeightAveraging validates the trained model
             around |= {"on_validation_epoch_start": self._open, "on_validation_epoch_end": self._close}
         hooks = [self._saving(), *(self._hook(name, context) for name, context in around.items())]
         with replaced_on_instances(dict.fromkeys(hooks, self.callback)):
@@ -79,7 +79,7 @@ class Averaging:
         """Put the masked weights into the average, which was copied from the module before it was sparse.
 
         Raises:
-            ValueError: Where the copy lacks layers of the module.
+            ValueError: If the copy lacks layers of the module.
         """
         if self.callback is None:
             return
@@ -93,16 +93,16 @@ class Averaging:
             there[name].copy_(weight.effective())
 
     def leave(self) -> None:
-        """Put the trained model back, if a validation was broken off."""
+        """Restore the trained model, if a validation was interrupted."""
         if self._plain and self.callback is not None:
             self.callback.on_validation_epoch_end(self.trainer, self.module)
 
     @contextmanager
     def put_back(self) -> Iterator[bool]:
-        """In the middle of a validation, put the trained model and the average into their own places for a while.
+        """During a validation, temporarily swap the trained model and the average back into their own places.
 
         Yields:
-            Whether it is the middle of a validation.
+            Whether a validation is in progress.
         """
         validating = self._plain
         self.leave()
@@ -113,7 +113,7 @@ class Averaging:
                 self.callback.on_validation_epoch_start(self.trainer, self.module)
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raise `ValueError` for the checkpoint of an averaged run where nothing is averaged."""
+        """Raise `ValueError` if an averaged run's checkpoint is loaded into a run without averaging."""
         if "current_model_state" in checkpoint and not isinstance(self.callback, in_both(WeightAveraging)):
             raise ValueError(
                 "The checkpoint's state_dict holds the averages of a WeightAveraging callback, and the Trainer has "
@@ -121,7 +121,7 @@ class Averaging:
             )
 
     def inexact_within_epochs(self) -> list[str]:
-        """Why a checkpoint of now, if it is from within an epoch, is not resumed bit for bit."""
+        """Why a checkpoint saved now, within an epoch, could not be resumed bit for bit."""
         swa = isinstance(self.callback, in_both(StochasticWeightAveraging))
         if not swa or self.callback.state_dict()["scheduler_state"] is None:  # type: ignore[union-attr]
             return []
@@ -145,7 +145,7 @@ class Averaging:
                 if validating:
                     checkpoint["state_dict"] = trainer.strategy.lightning_module_state_dict()
                 inner(trainer, module, checkpoint)
-                if validating:  # the two are about to be exchanged again
+                if validating:  # the two are about to be swapped again
                     for key in ("state_dict", "current_model_state"):
                         checkpoint[key] = {name: value.clone() for name, value in checkpoint[key].items()}
 
@@ -164,7 +164,7 @@ class Averaging:
 
     @contextmanager
     def _turn(self) -> Iterator[Shown]:
-        """The module is plain; what is written into its weights becomes theirs."""
+        """The module is plain; what is written into its parameters is converted to factors."""
         with self._shown() as shown:
             yield shown
             for weight, parameter in shown:
@@ -172,7 +172,7 @@ class Averaging:
 
     @contextmanager
     def _batch(self) -> Iterator[None]:
-        """As a turn; then the average loses what the mask has lost."""
+        """Like `_turn`; then entries that the mask has lost are set to zero in the average."""
         with self._turn() as shown:
             yield
         changing = [weight for weight, _ in shown if self.moves or _makes_zeros(weight)]
@@ -183,7 +183,7 @@ class Averaging:
 
     @contextmanager
     def _end(self) -> Iterator[None]:
-        """Training ends: the average becomes the weights, to the bit, and they are merged."""
+        """Training ends: the weights are merged, and replaced by the average, bit for bit."""
         with self._turn() as shown:
             yield
         self.merge()

@@ -1,4 +1,4 @@
-"""Files for inference at the end of a fit: of the merged model, and beside the checkpoints that were kept."""
+"""Files for inference at the end of a fit: one of the merged model, and one next to each checkpoint that was kept."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from lightning_signin.masks.build import check_choice
 from lightning_signin.weightfiles.files.paths import is_file, is_url
 from lightning_signin.weightfiles.saved import SavedWeights, read_weights
 
-_CHOICES = ("safetensors", "compressed")  # checkpoints are there already, and networks need an input
+_CHOICES = ("safetensors", "compressed")  # checkpoints exist already, and the other formats need an example input
 
 
 def parse_exports(names: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -32,18 +32,18 @@ def parse_exports(names: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def export_fit(trainer: Trainer, module: LightningModule, formats: Sequence[str], state: dict) -> None:
-    """Write ``merged`` into the log folder, and every kept checkpoint again beside itself.
+    """Write ``merged`` into the log folder, and an export of every kept checkpoint next to it.
 
     Args:
         trainer: The trainer at the end of its fit.
         module: The module, merged; a sharded one as it is.
-        formats: Of `parse_exports`.
-        state: Of the callback, which knows what was kept and flipped.
+        formats: As returned by `parse_exports`.
+        state: State of the callback, which knows what was kept and flipped.
     """
     if not formats:
         return
-    folder = str(trainer.log_dir or trainer.default_root_dir)  # asks all ranks
-    weights = read_weights(module)  # so does this, where they hold shards
+    folder = str(trainer.log_dir or trainer.default_root_dir)  # a collective call
+    weights = read_weights(module)  # collective as well, if the module is sharded
     if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
     if not is_url(folder):

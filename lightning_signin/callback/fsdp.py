@@ -1,4 +1,4 @@
-"""A module that its user has made sparse in ``configure_model``, and then perhaps sharded with FSDP2."""
+"""Modules that the user has made sparse in ``configure_model``, and possibly sharded with FSDP2."""
 
 import os
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ _COMPARED = ("sparsity", "parametrization")
 
 
 def check_one_file(trainer: Trainer) -> None:
-    """Raise `ValueError` before a fit whose checkpoints would be folders of shards, which hold no whole weight."""
+    """Raise `ValueError` before a fit whose checkpoints would be folders of shards instead of whole weights."""
     strategy: Any = trainer.strategy
     if isinstance(strategy, in_both(ModelParallelStrategy)) and saves_shards(strategy):
         raise ValueError(
@@ -39,68 +39,68 @@ def check_one_file(trainer: Trainer) -> None:
 
 
 def adopt(module: LightningModule, start: Start, options: TrainingOptions) -> None:
-    """Check that the masks and factors that are there are those that the callback's arguments ask for.
+    """Check that the module's masks and factors agree with the callback's arguments.
 
     Args:
         module: A module after `sparsify`, complete.
-        start: The arguments that decide masks and first factors. The module has them already: they have to be left
-            out, but for ``sparsity`` and ``parametrization``, which are compared.
+        start: The arguments that decide masks and first factors. Since the module already has both, they must be left
+            out, except ``sparsity`` and ``parametrization``, which are compared.
         options: The other arguments.
 
     Raises:
-        ValueError: If they ask for other ones, or for what no sharded module can do.
+        ValueError: If they disagree, or ask for what a sharded module cannot do.
     """
     weights = sparse_weights(module)
-    for weight in weights.values():  # parameters were perhaps moved by `fully_shard`, which knows of no index
+    for weight in weights.values():  # `fully_shard` may have moved the parameters, but not their indices
         weight.storage.follow(lambda probe, device=weight.factors[0].device: probe.to(device))  # type: ignore[misc]
     for field in fields(start):
         value = getattr(start, field.name)
         if field.name not in (*_COMPARED, "update") and value != _OF_SPARSIFY.get(field.name):
             raise ValueError(
-                f"`{field.name}`={value!r} of SignInCallback has no part: `configure_model` has called `sparsify` "
-                "already. Pass it there, and leave it out here."
+                f"`{field.name}`={value!r} of SignInCallback has no effect: `configure_model` has already called "
+                "`sparsify`. Pass it there, and leave it out here."
             )
     _check_sparsity(start, weights)
     _check_parametrization(start, weights)
     if start.rule is not None:
         raise ValueError(
             f"`update`: {type(start.rule).__name__} does not move masks that `configure_model` has made. Leave out "
-            "`sparsify` there, and with it `fully_shard`: masks move on one device and under DDP."
+            "`sparsify` there, and `fully_shard` as well: masks can move on one device and under DDP."
         )
     if not any(is_sharded(weight.factors[0]) for weight in weights.values()):
         return
     if options.sharpness_every_n_epochs is not None:
         raise ValueError(
-            "`sharpness_every_n_epochs` measures on a copy of the module, and FSDP2 lets no sharded module be copied. "
+            "`sharpness_every_n_epochs` measures on a copy of the module, and FSDP2 modules cannot be copied. "
             "Leave it out; `lightning_signin.metrics.sharpness` measures the plain model with a checkpoint's weights."
         )
 
 
 def check_not_sharded(module: LightningModule) -> None:
-    """Raise `ValueError` where ranks with other masks hold shards of one weight: none can take the other's."""
+    """Raise `ValueError` if ranks with different masks hold shards of one weight: masks cannot be exchanged then."""
     if has_shards(module):
         raise ValueError(
-            "The ranks have chosen other masks in `configure_model`: they started from other weights, or scored on "
-            "other data. Call `seed_everything` before the model is built, and score on the same batches."
+            "The ranks have chosen different masks in `configure_model`: they started from different weights, or "
+            "scored on different data. Call `seed_everything` before the model is built, and score on the same batches."
         )
 
 
 @contextmanager
 def resuming_sharded(module: LightningModule, path: Any) -> Iterator[None]:
-    """While Lightning loads a checkpoint into a sharded sparse module; for others nothing happens.
+    """Entered while Lightning loads a checkpoint into a sharded sparse module; does nothing for other modules.
 
-    It looks for the factors among the plain names and would not find them, so it is told not to be strict. What it
-    would have checked is checked here: that the plain names are those of the module.
+    Lightning would look for the factors among the plain names and not find them, so strict loading is turned off. What
+    it would have checked is checked here: that the plain names are those of the module.
 
     Raises:
-        ValueError: If the checkpoint is a folder of shards, was no sparse run's, or has other names or shapes, at which
-            loading would stop halfway.
+        ValueError: If the checkpoint is a folder of shards, is not from a sparse run, or has other names or shapes,
+            with which loading would fail halfway.
     """
     if not sparse_weights(module) or not has_shards(module):
         yield
         return
     if os.path.isdir(path):
-        raise ValueError(f"{path} is a folder of shards, which no sparse run can resume. {_ONE_FILE}")
+        raise ValueError(f"{path} is a folder of shards, which a sparse run cannot resume. {_ONE_FILE}")
     saved = torch.load(Path(path), map_location="cpu", weights_only=True, mmap=True)
     if STATE_KEY not in saved.get("callbacks", {}):
         raise ValueError(NOT_SPARSE)
@@ -118,7 +118,7 @@ def resuming_sharded(module: LightningModule, path: Any) -> Iterator[None]:
 
 
 def warn_of_shards() -> None:
-    """Say at the end of a fit that the module is left as it is: an error here would be one of a run that succeeded."""
+    """Warn at the end of a fit that the module was not merged; an error would make a successful run look failed."""
     rank_zero_warn(
         f"The module is sharded over ranks: it was not merged and stays sparse. It runs as it is. {EXPORT} With "
         "SignInCallback(export='safetensors') a fit writes it at its end."
@@ -132,7 +132,7 @@ def _check_sparsity(start: Start, weights: dict[str, SparseWeight]) -> None:
     )
     if start.sparsity is not None and kept != budget(start.sparsity, size):
         raise ValueError(
-            f"`configure_model` has called `sparsify`, which kept {kept} of {size} weights, and `sparsity`="
+            f"`configure_model` has called `sparsify`, which kept {kept} of {size} weights, but `sparsity`="
             f"{start.sparsity} of SignInCallback asks for {budget(start.sparsity, size)}. Leave it out here."
         )
 
@@ -142,6 +142,6 @@ def _check_parametrization(start: Start, weights: dict[str, SparseWeight]) -> No
         there, asked = weight.parametrization, start.form.build(weight.storage, 1.0)
         if type(there) is not type(asked) or there.outer != asked.outer:
             raise ValueError(
-                f"`parametrization`={start.parametrization!r} of SignInCallback is not that of {name}, to which "
-                "`configure_model` has given another. Pass the same one to `sparsify` and to SignInCallback."
+                f"`parametrization`={start.parametrization!r} of SignInCallback is not that of {name}: "
+                "`configure_model` has chosen another. Pass the same one to `sparsify` and to SignInCallback."
             )

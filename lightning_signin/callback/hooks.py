@@ -1,4 +1,4 @@
-"""The hooks of a fit, which route to the verbs on a module: see `lightning_signin.verbs.model` and `Training`."""
+"""The hooks of a fit, which delegate to functions on the module: see `lightning_signin.verbs.model` and `Training`."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -38,11 +38,11 @@ State = dict[str, Any]
 
 
 class FitHooks(Callback):
-    """Makes a module sparse for the time of a fit.
+    """Makes a module sparse for the duration of a fit.
 
     Args:
         start: How it becomes sparse.
-        options: What happens to it meanwhile.
+        options: What happens to it during training.
         exports: The formats of the files that are written at the end.
     """
 
@@ -51,7 +51,7 @@ class FitHooks(Callback):
         self._module: LightningModule | None = None
         self._training: Training | None = None  # while the model is sparse
         self._finished: State = {}  # the last state, from the merge until the next fit
-        self._origin: str | None = None  # of the masks, where the arguments do not say it
+        self._origin: str | None = None  # of the masks, if the arguments do not imply it
         self._replaced: dict[int, tuple[nn.Parameter, SparseWeight]] = {}  # plain parameters, until the fit starts
         self._undo = ExitStack()
 
@@ -80,7 +80,7 @@ class FitHooks(Callback):
         self._undo.enter_context(self._averaging.attached())
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check that the optimizers train every weight and that a checkpoint to resume was a sparse run's."""
+        """Check that the optimizers train every weight and that a checkpoint to resume is from a sparse run."""
         if trainer.ckpt_path and not self._resumed and not trainer.strategy.restore_checkpoint_after_setup:
             raise ValueError(NOT_SPARSE)
         for optimizer in trainer.optimizers:  # LightningCLI builds its --optimizer before any fit
@@ -95,15 +95,15 @@ class FitHooks(Callback):
         self._position.restore_generators()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Move the mask and rescale, if it is due."""
+        """Move the mask and rescale, if due."""
         self._ongoing.before_batch()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Move the mask, if it is due, or decay."""
+        """Move the mask, if due, or apply the decay."""
         self._ongoing.before_step(optimizer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-        """Note the loss."""
+        """Record the loss."""
         self._ongoing.after_batch(outputs)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -113,20 +113,20 @@ class FitHooks(Callback):
         log_to_loggers(trainer, {f"signin/{n}": v for n, v in layers.items()})  # layers have many
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Merge, and write the files that were asked for."""
+        """Merge, and write the requested files."""
         self._finish()
         export_fit(trainer, pl_module, self.exports, self._finished)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Merge: callbacks after this one may write a checkpoint now, and it can be resumed."""
+        """Merge: a checkpoint that later callbacks write now can still be resumed."""
         self._finish(alone=True)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Merge if nothing has before: tuners end a fit with no other hook."""
+        """Merge if that has not happened yet: tuners end a fit with no other hook."""
         self._finish()
 
     def state_dict(self) -> State:
-        """What resuming needs and a plain state dict cannot hold: tensors and plain values."""
+        """What resuming needs beyond a plain state dict: tensors and plain values."""
         if self._training is not None:
             return self._state()
         if self._finished and "factors" not in self._finished:  # of a sharded module, whose ranks save together
@@ -148,7 +148,7 @@ class FitHooks(Callback):
         self._resumed, self._origin = True, "of the checkpoint"
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: State) -> None:
-        """Refuse to resume what was not a sparse run."""
+        """Reject checkpoints that are not from a sparse run."""
         if self._training is not None and STATE_KEY not in checkpoint["callbacks"]:
             raise ValueError(NOT_SPARSE)
         if self._training is not None:
@@ -169,7 +169,7 @@ class FitHooks(Callback):
             self._origin = "of `configure_model`"
         else:
             self.start.sparsify(trainer, module, known, resumes)
-        if trainer.world_size > 1:  # ranks that start from other weights would choose other magnitudes
+        if trainer.world_size > 1:  # ranks that start from different weights would choose different masks by magnitude
             digest = mask_digest(module)
             same = trainer.strategy.broadcast(digest) == digest
             if not trainer.strategy.reduce_boolean_decision(same):
@@ -181,7 +181,7 @@ class FitHooks(Callback):
         self._averaging.begin()
 
     def _state(self, alone: bool = False, factors: bool = True) -> State:
-        """With the factors or not: those of a sharded module have to be asked for by all ranks together."""
+        """With the factors or without: those of a sharded module can only be gathered by all ranks together."""
         assert self._module is not None
         with self._averaging.put_back():
             own = factor_state(self._module) if factors else mask_state(self._module)

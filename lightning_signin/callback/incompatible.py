@@ -1,4 +1,4 @@
-"""Callbacks that cannot stand beside this one."""
+"""Incompatible callbacks."""
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelPruning
@@ -7,7 +7,7 @@ from lightning_signin.callback.two_packages import in_both
 
 
 def check_companions(trainer: Trainer) -> None:
-    """Raise `ValueError` before a fit that another callback would break later, in other words or none."""
+    """Raise `ValueError` if another callback would break the fit later, with an obscure error or silently."""
     for companion in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(companion, in_both(ModelPruning)):
             name = type(companion).__name__

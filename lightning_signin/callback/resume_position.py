@@ -1,4 +1,4 @@
-"""Where a run stands in its data and its random numbers, on every rank: what makes resuming exact."""
+"""A run's position in its data and its random numbers, on every rank: what makes resuming exact."""
 
 import os
 import warnings
@@ -19,27 +19,27 @@ State = dict[str, Any]
 
 
 class Position:
-    """Follows the training loaders of one fit.
+    """Tracks the training loaders of one fit.
 
     Args:
-        trainer: The trainer that fits.
+        trainer: The trainer of the fit.
     """
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
-        # Weak: loaders that Lightning reloads every few epochs are not held on to.
+        # Weak, so that loaders that Lightning has replaced with reloaded ones are freed.
         self._recorders: WeakKeyDictionary[Any, replay.Recorder] = WeakKeyDictionary()
         self._inexact: list[str] = []
         self._to_restore: State | None = None
         self._to_replay: list[State] = []
 
     def attach(self, loader: object) -> None:
-        """Record a training loader, and on resuming let it go on where it was."""
+        """Record a training loader, and on resuming continue it where it was."""
         if loader in self._recorders:
             return
         recorder = replay.attach(loader, self._current)
         if recorder is None:
-            self._inexact.append("an iterable or stateful training loader is left to itself")
+            self._inexact.append("the position of an iterable or stateful training loader is not restored")
             return
         if recorder.inexact:
             self._inexact.append(recorder.inexact)
@@ -49,7 +49,7 @@ class Position:
         self._recorders[loader] = recorder
 
     def detach(self) -> None:
-        """Let go of the loaders."""
+        """Stop recording the loaders."""
         for recorder in self._recorders.values():
             recorder.detach()
         self._recorders.clear()
@@ -58,7 +58,7 @@ class Position:
         """The position now.
 
         Args:
-            alone: Take only this rank's generators: after an exception the others may not answer.
+            alone: Save only this rank's generators: after an exception the other ranks may not respond.
         """
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
         mid_batch = progress.current.ready != progress.current.processed
@@ -80,7 +80,7 @@ class Position:
         }
 
     def load(self, state: State) -> None:
-        """Go on from a saved position, as soon as the loaders and the training loop are there."""
+        """Continue from a saved position, as soon as the loaders and the training loop exist."""
         rank = self.trainer.global_rank
         self._to_restore = state
         self._inexact += state["inexact"]
@@ -88,8 +88,8 @@ class Position:
             self._inexact.append(f"seed_everything was {state['seed']}, and is {os.environ.get('PL_GLOBAL_SEED')}")
         if self._sums_in_another_order():
             self._inexact.append(
-                "DDP on more than two ranks sums gradients in another order before it has rebuilt its buckets, in the "
-                "first step (strategy='ddp_find_unused_parameters_true' never does)"
+                "DDP on more than two ranks sums gradients in a different order in the first step, before it has "
+                "rebuilt its buckets (strategy='ddp_find_unused_parameters_true' avoids this)"
             )
         if len(state["ranks"]) == self.trainer.world_size:
             self._to_replay = list(state["ranks"][rank]["loaders"])
@@ -97,7 +97,7 @@ class Position:
             self._inexact.append(f"generators of {len(state['ranks'])} ranks were saved, {self.trainer.world_size} run")
 
     def restore_generators(self) -> None:
-        """On resuming, put the generators back, and say where the run will not equal the uninterrupted one."""
+        """On resuming, restore the generators, and warn if the run will not equal the uninterrupted one."""
         if self._to_restore is None:
             return
         with told_if_altered("The checkpoint's position in the data", ValueError):
@@ -107,13 +107,13 @@ class Position:
                 generators.restore(self._to_restore["ranks"][self.trainer.global_rank]["generators"])
         if self._inexact:
             rank_zero_warn(f"This resume is not bit for bit: {'; '.join(dict.fromkeys(self._inexact))}.")
-        else:  # Lightning does not know of the replay, and is about to warn of unreliable results
+        else:  # Lightning does not know about the replay, and is about to warn of unreliable results
             warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch")
         self._to_restore = None
 
     def _leave_finished_epoch(self) -> None:
-        # With max_steps Lightning takes every checkpoint for one from inside an epoch (`_FitLoop.restarting`). From an
-        # epoch's end it would train one batch more in that epoch.
+        # With max_steps, Lightning takes every checkpoint for one from inside an epoch (`_FitLoop.restarting`). From an
+        # epoch's end it would train one more batch in that epoch.
         loop: Any = self.trainer.fit_loop
         total = loop.epoch_progress.total
         if loop.restarting and total.ready == total.started == total.processed:
@@ -122,7 +122,7 @@ class Position:
             leave_restart(loop)
 
     def _sums_in_another_order(self) -> bool:
-        """Whether the first gradients are summed otherwise than in the run that did not stop; for two, order is one."""
+        """Whether the first gradients are summed in another order than without the interruption (never on 2 ranks)."""
         strategy: Any = self.trainer.strategy
         if self.trainer.world_size < 3 or not isinstance(strategy, in_both(DDPStrategy)):
             return False

@@ -1,4 +1,4 @@
-"""Which checkpoints go with which runs, and what is said where they do not."""
+"""Which checkpoints a run can resume, and the errors for those that it cannot."""
 
 from typing import Any
 
@@ -19,21 +19,21 @@ _INCOMPLETE = f"The checkpoint's state of SignInCallback has {{}}: {ALTERED}"
 
 
 def check_same_run(saved: dict[str, Any], here: dict[str, Any], any_seed: bool) -> None:
-    """Raise `ValueError` where the arguments of the run that wrote a checkpoint differ from this run's.
+    """Raise `ValueError` if the arguments of the run that wrote a checkpoint differ from this run's.
 
     Args:
         saved: The arguments that decide masks and factors, from the checkpoint.
-        here: The same of this run.
-        any_seed: The callback has no seed of its own: it takes the checkpoint's mask, whatever seed made it.
+        here: The same arguments of this run.
+        any_seed: The callback has no seed of its own: it takes the checkpoint's mask, whatever its seed.
     """
     for name, value in here.items():
         if name not in saved:
             raise ValueError(_INCOMPLETE.format(f"'arguments' without {name!r}"))
         if saved[name] != value and not (name == "seed" and any_seed):
             raise ValueError(
-                f"The checkpoint was trained with {name}={saved[name]!r}, and this callback has {name}={value!r}: "
-                f"another mask, or other factors. Pass {name}={saved[name]!r} to resume; to start anew from its "
-                "weights, load its state_dict into the model and call `fit` without `ckpt_path`."
+                f"The checkpoint was trained with {name}={saved[name]!r}, but this callback has {name}={value!r}, "
+                f"which means another mask or other factors. Pass {name}={saved[name]!r} to resume; to start anew from "
+                "its weights, load its state_dict into the model and call `fit` without `ckpt_path`."
             )
 
 

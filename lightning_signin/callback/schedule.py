@@ -12,9 +12,9 @@ class RescaleSchedule:
 
     Attributes:
         every_n_epochs: p, at least 1; None counts steps or never rescales.
-        every_n_steps: In optimizer steps, at least 1; None counts epochs or never rescales.
+        every_n_steps: The same in optimizer steps, at least 1; None counts epochs or never rescales.
         until: T₂: the first epoch without rescales (int), or a fraction of the run (float in [0, 1]) counted in its
-            ``max_epochs``, or in ``max_steps`` where there is no ``max_epochs``.
+            ``max_epochs``, or in ``max_steps`` if there is no ``max_epochs``.
     """
 
     every_n_epochs: int | None
@@ -30,7 +30,7 @@ class RescaleSchedule:
         if self.every_n_epochs is not None and self.every_n_steps is not None:
             raise ValueError(
                 f"`rescale_every_n_steps`={self.every_n_steps} and `rescale_every_n_epochs`={self.every_n_epochs} are "
-                "both set. To count in steps pass rescale_every_n_epochs=None."
+                "both set. To count in steps, pass rescale_every_n_epochs=None."
             )
         fraction = isinstance(self.until, float)
         if isinstance(self.until, bool) or not isinstance(self.until, int | float) or not self.until >= 0:
@@ -42,24 +42,24 @@ class RescaleSchedule:
 
     @property
     def ever(self) -> bool:
-        """Whether there is any rescale at all."""
+        """Whether rescales are enabled at all."""
         return self.every_n_epochs is not None or self.every_n_steps is not None
 
     def check_run(self, max_epochs: int | None, max_steps: int) -> None:
-        """Raise `ValueError` if ``until`` is a fraction of a run that has no end (−1 is none)."""
+        """Raise `ValueError` if ``until`` is a fraction of a run without an end (−1 means no end)."""
         if self.ever and isinstance(self.until, float) and not _ends(max_epochs) and not _ends(max_steps):
             raise ValueError(
                 f"`rescale_until`={self.until} is a fraction of the run, which has neither `max_epochs` nor "
-                "`max_steps`. Pass an epoch (int), or give the Trainer an end."
+                "`max_steps`. Pass an epoch (int), or give the Trainer one of these limits."
             )
 
     def never(self, max_epochs: int | None, max_steps: int, steps_per_epoch: float) -> bool:
         """Whether the run ends, or ``until`` comes, before the first rescale.
 
         Args:
-            max_epochs: Of the run, None or −1 for no end.
-            max_steps: Of the run, −1 for no end.
-            steps_per_epoch: Optimizer steps; ``inf`` if not known: then only what epochs alone decide is said.
+            max_epochs: Limit of the run; None or −1 for no limit.
+            max_steps: Limit of the run; −1 for no limit.
+            steps_per_epoch: Optimizer steps per epoch; ``inf`` if unknown: then the answer considers epochs alone.
 
         Example:
             >>> RescaleSchedule(every_n_epochs=5, every_n_steps=None, until=0.75).never(6, -1, 40)
@@ -83,9 +83,9 @@ class RescaleSchedule:
 
         Args:
             now: (epoch, optimizer steps taken), from 0.
-            before: The same at the batch before; so each epoch or step counts once, also after a resume.
-            max_epochs: Of the run, None or −1 for no end.
-            max_steps: Of the run, −1 for no end.
+            before: The same at the previous batch, so that each epoch or step counts once, even after a resume.
+            max_epochs: Limit of the run; None or −1 for no limit.
+            max_steps: Limit of the run; −1 for no limit.
         """
         count, previous, every = (
             (now[0], before[0], self.every_n_epochs) if self.every_n_epochs else (now[1], before[1], self.every_n_steps)

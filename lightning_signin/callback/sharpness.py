@@ -15,13 +15,13 @@ from lightning_signin.randomness.generators import untouched
 class Curvature:
     """Measures the sharpness with the training step on the same training batches every time.
 
-    Made before the fit reads its loaders, which from then on are recorded for exact resuming.
+    Create it before the fit reads its loaders: from then on they are recorded for exact resuming.
 
     Args:
         trainer: The trainer of the fit.
         module: The sparse module.
-        batches: How many; their graph is kept in memory during a measurement.
-        seed: Of their order.
+        batches: Number of batches; their graph is kept in memory during a measurement.
+        seed: Seed of the batch order.
     """
 
     def __init__(self, trainer: Trainer, module: LightningModule, batches: int, seed: int) -> None:
@@ -35,20 +35,20 @@ class Curvature:
                     break
 
     def measure(self, *, train: bool) -> Sharpness:
-        """The sharpness now, of all ranks' batches together.
+        """The current sharpness, over all ranks' batches together.
 
         Args:
-            train: With dropout, of the masks that the next training step would draw, and batch statistics on.
+            train: Enable batch statistics and dropout, with the dropout masks that the next training step would draw.
         """
         with closing(_SameStatistics(self.trainer, self.module)) as data, untouched():
             return sharpness_of(self.module, data, self.batches, train=train)
 
 
 class _SameStatistics(LightningData):
-    """With the buffers of rank 0 on all ranks, as in checkpoints.
+    """Uses the buffers of rank 0 on all ranks, as in checkpoints.
 
-    Running statistics belong to each rank until the next forward in DDP sends rank 0's; those of several ranks would
-    make the Hessian that of no model.
+    Running statistics differ between ranks until DDP broadcasts rank 0's in the next forward. With those of several
+    ranks, the Hessian would not be that of any single model.
     """
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""How a fit becomes sparse: what the mask and the first factors are made from."""
+"""How a fit becomes sparse: the arguments that determine the mask and the first factors."""
 
 import os
 import warnings
@@ -36,7 +36,7 @@ _DEFAULTS = ("random", None, None)  # mask, distribution, structure
 
 @dataclass(frozen=True)
 class Start:
-    """The arguments of `SignInCallback` that decide masks and first factors; see there.
+    """The arguments of `SignInCallback` that determine masks and first factors; documented there.
 
     Raises:
         ValueError: For values out of range, unknown names, and arguments that exclude each other.
@@ -83,18 +83,18 @@ class Start:
 
     @property
     def form(self) -> Parametrization:
-        """How θ is made of trainable tensors."""
+        """How θ is computed from trainable tensors."""
         return parse_parametrization(self.parametrization)
 
     @property
     def rule(self) -> UpdateRule | None:
-        """How the mask moves: as is given, or as belongs to the parametrization."""
+        """How the mask moves: as given, or by the parametrization's own rule."""
         update = self.update if self.update is not None else self.form.update
         return None if update is None else parse_update(update)
 
     @property
     def sparsity_at_start(self) -> float | None:
-        """Of the mask that training starts with, for those that do not start with that of the end."""
+        """The sparsity of the first mask, for methods in which it differs from the final one."""
         start = self.rule.start_sparsity if self.rule is not None else None
         from_all = start is None and self.sparsity is None and not has_groups_alone(self.distribution)
         return 0.0 if from_all and self.form.prunes and self.rule is None else start
@@ -105,7 +105,7 @@ class Start:
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
 
     def saved(self) -> dict[str, Any]:
-        """The arguments as plain values, with the seed that is in force, for checkpoints."""
+        """The arguments as plain values, with the seed in force, for checkpoints."""
         saved = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "beta"}
         saved |= {n: os.fspath(v) for n, v in saved.items() if isinstance(v, os.PathLike)}
         saved["mask"] = shown(self.mask)
@@ -122,13 +122,13 @@ class Start:
         Args:
             trainer: The trainer of the fit.
             module: The complete, plain module.
-            known: Masks of an earlier fit, to go on with.
+            known: Masks of an earlier fit, to reuse.
             resumes: Whether masks and factors are loaded from a checkpoint next.
         """
         options: Any = {"beta": self.beta, "parametrization": self.form, "storage": self.storage_of(trainer)}
         selection: Any = {"include": self.include, "exclude": self.exclude}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # `sparsify` says the same again
+            warnings.simplefilter("ignore")  # `sparsify` gives the same warnings again
             names = list(select_weights(module, **selection))
         shapes = {name: module.get_parameter(name).shape for name in names}
         _to_run(trainer, module)  # before a checkpoint is loaded too: float64 factors would be rounded to float32
@@ -155,7 +155,7 @@ class Start:
         """Where the mask is from, and how it moves.
 
         Args:
-            origin: What it is a mask of, if the arguments do not say it.
+            origin: What the mask is from, if the arguments do not imply it.
         """
         if origin is None and self.mask_from is not None:
             origin = f"of {os.fspath(self.mask_from)}"
@@ -171,7 +171,7 @@ class Start:
     def storage_of(self, trainer: Trainer) -> str:
         """The storage, chosen for the device of the run, wherever the module is now.
 
-        On XLA indexed copies are slow; ranks that hold buckets of a fixed size need factors that keep their shape.
+        Indexed copies are slow on XLA; DDP's gradient buckets of fixed size need factors that keep their shape.
         """
         if self.storage == "auto" and trainer.strategy.root_device.type == "xla":
             return "dense"
@@ -196,34 +196,34 @@ class Start:
             )
         if rule.start_sparsity == 0 and (self.mask != "random" or self.mask_from is not None):
             raise ValueError(
-                f"`update`: {name} starts from all weights, so `mask` and `mask_from` have no part. Leave them out, or "
-                "choose a rule that starts sparse, e.g. 'rigl'."
+                f"`update`: {name} starts from all weights, so `mask` and `mask_from` have no effect. Leave them out, "
+                "or choose a rule that starts sparse, e.g. 'rigl'."
             )
 
     def _masks_from_file(self, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-        """The masks, of the sparsity that was asked for, if one was."""
+        """The masks in the file, checked against the requested sparsity, if any."""
         assert self.mask_from is not None
         masks = masks_from_file(self.mask_from, shapes)
         kept, size = sum(int(mask.sum()) for mask in masks.values()), sum(mask.numel() for mask in masks.values())
         if self.sparsity is not None and kept != budget(self.sparsity, size):
             raise ValueError(
                 f"The mask in {self.mask_from} keeps {kept} of {size} weights, a sparsity of {1 - kept / size:.4f}, "
-                f"and `sparsity`={self.sparsity} asks for {budget(self.sparsity, size)}. Leave out `sparsity` (None) "
+                f"but `sparsity`={self.sparsity} asks for {budget(self.sparsity, size)}. Leave out `sparsity` (None) "
                 "to take the mask as it is."
             )
         return masks
 
 
 def _read_in_base_60(structure: Any) -> Any:
-    """The n:m that YAML 1.1 takes for a time where it is not quoted: 2:4 becomes 2 · 60 + 4."""
+    """The n:m that YAML 1.1 reads as a time if it is not quoted: 2:4 becomes 2 · 60 + 4."""
     return "{}:{}".format(*divmod(structure, 60)) if isinstance(structure, int) else structure
 
 
 def _to_run(trainer: Trainer, module: LightningModule) -> None:
-    """Put the module into the precision and onto the device that it trains in, as Lightning does later."""
+    """Move the module to the precision and device that it trains with, as Lightning does later."""
     if isinstance(trainer.precision_plugin, in_both(HalfPrecision, DoublePrecision)):
         trainer.precision_plugin.convert_module(module)
     if isinstance(trainer.strategy, in_both(SingleDeviceStrategy, DDPStrategy)):
-        tied = find_shared_parameters(module)  # a move to XLA makes new parameters, one for each name
+        tied = find_shared_parameters(module)  # a move to XLA makes new parameters, one per name
         module.to(trainer.strategy.root_device)
         set_shared_parameters(module, tied)

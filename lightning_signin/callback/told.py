@@ -1,4 +1,4 @@
-"""What a fit says of its sparse weights: one line at its start, and parts that would not train."""
+"""What a fit reports about its sparse weights: one line at its start, and warnings of parts that would not train."""
 
 from collections.abc import Iterable, Mapping
 
@@ -31,19 +31,19 @@ def say_start(module: LightningModule, origin: str) -> None:
 
 
 def say_untrained(module: LightningModule, optimizers: Iterable[Optimizer]) -> None:
-    """Warn of unfrozen parameters that are in no optimizer."""
+    """Warn of trainable parameters that are in no optimizer."""
     held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     names = [name for name, p in module.named_parameters() if p.requires_grad and id(p) not in held]
     if names:
-        are, stay = ("is", "stays as it is") if len(names) == 1 else ("are", "stay as they are")
+        have, are, they = ("has", "is", "it") if len(names) == 1 else ("have", "are", "they")
         warn(
-            f"{some(names)} {are} unfrozen and in no optimizer: {stay}. Add to an optimizer in "
-            "`configure_optimizers` what shall train, and freeze the rest (requires_grad_(False))."
+            f"{some(names)} {have} requires_grad=True but {are} in no optimizer, so {they} will not train. Add what "
+            "should train to an optimizer in `configure_optimizers`, and freeze the rest (requires_grad_(False))."
         )
 
 
 class Reached:
-    """Notes which sparse weights a gradient reaches, and says in the end which were left out.
+    """Records which sparse weights a gradient reaches, and warns of those that none has reached.
 
     Args:
         weights: The sparse weights of a module by name.
@@ -68,6 +68,6 @@ class Reached:
         if names:
             it = "it does" if len(names) == 1 else "they do"
             warn(
-                f"No gradient has reached {some(names)} in the first epoch: {it} not train. If that is meant, as of a "
-                "teacher, freeze (requires_grad_(False)) or leave dense with `exclude`."
+                f"No gradient has reached {some(names)} in the first epoch: {it} not train. If that is intended, as "
+                "for a teacher, freeze (requires_grad_(False)) or leave dense with `exclude`."
             )

@@ -1,4 +1,4 @@
-"""What happens to the sparse weights during a fit: masks move, factors are rescaled and decay, numbers are logged."""
+"""What happens to the sparse weights during a fit: mask updates, rescales, decay, and logged numbers."""
 
 from dataclasses import dataclass
 from math import inf
@@ -31,7 +31,7 @@ State = dict[str, Any]
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """The arguments of `SignInCallback` that say what happens during training; see there.
+    """The arguments of `SignInCallback` that control training; documented there.
 
     Raises:
         ValueError: For values out of range and unknown names.
@@ -57,13 +57,13 @@ class TrainingOptions:
 
 
 class Training:
-    """The sparse weights of one fit, from when the module is sparse until it is merged.
+    """The sparse weights of one fit, from when the module is made sparse until it is merged.
 
     Args:
-        trainer: The trainer that fits.
+        trainer: The trainer of the fit.
         module: The sparse module.
         start: How it became sparse.
-        options: What happens to it.
+        options: What happens to it during training.
     """
 
     def __init__(self, trainer: Trainer, module: LightningModule, start: Start, options: TrainingOptions) -> None:
@@ -79,21 +79,21 @@ class Training:
         self.decay = start.form.decay()
         self._decaying = [factor for weight in sign_in_weights(module).values() for factor in weight.factors]
         self._seen = (-1, -1)
-        self._losses = torch.zeros(2, dtype=torch.float64)  # their sum and number in this epoch
+        self._losses = torch.zeros(2, dtype=torch.float64)  # sum and number of this epoch's losses
         self._reached = Reached(self.weights)
         self._to_load: State | None = None
         self._begun = False
-        self._lost = False  # a weight is not finite, and that was said
+        self._lost = False  # whether a weight is not finite, and the warning was given
 
     def check(self) -> None:
-        """Raise `ValueError` where an optimizer leaves out a weight, or cannot do what a rescale needs."""
+        """Raise `ValueError` if the optimizers leave out a weight, or one does not support rescales."""
         check_optimizers(self.weights.values(), self.trainer.optimizers)
         if self.rescales:
             check_rescale(self.options.rescale_momentum, self.trainer.optimizers)
         say_untrained(self.module, self.trainer.optimizers)
 
     def begin(self) -> None:
-        """Note the signs that flips are counted from, and get ready to move masks."""
+        """Record the signs that flips are counted from, and set up the mask updates."""
         if not self._begun:
             self.flips.mark("start", self.module)
             self._begun = True
@@ -116,7 +116,7 @@ class Training:
                     self.updates.load_state(self._to_load)
 
     def before_batch(self) -> None:
-        """Move masks and rescale, if it is due."""
+        """Move masks and rescale, if due."""
         trainer: Any = self.trainer
         if self.updates is not None:
             self.updates.before_batch()
@@ -126,7 +126,7 @@ class Training:
         self._seen = now
 
     def before_step(self, optimizer: Optimizer) -> None:
-        """Move masks, if it is due, and decay: gradients are accumulated and unscaled by now, and not yet clipped."""
+        """Move masks, if due, and apply the decay: gradients are accumulated and unscaled by now, but not clipped."""
         self._reached.note(optimizer)
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         scale = 1.0 if scaler is None else scaler.get_scale()
@@ -141,13 +141,13 @@ class Training:
             add_factor_decay_(self._decaying, self.decay.strength, stepped)
 
     def after_batch(self, outputs: Any) -> None:
-        """Note the loss, for a decay that follows it."""
+        """Record the loss, for a decay that depends on it."""
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if self.decay is not None and isinstance(loss, Tensor) and loss.numel() == 1:
             self._losses += torch.tensor([loss.item(), 1.0], dtype=torch.float64)
 
     def after_epoch(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Adapt the decay; what to log of the epoch: numbers of the whole, and of the layers."""
+        """Adapt the decay, and return the epoch's numbers to log: of the whole model, and of its layers."""
         epochs = self.trainer.current_epoch + 1
         if epochs == self.options.warmup_epochs:
             self.flips.mark("warmup", self.module)
@@ -171,7 +171,7 @@ class Training:
         return numbers, layer_numbers(self.module, self.flips) if self.options.log_layers else {}
 
     def close(self) -> None:
-        """Let go of the weights."""
+        """Detach from the weights."""
         if self.updates is not None:
             self.updates.close()
 
@@ -186,7 +186,7 @@ class Training:
         }
 
     def load(self, state: State) -> None:
-        """Go on from a saved state."""
+        """Continue from a saved state."""
         self.flips.load(state["sign_flips"], self.module)
         epoch, step = state["seen"]
         self._seen, self._begun = (index(epoch), index(step)), True
@@ -207,7 +207,7 @@ class Training:
             warn(
                 f"`rescale_every_n_{counted}`={every} and `rescale_until`={schedule.until}: this run, with "
                 f"`max_epochs`={limits[0]} and `max_steps`={limits[1]}, has no rescale, so it trains m ⊙ w without "
-                "Sign-In. Rescale more often, or pass `rescale_every_n_epochs=None` if that is meant."
+                "Sign-In. Rescale more often, or pass `rescale_every_n_epochs=None` if that is intended."
             )
 
     def _say_lost(self) -> None:
@@ -227,7 +227,7 @@ class Training:
             loop.max_epochs = in_force
         if total == float("inf"):
             raise ValueError(
-                "The length of the run is not known, and the mask or the decay follows it. Give the Trainer "
-                "`max_epochs` and data that has a length, or `max_steps`."
+                "The length of the run is unknown, but the schedule of the mask or the decay depends on it. Give the "
+                "Trainer `max_epochs` and data that has a length, or `max_steps`."
             )
         return int(total)

@@ -1,4 +1,4 @@
-"""The four hooks of a run that no callback has, wrapped for the time of a fit."""
+"""The four hooks of a run that callbacks do not have, wrapped for the duration of a fit."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,13 +19,13 @@ def wrapped_hooks(
     restoring: Callable[[Any], AbstractContextManager[None]],
     on_training_loader: Callable[[object], None],
 ) -> Iterator[None]:
-    """Wrap hooks on the instances, and put back what was there.
+    """Wrap hooks on the instances, and restore the originals at the end.
 
     Args:
-        trainer: Its strategy's ``process_dataloader`` is the one place that sees training loaders before they iterate.
+        trainer: Its strategy's ``process_dataloader`` is the only hook that sees training loaders before they iterate.
         module: Its ``configure_optimizers`` gets the plain view.
-        complete: Called after ``configure_model``, with whether a checkpoint is loaded next: only then do the layers
-            exist that a module builds in its own ``setup`` or ``configure_model``, and optimizers do not exist yet.
+        complete: Called after ``configure_model``, with whether a checkpoint is loaded next: at that point the layers
+            that a module builds in its own ``setup`` or ``configure_model`` exist, and optimizers do not yet.
         restoring: Entered with the path of a checkpoint while it is loaded.
         on_training_loader: Called with every training loader.
     """
@@ -34,7 +34,7 @@ def wrapped_hooks(
     plain_restore = getattr(connector, RESTORE)
     restores_late = trainer.strategy.restore_checkpoint_after_setup
 
-    # No functools.wraps: Lightning would take a wrapped `configure_model` for one that nobody has overridden.
+    # No functools.wraps: Lightning would treat a wrapped `configure_model` as not overridden.
     def configure_model() -> None:
         plain_model()
         complete(False)
@@ -73,10 +73,10 @@ def wrapped_hooks(
 
 @contextmanager
 def replaced_on_instances(holders: Mapping[Callable, Any]) -> Iterator[None]:
-    """Put functions into the place of methods of their names, and in the end what was there.
+    """Replace methods with functions of the same names, and restore the originals at the end.
 
     Args:
-        holders: The instance of each function.
+        holders: For each function, the instance whose method it replaces.
 
     Example:
         >>> from argparse import Namespace

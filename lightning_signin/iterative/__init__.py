@@ -1,4 +1,4 @@
-"""Iterative magnitude pruning: train, prune, rewind, again."""
+"""Iterative magnitude pruning: train, prune, rewind, repeat."""
 
 from lightning_signin.iterative.pruning import IterativePruning
 

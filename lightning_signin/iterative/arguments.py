@@ -1,4 +1,4 @@
-"""The arguments of a run as plain values, and whether those of a folder are the same."""
+"""The arguments of a run as plain values, and their comparison with those in a folder."""
 
 import os
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ def plain_sign_in(sign_in: Mapping[str, Any]) -> State:
         sign_in: Arguments of `SignInCallback`.
 
     Raises:
-        ValueError: For values out of range, and arguments that are not to be chosen.
+        ValueError: For values out of range, and arguments that IterativePruning decides.
 
     Example:
         >>> plain_sign_in({"parametrization": "plain"})["frobenius_decay"]
@@ -37,14 +37,14 @@ def plain_sign_in(sign_in: Mapping[str, Any]) -> State:
     for name in OWNED:
         if name in sign_in:
             raise ValueError(
-                f"`sign_in` must not have {name!r}: IterativePruning decides it. It takes `sparsity`, `distribution` "
-                "and `structure` itself."
+                f"`sign_in` must not have {name!r}: IterativePruning decides it, and has its own `sparsity`, "
+                "`distribution` and `structure`."
             )
     callback = SignInCallback(**sign_in)
     start = callback.start
     if start.form.prunes:
         raise ValueError(
-            f"`sign_in`: parametrization={shown(start.parametrization)!r} makes zeros by itself, and so the sparsity "
+            f"`sign_in`: parametrization={shown(start.parametrization)!r} makes zeros by itself, so the sparsity "
             "would not be exact. Use 'sign-in', 'plain' or 'powerprop'."
         )
     plain = arguments_of(callback) | start.saved()
@@ -52,7 +52,7 @@ def plain_sign_in(sign_in: Mapping[str, Any]) -> State:
 
 
 def arguments_of(callback: SignInCallback) -> State:
-    """What a callback was made with, by argument.
+    """The arguments that a callback was created with, by name.
 
     Example:
         >>> arguments_of(SignInCallback(frobenius_decay=1e-4))["frobenius_decay"]
@@ -70,15 +70,15 @@ def arguments_of(callback: SignInCallback) -> State:
 
 
 def plain_structure(structure: StructureOf) -> Any:
-    """One line for a structure, or one for each pattern."""
+    """A structure as a string, or one string per pattern."""
     return {n: shown(s) for n, s in structure.items()} if isinstance(structure, Mapping) else shown(structure)
 
 
 def check_same_arguments(begun_with: State, here: State, folder: os.PathLike) -> None:
-    """Raise `ValueError` where the arguments that a folder was begun with differ from those of this run."""
+    """Raise `ValueError` if a folder was started with other arguments than this run's."""
     for name, value in here.items():
         if begun_with.get(name) != value:
             raise ValueError(
-                f"The run in {folder} was begun with {name}={begun_with.get(name)!r}, and here it is {value!r}. Pass "
-                f"{name}={begun_with.get(name)!r} to go on, or choose another folder."
+                f"The run in {folder} was started with {name}={begun_with.get(name)!r}, but here it is {value!r}. Pass "
+                f"{name}={begun_with.get(name)!r} to resume it, or choose another folder."
             )

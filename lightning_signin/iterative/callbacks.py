@@ -1,4 +1,4 @@
-"""What a Trainer of one level is given: it begins at the level's weights and mask, and saves after every epoch."""
+"""The callbacks of one level: they load its weights and mask at the start, and save after every epoch."""
 
 import warnings
 from collections.abc import Mapping
@@ -24,8 +24,8 @@ class LevelSignIn(SignInCallback):
 
     Args:
         folder: The files of the run.
-        levels: How sparse the levels are.
-        level: The number of this one.
+        levels: The sparsity of each level.
+        level: The number of this level.
         rewind: "imp", "wr" or "lrr".
         first: What ``start.ckpt`` holds besides the weights: the random generators at the start, and the arguments.
         sign_in: Further arguments of `SignInCallback`.
@@ -38,7 +38,7 @@ class LevelSignIn(SignInCallback):
     def _sparsify(
         self, trainer: Trainer, module: LightningModule, known: dict[str, Tensor] | None, resumes: bool
     ) -> None:
-        # Only here are the layers complete that a module builds in `configure_model`, and still plain.
+        # At this point, layers that a module builds in `configure_model` are complete, and still plain.
         start = self.start
         if not resumes:
             self._begin(trainer, module)
@@ -64,21 +64,21 @@ class LevelSignIn(SignInCallback):
         trainer.strategy.barrier()
         back = {"imp": folder.start, "wr": folder.rewind, "lrr": folder.end(level - 1)}
         load_weights(module, folder, back[self.rewind] if level else folder.start)
-        if level > 0:  # layers that this process has just built have drawn, in others they were there already
+        if level > 0:  # building layers has drawn random numbers, but only in processes that have just built them
             enter_level(level, self.first["generators"])
 
     def _choice(self, module: LightningModule) -> tuple[dict[str, tuple[int, ...]], Choice]:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # `sparsify` says the same again
+            warnings.simplefilter("ignore")  # `sparsify` gives the same warnings again
             selected = select_weights(module, self.start.include, self.start.exclude)
         shapes = {name: tuple(module.get_parameter(name).shape) for name in selected}
         return shapes, self.levels.choice(shapes, {name: layout_of(owners) for name, owners in selected.items()})
 
 
 class EpochEnds(Checkpoint):
-    """Saves the level in progress after every epoch, and the weights to rewind to after theirs.
+    """Saves the level in progress after every epoch, and the weights to rewind to after ``rewind_epoch``.
 
-    It is a `Checkpoint`, so that it comes after all that others do at an epoch's end.
+    It is a `Checkpoint`, so that it runs after all other callbacks at an epoch's end.
 
     Args:
         folder: The files of the run.
@@ -92,10 +92,10 @@ class EpochEnds(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save."""
         if self.level == 0 and trainer.current_epoch + 1 == self.rewind_epoch:
-            weights = trainer.strategy.lightning_module_state_dict()  # asks all ranks
+            weights = trainer.strategy.lightning_module_state_dict()  # a collective call
             if trainer.is_global_zero:
                 self.folder.write({"state_dict": weights}, self.folder.rewind)
-        # That a callback has stopped the run is in no checkpoint: resumed from here, it would train an epoch more.
+        # Checkpoints do not record that a callback has stopped the run: resumed from here, it would train once more.
         if not trainer.should_stop:
             self.folder.save_checkpoint(trainer, self.folder.progress(self.level))
 
@@ -108,13 +108,13 @@ def load_weights(module: LightningModule, folder: Folder, path: Path) -> None:
     """
     weights = folder.read(path)["state_dict"]
     there, here = _sizes(weights), _sizes(module.state_dict())
-    # torch itself passes over the weights of a layer that is None until it is built
+    # torch itself ignores the weights of a layer that is None until it is built
     for name in {**there, **here}:
         if there.get(name, "none") != here.get(name, "none"):
             raise ValueError(
-                f"The weights in {path} do not fit the module: {name} is {there.get(name, 'none')} there, and "
-                f"{here.get(name, 'none')} in the module. Use the model of that run, with all its layers (call "
-                "`configure_model` first where that builds some), or another folder."
+                f"The weights in {path} do not match the module: {name} is {there.get(name, 'missing')} there, and "
+                f"{here.get(name, 'missing')} in the module. Use the model of that run, with all its layers (call "
+                "`configure_model` first if that builds some), or another folder."
             )
     module.load_state_dict(weights)
 

@@ -1,4 +1,4 @@
-"""The files of a run of levels. Each is written whole or not at all, so a run that is killed can go on."""
+"""The files of a run of levels. Each is written atomically, so a run that is killed can be resumed."""
 
 import os
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ State = dict[str, Any]
 
 
 class Folder:
-    """Where the files of a run are.
+    """The folder that holds the files of a run.
 
-    ``start.ckpt`` has the weights, the random generators and the arguments that the run began with, ``rewind.ckpt`` the
-    weights that levels go back to. Of each level there are ``level-03.mask.pt``, written when it begins, and
-    ``level-03.ckpt``, when it has ended; between, ``level-03.last.ckpt`` is its last finished epoch.
+    ``start.ckpt`` has the weights, the random generators and the arguments that the run started with, ``rewind.ckpt``
+    the weights that levels rewind to. Each level has ``level-03.mask.pt``, written when it begins, and
+    ``level-03.ckpt``, written when it has ended; in between, ``level-03.last.ckpt`` is its last finished epoch.
 
     Args:
         path: The folder; it is created when the first file is written.
@@ -32,7 +32,7 @@ class Folder:
     def __init__(self, path: str | os.PathLike, rewinds: bool) -> None:
         self.path, self.rewinds = Path(path), rewinds
         if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"`folder` must be a folder, and {self.path} is a file. Choose another name.")
+            raise ValueError(f"`folder` must be a folder, but {self.path} is a file. Choose another name.")
         self.start, self.rewind = self.path / "start.ckpt", self.path / "rewind.ckpt"
 
     def mask(self, level: int) -> Path:
@@ -48,14 +48,14 @@ class Folder:
         return self.path / f"level-{level:02}.last.ckpt"
 
     def finished(self) -> int:
-        """The number of levels that are finished, from level 0 on without a gap."""
+        """The number of finished levels, counted from level 0 without a gap."""
         level = 0
         while all(path.exists() for path in self._files(level)):
             level += 1
         return level
 
     def read(self, path: Path) -> State:
-        """What a file of this folder holds.
+        """The content of a file of this folder.
 
         Raises:
             ValueError: If it is damaged.
@@ -66,21 +66,21 @@ class Folder:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except FileNotFoundError:
             raise
-        except Exception as error:  # whatever the bytes of half a file happen to raise
+        except Exception as error:  # the bytes of a truncated file can raise anything
             raise ValueError(
-                f"{path} is damaged, or holds objects beyond tensors and plain values. Delete it, and the level that "
-                "wrote it is trained again."
+                f"{path} is damaged, or holds objects beyond tensors and plain values. Delete it: the level that wrote "
+                "it is then trained again."
             ) from error
 
     def write(self, content: State, path: Path) -> None:
-        """Write a file, which replaces an older one only when it is whole; to be called on rank zero."""
+        """Write a file atomically: an older one is replaced only by the complete new one. Call it on rank zero."""
         self.path.mkdir(parents=True, exist_ok=True)
         with _part(path) as part:
             torch.save(content, part)
             _put(part, path)
 
     def save_checkpoint(self, trainer: Trainer, path: Path) -> None:
-        """As ``trainer.save_checkpoint``, but whole or not at all; to be called on all ranks."""
+        """Like ``trainer.save_checkpoint``, but atomic. Call it on all ranks."""
         with _part(path) as part:
             trainer.save_checkpoint(part, weights_only=False)
             if trainer.is_global_zero:
@@ -104,8 +104,8 @@ def _put(part: Path, path: Path) -> None:
 
 @contextmanager
 def _part(path: Path) -> Iterator[Path]:
-    """The name of a file that is being written, and is deleted where that fails."""
-    part = path.with_name(f"{path.name}.part")  # always the same: what a killed run left is written over
+    """The temporary name of a file that is being written; it is deleted if that fails."""
+    part = path.with_name(f"{path.name}.part")  # always the same name: leftovers of a killed run are overwritten
     try:
         yield part
     except BaseException:

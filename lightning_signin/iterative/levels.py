@@ -1,4 +1,4 @@
-"""How sparse each level is, and which weights are left."""
+"""The sparsity and the masks of each level."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ class Levels:
     .. math:: d_i = \max\left((1 - r)^i, 1 - S\right)
 
     Args:
-        sparsity: S, of the last level, in [0, 1).
+        sparsity: S, the sparsity of the last level, in [0, 1).
         prune_rate: r, in (0, 1).
-        distribution: How the kept weights are spread over layers: "global", "balanced", "erk" or "uniform".
+        distribution: How the kept weights are distributed over layers: "global", "balanced", "erk" or "uniform".
         structure: The pattern of the last mask; see `build_masks`. Masks before it are unstructured.
 
     Raises:
@@ -47,7 +47,7 @@ class Levels:
         budget(self.sparsity, 1)
         rate = self.prune_rate
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < 1:
-            raise ValueError(f"`prune_rate` must be in (0, 1), got {rate!r}. Pass the share that goes, e.g. 0.2.")
+            raise ValueError(f"`prune_rate` must be in (0, 1), got {rate!r}. Pass the share to prune, e.g. 0.2.")
         check_choice("distribution", self.distribution, [*DISTRIBUTIONS, "global"])
         given = self.structure
         for structure in given.values() if isinstance(given, Mapping) else [given]:
@@ -70,26 +70,26 @@ class Levels:
 
         Args:
             shapes: Shape of every weight by name, in model order.
-            layouts: How weights are stored that are not (outputs, inputs, …).
+            layouts: The layouts of weights that are not stored as (outputs, inputs, …).
 
         Raises:
-            ValueError: If the structure does not fit a weight, or the last level is below one unit a layer.
+            ValueError: If the structure does not fit a weight, or the last level is below one unit per layer.
         """
         return make_choice(shapes, self.sparsity, self.distribution, self.structure, layouts)
 
     def masks(
         self, level: int, choice: Choice, theta: Mapping[str, Tensor], before: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """The masks of a level: the largest |θ| of those that the level before kept.
+        """The masks of a level: the largest |θ| among the weights that the previous level kept.
 
-        Without a structure no weight comes back. With one, the last mask has to fit it, and takes weights that are gone
-        where its pattern needs more than are left.
+        Without a structure, no pruned weight returns. With one, the last mask has to satisfy it, and takes pruned
+        weights back where its pattern needs more weights than are left.
 
         Args:
             level: At least 1.
             choice: See `choice`.
-            theta: The weights at the end of the level before, by name.
-            before: The masks of the level before.
+            theta: The weights at the end of the previous level, by name.
+            before: The masks of the previous level.
 
         Raises:
             ValueError: If a weight is not finite.
@@ -104,8 +104,8 @@ class Levels:
         for name, weight in theta.items():
             if not weight.isfinite().all():
                 raise ValueError(
-                    f"{name} is not finite at the end of level {level - 1}, so its magnitudes say nothing. Train with "
-                    "a lower learning rate, in a new folder."
+                    f"{name} is not finite at the end of level {level - 1}, so its magnitudes are meaningless. Train "
+                    "with a lower learning rate, in a new folder."
                 )
         scores = {name: theta[name].abs().masked_fill(~mask, -1) for name, mask in before.items()}
         left = {name: int(mask.sum()) for name, mask in before.items()}
@@ -116,6 +116,6 @@ class Levels:
         if kept != choice.target:
             warn(
                 f"structure={self.structure!r} cannot keep {choice.target} of the {size} weights: the last level keeps "
-                f"{kept}, the nearest count that it can make of what is left (sparsity {1 - kept / size:.4f})."
+                f"{kept}, the nearest count that it can reach with the weights left (sparsity {1 - kept / size:.4f})."
             )
         return masks

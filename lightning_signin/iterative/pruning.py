@@ -1,4 +1,4 @@
-"""The driver: one fit a level."""
+"""The driver: one fit per level."""
 
 import logging
 import os
@@ -22,32 +22,32 @@ _log = logging.getLogger("lightning_signin")
 
 
 class IterativePruning:
-    """Iterative magnitude pruning: trains, takes the smallest weights away, goes back, and trains what is left again.
+    """Iterative magnitude pruning: trains, prunes the smallest weights, rewinds, and trains the remaining ones again.
 
-    Level 0 trains all weights. Every later level has a fresh Trainer, optimizer and learning-rate schedule, and a share
-    1 − ``prune_rate`` of the weights before it: those of largest |θ|. The last level has exactly the target sparsity.
-    How levels begin:
+    Level 0 trains all weights. Every later level has a fresh Trainer, optimizer and learning-rate schedule, and keeps a
+    share 1 − ``prune_rate`` of the previous level's weights: those of largest |θ|. The last level has exactly the
+    target sparsity. The weights that a level starts from:
 
     - "imp": all weights, biases and buffers as they were at the start (Frankle, Carbin: "The Lottery Ticket
       Hypothesis", ICLR 2019);
     - "wr": as they were after ``rewind_epoch`` epochs of level 0 (Frankle et al.: "Linear Mode Connectivity and the
-      Lottery Ticket Hypothesis", ICML 2020); the schedule begins anew, where the paper's goes on from there;
-    - "lrr": as the level before left them (Renda, Frankle, Carbin: "Comparing Rewinding and Fine-tuning in Neural
+      Lottery Ticket Hypothesis", ICML 2020); the schedule starts anew, whereas the paper's continues from that epoch;
+    - "lrr": as the previous level left them (Renda, Frankle, Carbin: "Comparing Rewinding and Fine-tuning in Neural
       Network Pruning", ICLR 2020).
 
-    The folder keeps what is needed to go on: `fit` with the same arguments skips what is finished, and ends bit for bit
-    as if it had never been interrupted. See `Folder` for its files. On several ranks all must see it.
+    The folder keeps what is needed to resume: `fit` with the same arguments skips what is finished, and ends bit for
+    bit as if it had never been interrupted. See `Folder` for its files. All ranks must have access to it.
 
     Args:
-        folder: Where the files of the run are.
+        folder: The folder for the files of the run.
         sparsity: Exact fraction of zeros over the selected weights after the last level, in [0, 1).
-        prune_rate: Share of the remaining weights that goes at each level, in (0, 1).
+        prune_rate: Share of the remaining weights that is pruned at each level, in (0, 1).
         rewind: "lrr", "wr" or "imp".
         rewind_epoch: For "wr", at least 1.
-        distribution: Where the weights that go are taken: over all layers together ("global"), or so that what is left
-            is spread as "uniform", "erk" or "balanced" say.
-        structure: The pattern of the last mask, as in `SignInCallback`; masks before it are unstructured. Where it
-            needs weights that are gone, they come back; without a structure none does.
+        distribution: How pruning is distributed: over all layers together ("global"), or so that the remaining weights
+            are distributed as "uniform", "erk" or "balanced" prescribes.
+        structure: The pattern of the last mask, as in `SignInCallback`; masks before it are unstructured. If it
+            needs pruned weights, they return; without a structure none does.
         sign_in: Further arguments of the `SignInCallback` of every level, e.g. ``{"parametrization": "plain"}``.
 
     Raises:
@@ -80,7 +80,7 @@ class IterativePruning:
                 "E.g. rewind_epoch=2."
             )
         if rewind != "wr" and rewind_epoch is not None:
-            raise ValueError(f"`rewind_epoch`={rewind_epoch} has no part in rewind={rewind!r}. Leave it out.")
+            raise ValueError(f"`rewind_epoch`={rewind_epoch} has no effect with rewind={rewind!r}. Leave it out.")
         self.levels = Levels(sparsity, prune_rate, distribution, structure)
         self.folder = Folder(folder, rewinds=rewind == "wr")
         self.rewind, self.rewind_epoch = rewind, rewind_epoch
@@ -96,24 +96,24 @@ class IterativePruning:
     def fit(
         self, make_trainer: Callable[[list[Callback]], Trainer], module: LightningModule, *data: Any, **options: Any
     ) -> None:
-        """Train all levels that are not finished. The module ends plain, with the weights of the last.
+        """Train all levels that are not finished. The module ends plain, with the weights of the last level.
 
         Process-wide random generators, and those that the data's objects hold, are put into a known state at every
-        level's start. Data that a ``setup`` splits at random needs a seed of its own, or is split anew at every level.
+        level's start. Data that a ``setup`` splits at random needs its own seed, or else each level splits it anew.
 
         Args:
-            make_trainer: Called for every level; builds a new Trainer with these callbacks added to its own (which are
-                new too, if they count anything): ``lambda callbacks: Trainer(max_epochs=10, callbacks=callbacks)``.
+            make_trainer: Called for every level; builds a new Trainer with these callbacks added to its own (which must
+                be new as well, if they have state): ``lambda callbacks: Trainer(max_epochs=10, callbacks=callbacks)``.
             module: The module to train.
             data: As in ``trainer.fit``.
             options: As in ``trainer.fit``, without ``ckpt_path``.
 
         Raises:
-            ValueError: If the folder was begun with other arguments, one of its files is damaged or of another model,
-                the Trainer is not as it must be, or a weight is not finite.
+            ValueError: If the folder was started with other arguments, one of its files is damaged or of another model,
+                the Trainer does not meet the requirements, or a weight is not finite.
         """
         if "ckpt_path" in options:
-            raise ValueError("`ckpt_path` must be left out: the folder knows where to go on.")
+            raise ValueError("`ckpt_path` must be left out: the run resumes from its folder.")
         finished, last = self.folder.finished(), self.levels.last
         if self.folder.start.exists():
             begun_with = self.folder.read(self.folder.start)["arguments"]
@@ -145,7 +145,7 @@ class IterativePruning:
             self._check_rewind_epoch(trainer.max_epochs)
         progress = folder.progress(level) if may_resume and folder.progress(level).exists() else None
         if progress is not None:
-            folder.read(progress)  # says it plainly where the file is damaged
+            folder.read(progress)  # raises a clear error if the file is damaged
         if trainer.is_global_zero:
             _log.info("Level %d of %d: sparsity %.4f", level, last, self.levels.sparsity_at(level))
         held = generators.Held()
@@ -178,17 +178,17 @@ def _made(make_trainer: Callable[[list[Callback]], Trainer], added: list[Callbac
         if "more than one stateful callback" not in str(error) or "SignIn" not in str(error):
             raise
         raise ValueError(
-            "`make_trainer` must not add a SignInCallback: every level has its own. Pass its arguments as sign_in={…} "
+            "`make_trainer` must not add a SignInCallback: every level adds its own. Pass its arguments as sign_in={…} "
             "to IterativePruning."
         ) from error
     if not all(any(callback is one for one in trainer.callbacks) for callback in added):
         raise ValueError(
-            "`make_trainer` must build a new Trainer with the callbacks that it is called with. Write "
+            "`make_trainer` must build a new Trainer with the callbacks that are passed to it. Write "
             "`lambda callbacks: Trainer(callbacks=[*others, *callbacks])`."
         )
     if trainer.fast_dev_run:
         raise ValueError(
-            "`fast_dev_run` writes no checkpoints, and its levels would count as finished. Use `limit_train_batches` "
-            "and `max_epochs` with a folder of their own."
+            "`fast_dev_run` writes no checkpoints, but its levels would count as finished. Use `limit_train_batches` "
+            "and `max_epochs` in a separate folder."
         )
     return trainer

@@ -1,4 +1,4 @@
-"""The random numbers of a level, the same whether the run was interrupted before it or not."""
+"""The random numbers of a level, which do not depend on whether the run was interrupted before it."""
 
 import random
 from typing import Any
@@ -12,8 +12,8 @@ from lightning_signin.randomness import generators
 def enter_level(level: int, start: dict[str, Any]) -> None:
     """Put the process-wide random generators into their state at a level's start.
 
-    Level 0 draws what a fit without levels would. Each later level has a seed of its own, which follows from the state
-    at the start of the run: it does not depend on what the levels before have drawn.
+    Level 0 draws what a fit without levels would. Each later level has its own seed, derived from the state at the
+    start of the run: it does not depend on what the previous levels have drawn.
 
     Args:
         level: The number of the level.

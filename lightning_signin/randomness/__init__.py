@@ -1,1 +1,1 @@
-"""Random generators, and the order in which data comes: what exact resuming stands on."""
+"""Random generators and the order of the data: the basis of exact resuming."""

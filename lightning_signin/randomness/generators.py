@@ -1,4 +1,4 @@
-"""The random generators of a process, and those that objects hold, as states of tensors and plain values."""
+"""The states of a process's random generators, and of those that objects hold, as tensors and plain values."""
 
 import random
 from collections import deque
@@ -13,8 +13,8 @@ import torch
 
 State = dict[str, Any]
 
-_MOST_ENTRIES = 100  # of a list or dict: transforms, not samples
-_MOST_PARTS = 20_000  # a bound on the time to look
+_MOST_ENTRIES = 100  # longer lists and dicts are skipped: they hold samples, not transforms
+_MOST_PARTS = 20_000  # bounds the time of the search
 _CLOSED = {"builtins", "lightning", "types", "weakref", "multiprocessing", "threading", "logging"}
 _LIBRARIES = _CLOSED | {"torch", "torchvision", "numpy", "abc", "typing", "collections", "functools", "random"}
 
@@ -24,7 +24,7 @@ def capture() -> State:
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
     state: State = {
         "torch": torch.get_rng_state(),
-        # torch cannot send tensors of uint32 from rank to rank
+        # torch cannot send uint32 tensors between ranks
         "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached),
         "python": random.getstate(),
     }
@@ -61,10 +61,10 @@ class Held:
         self._states: dict[int, tuple[Any, Any]] = {}
 
     def remember(self, holder: object) -> None:
-        """Note the states of the generators that an object can reach, as they are now; known ones stay as noted.
+        """Record the current states of all generators reachable from an object; earlier records are kept.
 
-        Looked through are attributes, short lists, tuples and dicts, and what functions and methods refer to: closures,
-        defaults, arguments of a ``partial``, and variables of their files.
+        The search covers attributes, short lists, tuples and dicts, and what functions and methods refer to: closures,
+        defaults, arguments of a ``partial``, and global variables of their modules.
 
         Args:
             holder: Any object.
@@ -83,7 +83,7 @@ class Held:
                 self._states.setdefault(id(part), (part, state))
 
     def restore(self) -> None:
-        """Put them back."""
+        """Restore the recorded states."""
         for generator, state in self._states.values():
             if isinstance(generator, np.random.Generator):
                 generator.bit_generator.state = state
@@ -141,6 +141,6 @@ def _attributes(holder: object) -> list[object]:
 
 
 def _methods(kind: type) -> list[object]:
-    """The functions of a class that its user wrote."""
+    """The functions of a class and its bases that are not from libraries."""
     own = [base for base in kind.__mro__ if _library(base) not in _LIBRARIES]
     return [value for base in own for value in vars(base).values() if isinstance(value, FunctionType)]

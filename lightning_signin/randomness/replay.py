@@ -1,8 +1,8 @@
 """The order of a DataLoader across an interruption: recorded in every epoch, replayed on resuming.
 
-What decides an epoch's batches is drawn when its iterator is made (the workers' seed) and at its first batch (the
-sampler's seed). Both moments are recorded. To resume, the iterator is made again from them and the batches already
-seen are skipped; the process-wide generators are left as they are.
+An epoch's batches are determined by what is drawn when its iterator is made (the workers' seed) and at its first batch
+(the sampler's seed). The generators are recorded at both points. To resume, the iterator is made again from them and
+the batches already seen are skipped; the process-wide generators are left as they are.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,11 +24,11 @@ _POSITION = "The checkpoint's position in the data"
 def attach(loader: object, beside: "Callable[[], list[Recorder]]" = list) -> "Recorder | None":
     """Record a DataLoader from now on, or return None for what cannot be replayed.
 
-    Those are loaders of iterable datasets, other iterables, and loaders that save a state of their own.
+    Loaders of iterable datasets, other iterables, and loaders that save their own state cannot be replayed.
 
     Args:
         loader: Any iterable.
-        beside: Gives the recorders of all loaders that are read side by side, in their order.
+        beside: Returns the recorders of all loaders that are iterated in parallel, in their order.
     """
     stateful = hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or stateful:
@@ -37,14 +37,14 @@ def attach(loader: object, beside: "Callable[[], list[Recorder]]" = list) -> "Re
 
 
 class Recorder:
-    """The record of one loader. The loader becomes an instance of a subclass with another ``__iter__``.
+    """Records one loader, whose class is replaced by a subclass with another ``__iter__``.
 
     Args:
         loader: A map-style DataLoader.
         beside: See `attach`.
 
     Attributes:
-        seen: Batches read since the present iterator was made.
+        seen: Batches read since the current iterator was made.
         before_fetch: The process-wide generators before the latest batch was read.
     """
 
@@ -66,33 +66,33 @@ class Recorder:
 
     @property
     def loader(self) -> DataLoader:
-        """The loader, which holds on to its record by its class, and not the other way round."""
+        """The loader, which keeps its recorder alive through its class, not the other way round."""
         loader = self._loader()
         assert loader is not None
         return loader
 
     def detach(self) -> None:
-        """Give the loader its class back."""
+        """Restore the loader's class."""
         self.loader.__class__ = self.loader_class
 
     def state(self, in_flight: int = 0) -> State:
-        """What decides the present epoch's order, how far it is read, and the loader's and sampler's own generators.
+        """What determines the current epoch's order, its position, and the loader's and sampler's own generators.
 
         Args:
-            in_flight: Of the batches read, how many are not done: they will be read again.
+            in_flight: Number of batches that were read but not completed: they will be read again.
         """
         own = self._own_states()
         return {"at_start": self.at_start, "at_first": self.at_first, "seen": self.seen - in_flight, "own": own}
 
     def resume(self, state: State, epoch_complete: bool = False) -> None:
-        """Let the next iterator be that of a recorded epoch, less the batches seen, or a fresh one after its end."""
+        """Make the next iterator continue a recorded epoch after the batches seen, or start anew after its end."""
         self._set_own(state["own"])
         self._resumed = True
         if not epoch_complete and state["at_start"] is not None:
             self.at_start, self.at_first, self._skip = state["at_start"], state["at_first"], index(state["seen"])
 
     def begin_pending(self) -> None:
-        """Make the iterator that was put off until the first batch."""
+        """Make the iterator that was deferred to the first batch."""
         if self._pending is not None:
             self._pending.begin()
             self._pending = None
@@ -106,7 +106,7 @@ class Recorder:
 
     def _start(self, make_iterator: Callable[[DataLoader], Iterator], loader: DataLoader) -> Iterator:
         if self._resumed:
-            # Made at the first batch only: until then Lightning restores generators and tells the sampler its epoch.
+            # Deferred to the first batch: before it, Lightning restores generators and tells the sampler its epoch.
             make = self._begin if self._skip is None else self._replay
             self._pending = _Recorded(self, lambda: make(make_iterator))
             return self._pending
@@ -168,12 +168,12 @@ class _Recorded(Iterator):
     def __next__(self) -> Any:
         recorder = self.recorder
         if self.iterator is None:
-            # All that are read side by side, as they are made in an uninterrupted run: each draws a seed.
+            # Make all parallel iterators, in the order of an uninterrupted run: each draws a seed.
             for other in recorder.beside():
                 other.begin_pending()
             recorder.begin_pending()
         assert self.iterator is not None
-        # A batch that is interrupted is run again from here.
+        # An interrupted batch is repeated from here.
         recorder.before_fetch = generators.capture()
         if recorder.at_first is None:
             recorder.at_first = recorder.before_fetch

@@ -1,4 +1,4 @@
-"""Masks and signs as bits: what is kept of them in checkpoints and across a run."""
+"""Masks and signs as bits: the form in which checkpoints and running metrics keep them."""
 
 from math import prod
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def pack_bits(mask: Tensor) -> Tensor:
-    """A bool tensor as a uint8 vector, eight entries a byte, lowest bit first."""
+    """A bool tensor as a uint8 vector, eight entries per byte, lowest bit first."""
     return torch.from_numpy(np.packbits(mask.detach().flatten().cpu().numpy(), bitorder="little"))
 
 
@@ -26,7 +26,7 @@ def unpack_bits(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def pack_signs(values: Tensor) -> dict[str, Any]:
-    """The signs of a vector as tensors and plain values: one bit an entry, and a second one only if there are zeros."""
+    """The signs of a vector as tensors and plain values: one bit per entry, and a second only if there are zeros."""
     values = values.detach().flatten()
     nonzero = None if values.all() else pack_bits(values != 0)
     return {"positive": pack_bits(values > 0), "nonzero": nonzero, "size": values.numel()}

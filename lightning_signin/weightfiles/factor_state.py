@@ -1,4 +1,4 @@
-"""What a plain state dict cannot hold: factors and masks, as tensors and plain values."""
+"""Factors and masks, which a plain state dict cannot hold, as tensors and plain values."""
 
 import hashlib
 from typing import Any
@@ -16,20 +16,20 @@ State = dict[str, Any]
 
 
 def mask_digest(module: nn.Module) -> str:
-    """One string for all masks of a module: equal exactly when names, shapes and masks are."""
+    """One string for all masks of a module: equal exactly when names, shapes and masks are equal."""
     return _digest(_packed_masks(module))
 
 
 def factor_state(module: nn.Module) -> State:
     """The factors, masks and storages of all sparse weights; the factors are references, not copies.
 
-    Those of a sharded module are whole, which all ranks have to ask for together.
+    Those of a sharded module are gathered: all ranks have to call this together.
     """
     return {**mask_state(module), "factors": saved_factors(module)}
 
 
 def mask_state(module: nn.Module) -> State:
-    """What of `factor_state` every rank knows by itself: all but the factors."""
+    """The part of `factor_state` that every rank knows without communication: all but the factors."""
     packed = _packed_masks(module)
     weights = sparse_weights(module)
     return {
@@ -50,18 +50,18 @@ def saved_masks(state: State) -> dict[str, Tensor]:
     """The masks in a `factor_state`.
 
     Raises:
-        ValueError: If they do not fit their digest: the file was altered.
+        ValueError: If they do not match their digest: the file was altered.
     """
     if _digest(state["masks"]) != state["digest"]:
-        raise ValueError("The masks in this checkpoint do not fit their digest: the file is damaged. Use another one.")
+        raise ValueError("The checkpoint's masks do not match their digest: the file is damaged. Use another one.")
     return {name: unpack_bits(saved["bits"], tuple(saved["shape"])) for name, saved in state["masks"].items()}
 
 
 @torch.no_grad()
 def load_factor_state(module: nn.Module, state: State) -> None:
-    """Put saved masks and factors into a sparse module, bit for bit, in the storage that they were saved in.
+    """Load saved masks and factors into a sparse module, bit for bit, in the storage that they were saved in.
 
-    Where the number of active entries or the storage differs, the factors change shape: do this before optimizers are
+    If the number of active entries or the storage differs, the factors change shape: call this before optimizers are
     built.
 
     Raises:
@@ -70,7 +70,7 @@ def load_factor_state(module: nn.Module, state: State) -> None:
     weights, saved = sparse_weights(module), check_factor_state(module, state)
     for name, weight in weights.items():
         factors = state["factors"][name]
-        # "auto" storage chose by the masks of this run, which may have other densities than the saved ones.
+        # "auto" storage was chosen by the masks of this run, which may have other densities than the saved ones.
         weight.parametrization.storage = make_storage(state["storage"][name], saved[name].to(weight.factors[0].device))
         for factor, value in zip(weight.tensors, factors, strict=True):
             if factor.shape == value.shape:
@@ -80,7 +80,7 @@ def load_factor_state(module: nn.Module, state: State) -> None:
 
 
 def check_factor_state(module: nn.Module, state: State) -> dict[str, Tensor]:
-    """Raise what `load_factor_state` raises, and load nothing.
+    """Make the checks of `load_factor_state`, without loading anything.
 
     Returns:
         The saved masks.
@@ -101,8 +101,8 @@ _FIX = "Resume with the callback's arguments and the model of the run that wrote
 def _check_fits(name: str, weight: SparseWeight, mask: Tensor, state: State) -> None:
     if weight.storage.shape != mask.shape:
         raise ValueError(
-            f"The checkpoint's mask of {name} has shape {tuple(mask.shape)}, the weight {tuple(weight.storage.shape)}. "
-            f"{_FIX}"
+            f"The checkpoint's mask of {name} has shape {tuple(mask.shape)}, but the weight has shape "
+            f"{tuple(weight.storage.shape)}. {_FIX}"
         )
     factors = state["factors"].get(name, ())
     if len(factors) != len(weight.tensors):
@@ -110,13 +110,13 @@ def _check_fits(name: str, weight: SparseWeight, mask: Tensor, state: State) -> 
     shape = tuple(make_storage(state["storage"].get(name, "auto"), mask).pack(mask).shape)
     if is_sharded(weight.factors[0]) and tuple(weight.factors[0].shape) != shape:
         raise ValueError(
-            f"The checkpoint's factors of {name} have shape {shape}, and those of this run, which is sharded, "
-            f"{tuple(weight.factors[0].shape)}. Give `sparsify` the arguments of the run that wrote it."
+            f"The checkpoint's factors of {name} have shape {shape}, but those of this run, which is sharded, have "
+            f"shape {tuple(weight.factors[0].shape)}. Give `sparsify` the arguments of the run that wrote it."
         )
     for value in factors[: len(weight.factors)]:
         if tuple(value.shape) != shape:
             raise ValueError(
-                f"The checkpoint's factors of {name} have shape {tuple(value.shape)}, and its mask needs {shape}: the "
+                f"The checkpoint's factors of {name} have shape {tuple(value.shape)}, but its mask needs {shape}: the "
                 "file is damaged. Use another one."
             )
 

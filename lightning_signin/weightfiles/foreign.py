@@ -1,8 +1,8 @@
-"""Names and masks as other programs save them: prefixes, pruning buffers, files of masks alone.
+"""Names and masks as other programs save them: prefixes, pruning buffers, files that hold only masks.
 
-Read are the formats of `torch.nn.utils.prune` (``X_orig`` beside ``X_mask``), of TurboPrune (github.com/
-nelaturuharsha/TurboPrune: a buffer ``mask`` beside ``weight``; its Linear layers are convolutions of width 1), and of
-open_lth (github.com/facebookresearch/open_lth: ``mask.pth``, a dict of 0/1 tensors by weight name).
+Supported formats: `torch.nn.utils.prune` (``X_orig`` with ``X_mask``), TurboPrune (a buffer ``mask`` next to
+``weight``; its Linear layers are convolutions of width 1; github.com/nelaturuharsha/TurboPrune), and open_lth
+(``mask.pth``, a dict of 0/1 tensors by weight name; github.com/facebookresearch/open_lth).
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -18,14 +18,14 @@ _WRAPPERS = {"model", "module", "net", "network"}
 
 
 def plain_weights(tensors: Mapping[str, Tensor], source: str) -> tuple[Tensors, Tensors]:
-    """Split a saved state dict into plain weights and the masks that it holds beside them.
+    """Split a saved state dict into plain weights and masks.
 
     Args:
         tensors: The state dict.
-        source: What errors call it.
+        source: Its name in error messages.
 
     Returns:
-        The state dict under plain names, with masks applied and no longer in it, and the bool masks by plain name.
+        The state dict under plain names, with the masks applied and removed, and the bool masks by plain name.
 
     Raises:
         ValueError: If a mask holds other values than 0 and 1.
@@ -50,7 +50,7 @@ def plain_weights(tensors: Mapping[str, Tensor], source: str) -> tuple[Tensors, 
 
 
 def holds_only_masks(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether tensors are masks and no weights: all of two or more dimensions, and of integers or of only 0 and 1."""
+    """Whether tensors are masks, not weights: all of two or more dimensions, and all integers or only 0 and 1."""
     values = tensors.values()
     if not values or any(_masked_weights(tensors)) or any(tensor.ndim < 2 or tensor.is_complex() for tensor in values):
         return False
@@ -72,19 +72,19 @@ def as_mask(tensor: Tensor, name: str, source: str) -> Tensor:
 def match_names(wanted: Collection[str], available: Iterable[str], source: str) -> dict[str, str]:
     """Find weights under the names that another program gave them.
 
-    All names must differ in the same way: not at all; by a prefix that the file or the module has more; or by prefixes
-    of "model.", "module.", "net." and "network." on both sides. "_orig_mod.", from `torch.compile`, never counts.
+    All names must differ in the same way: not at all; by an extra prefix in either the file or the module; or by
+    prefixes of "model.", "module.", "net." and "network." in both. "_orig_mod.", from `torch.compile`, is ignored.
 
     Args:
         wanted: Plain names in a module.
         available: Names in a file.
-        source: What errors call the file.
+        source: The file's name in error messages.
 
     Returns:
         For each wanted name the available one.
 
     Raises:
-        ValueError: If a name is not found, or could be two.
+        ValueError: If a name is not found, or is ambiguous.
 
     Example:
         >>> match_names(["conv.weight"], ["module.conv.weight", "module.block.0.weight"], "the file")
@@ -105,21 +105,21 @@ def match_names(wanted: Collection[str], available: Iterable[str], source: str) 
             "weights that it has with `include` and `exclude`."
         )
     others = [reading for reading in readings if len(reading) == len(best) and reading != best]
-    # The unchanged names are the first reading: where they are all there, nothing else is meant.
+    # The unchanged names are the first reading: if all of them exist, no other reading is considered.
     if best is not readings[0] and others:
         name = next(name for name in wanted if others[0][name] != best[name])
         raise ValueError(
             f"In {source}, both {best[name]} and {others[0][name]} could be {name}. Pass the right tensors "
-            "themselves, as a dict by plain name."
+            "directly, as a dict by plain name."
         )
     return best
 
 
 def fit_shape(tensor: Tensor, name: str, shape: Sequence[int], source: str) -> Tensor:
-    """A tensor in a weight's shape, from which it may differ in trailing dimensions of size 1 only.
+    """A tensor reshaped to a weight's shape; the shapes may differ only in trailing dimensions of size 1.
 
     Raises:
-        ValueError: If it differs in more.
+        ValueError: If they differ otherwise.
     """
     if _core(tensor.shape) != _core(shape):
         raise ValueError(
@@ -137,7 +137,7 @@ def _masked_weights(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, tuple[
             yield key, (name, f"{name}_mask")
         layer, dot, attribute = key.rpartition(".")
         mask = f"{layer}{dot}mask"
-        # Of the weight's shape: attention layers have a causal `mask`, of another one.
+        # Only if it has the weight's shape: attention layers have a causal `mask` of another shape.
         if attribute == "weight" and mask in tensors and tensors[mask].shape == tensors[key].shape:
             yield key, (key, mask)
 
@@ -147,7 +147,7 @@ def _is_binary(tensor: Tensor) -> bool:
 
 
 def _prefixes(wanted: list[str], keys: Collection[str]) -> Iterator[tuple[str, str]]:
-    """(Prefix that all wanted names lose, prefix that they get), the unchanged names first."""
+    """(Prefix removed from all wanted names, prefix added to them), unchanged names first."""
     yield "", ""
     parts = wanted[0].split(".") if wanted else []
     for removed in ("".join(f"{part}." for part in parts[:depth]) for depth in range(len(parts))):

@@ -1,4 +1,4 @@
-"""Plain weights and masks from files: checkpoints of any moment of a run, ours or of other programs."""
+"""Plain weights and masks from files: checkpoints from any point of a run, ours or other programs'."""
 
 import errno
 import json
@@ -23,21 +23,21 @@ from lightning_signin.weightfiles.files.paths import PathLike, is_url, opened
 from lightning_signin.weightfiles.files.safe import is_safetensors, read_safetensors
 from lightning_signin.weightfiles.foreign import as_mask, fit_shape, holds_only_masks, match_names, plain_weights
 
-LAYERS_KEY = "lightning_signin.layers"  # of a safetensors file's metadata: JSON, name → {"kept", "flips"}
+LAYERS_KEY = "lightning_signin.layers"  # key in a safetensors file's metadata: JSON, name → {"kept", "flips"}
 
 _OF_TRAINING = {"state_dict", "callbacks", "optimizer_states", "lr_schedulers", "loops", "MixedPrecision"}
 
 
 @dataclass
 class SavedWeights:
-    """A plain state dict, and what is known of its sparse weights.
+    """A plain state dict, and what is known about its sparse weights.
 
     Attributes:
         tensors: The state dict: masked effective weights under their plain names.
         kept: For each sparse weight the number of entries that its mask keeps; empty if no mask is known.
         flips: For each sparse weight the number of kept entries whose sign differs from the start of the run.
         masks: The bool masks that are known exactly, by plain name; a safetensors file has none.
-        rest: What else a Lightning checkpoint holds, except the state of its training.
+        rest: Other entries of a Lightning checkpoint, except the training state.
     """
 
     tensors: dict[str, Tensor]
@@ -47,7 +47,7 @@ class SavedWeights:
     rest: dict[str, Any] = field(default_factory=dict)
 
     def describe(self, state: dict[str, Any]) -> None:
-        """Take masks and what is flipped from a callback's state, a live one or one of a checkpoint."""
+        """Read masks and sign flips from a callback's state, live or from a checkpoint."""
         start = state["sign_flips"]["references"]["start"]
         for name, kept in saved_masks(state).items():
             now = self.tensors[name].cpu()
@@ -58,35 +58,34 @@ class SavedWeights:
             self.know(name, mask)
 
     def know(self, name: str, mask: Tensor) -> None:
-        """Take the mask of a weight."""
+        """Set the mask of a weight."""
         self.masks[name] = mask
         self.kept[name] = int(mask.sum())
 
     def metadata(self) -> dict[str, str]:
-        """What is known of the sparse weights, for a safetensors file."""
+        """What is known about the sparse weights, as metadata of a safetensors file."""
         return {LAYERS_KEY: json.dumps({n: {"kept": k, "flips": self.flips.get(n)} for n, k in self.kept.items()})}
 
 
 def read_weights(source: PathLike | nn.Module) -> SavedWeights:
     """Read plain weights from a Lightning checkpoint, a saved state dict, a safetensors file, or a live module.
 
-    A safetensors file may be one of `save_compressed`.
-
-    Files of `torch.nn.utils.prune`, TurboPrune and open_lth are read too (`lightning_signin.weightfiles.foreign`).
+    The safetensors file may have been written by `save_compressed`. Files of `torch.nn.utils.prune`, TurboPrune and
+    open_lth are read too (`lightning_signin.weightfiles.foreign`).
 
     Args:
-        source: A path or fsspec URL of safetensors, or of anything that ``torch.save`` wrote; or a module.
+        source: A path or fsspec URL of a safetensors file, or of anything that ``torch.save`` wrote; or a module.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is not one of these, or asks to run code when it is loaded.
+        ValueError: If the file is not one of these, or would run code when loaded.
     """
     if isinstance(source, nn.Module):
         return _with_masks(_tied(source), masks_of(source))
     if not is_url(source) and os.path.isdir(source):
         raise ValueError(
-            f"{source} is a folder. If it holds the shards of a run with save_distributed_checkpoint=True, make one "
-            f"file of it: python -m lightning.pytorch.utilities.consolidate_checkpoint {source}"
+            f"{source} is a folder. If it holds the shards of a run with save_distributed_checkpoint=True, merge them "
+            f"into one file: python -m lightning.pytorch.utilities.consolidate_checkpoint {source}"
         )
     with opened(source) as file:
         head = file.read(9)
@@ -99,17 +98,17 @@ def read_weights(source: PathLike | nn.Module) -> SavedWeights:
 def masks_from_file(path: str | os.PathLike, shapes: Mapping[str, Sequence[int]] | None = None) -> dict[str, Tensor]:
     """Read masks from a file.
 
-    A checkpoint of this package's callback, and the formats of `lightning_signin.weightfiles.foreign`, hold masks, so
+    Checkpoints of this package's callback, and the formats of `lightning_signin.weightfiles.foreign`, hold masks, so
     that kept weights that are 0 stay kept. In every other file the zeros are the mask.
 
     Args:
-        path: What `read_weights` reads.
+        path: Any file that `read_weights` reads.
         shapes: Shapes of the weights that need a mask, by plain name. The file may have other prefixes
             (`lightning_signin.weightfiles.foreign.match_names`) and trailing dimensions of size 1. Its other masks are
             not used.
 
     Returns:
-        Bool masks, True keeps: by the names and in the shapes of ``shapes``; without it by the names in the file, of
+        Bool masks, True keeps: by the names and in the shapes of ``shapes``; without it by the names in the file, for
         every weight of two or more dimensions that has a mask, or both zeros and non-zeros.
 
     Raises:
@@ -155,13 +154,13 @@ def _is_partial(mask: Tensor) -> bool:
 def _warn_of_lost_zeros(source: str, name: str, kept: Mapping[str, int], nonzeros: int) -> None:
     if kept.get(name, nonzeros) != nonzeros:
         warn(
-            f"{source} says that {kept[name]} weights of {name} were kept, but {nonzeros} are not 0. It holds no "
+            f"{source} says that {kept[name]} weights of {name} were kept, but only {nonzeros} are not 0. It holds no "
             "masks, so only these are kept now. Use the run's checkpoint for the exact mask."
         )
 
 
 def _tied(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict of a module, with one tensor for a tied sparse weight, of which it makes a copy for each user."""
+    """A module's state dict in which each tied sparse weight is one tensor, not one copy per user."""
     tensors = {name: gathered(tensor) for name, tensor in module.state_dict().items()}
     users = {(id(owner), a): name for name, weight in sparse_weights(module).items() for owner, a in weight.owners}
     for prefix, part in module.named_modules(remove_duplicate=False):
@@ -188,8 +187,8 @@ def _read_torch(file: BinaryIO, source: str) -> SavedWeights:
     check_archive(file, source)
     try:
         saved = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever bytes that are no pickle happen to raise
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which is what torch makes of a cut archive
+    except Exception as error:  # bytes that are not a pickle can raise anything
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL is what torch raises for a cut archive
             raise
         raise ValueError(
             f"{source} cannot be read safely: it is damaged, not a checkpoint, or holds objects beyond tensors and "
@@ -210,7 +209,7 @@ def _read_torch(file: BinaryIO, source: str) -> SavedWeights:
 
 
 def _tie(saved: SavedWeights) -> None:
-    """Make one tensor of a tied sparse weight, of which a checkpoint from within a run has a copy for each user."""
+    """Make each tied sparse weight one tensor again: a checkpoint saved during a run has one copy per user."""
     for name in saved.masks.keys() & saved.tensors.keys():
         own = saved.tensors[name]
         for other, tensor in saved.tensors.items():
@@ -220,7 +219,7 @@ def _tie(saved: SavedWeights) -> None:
 
 
 def _split(tensors: dict[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """State dict and masks; a dict of masks alone stands for both."""
+    """State dict and masks; a dict of masks alone is used as both."""
     if holds_only_masks(tensors):
         return tensors, {name: as_mask(tensor, name, source) for name, tensor in tensors.items()}
     return plain_weights(tensors, source)

@@ -1,4 +1,4 @@
-"""Starting signs and magnitudes: from another run (Section 3, Table 1), or a share of wrong ones (Appendix I, Table 9).
+"""Starting signs and magnitudes: from another run (Section 3, Table 1), or partly flipped (Appendix I, Table 9).
 
 Gadhikar, Jacobs, Zhou, Burkholz: "Sign-In to the Lottery", NeurIPS 2025, arXiv:2504.12801.
 """
@@ -27,23 +27,23 @@ def transplant_(
 ) -> nn.Module:
     """Start weights with the signs of one run and the magnitudes of another, in place: θ ← sign(s) · |a| (Table 1).
 
-    What a source does not know stays the module's own: where s = 0 its sign, where a = 0 its magnitude, and both
-    without a source. A pruned weight is such a 0. So every kept weight starts alive also where the mask is from another
-    moment than the signs ("Epoch 10 sign + learned mask"), a case on which the paper is silent.
+    Where a source gives no value, the module keeps its own: its sign where s = 0, its magnitude where a = 0, and both
+    without a source. Pruned weights are such zeros. So every kept weight starts non-zero even if the mask and the signs
+    are from different epochs ("Epoch 10 sign + learned mask"), a case that the paper leaves open.
 
     Args:
         module: A plain module, before `sparsify`.
         names: Plain names of the weights to change; all other parameters stay the module's own.
-        signs_from: What `read_weights` reads, or a state dict; its names may have other prefixes.
-        magnitudes_from: As ``signs_from``.
+        signs_from: Anything that `read_weights` reads, or a state dict; its names may have other prefixes.
+        magnitudes_from: Like ``signs_from``.
 
     Returns:
         The same module, with the same parameter objects.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the module is sparse or lacks a name; if a source cannot be read, lacks a weight, has it in
-            another shape, as a mask, or with values that are not finite in the module's dtype. Then nothing is changed.
+        ValueError: If the module is sparse or lacks a name; if a source cannot be read, lacks a weight, or has it in
+            another shape, as a mask, or with values that are not finite in the module's dtype. Nothing is changed then.
 
     Example:
         >>> net = nn.Linear(2, 1)
@@ -52,7 +52,7 @@ def transplant_(
         [[-1.0, 2.0]]
     """
     if sparse_weights(module):
-        raise ValueError("The module is sparse already, and signs go into plain weights. Call `merge_` first.")
+        raise ValueError("The module is already sparse, but signs are set on plain weights. Call `merge_` first.")
     parameters = _parameters(module, names)
     signs = _read("signs_from", signs_from, parameters)
     magnitudes = _read("magnitudes_from", magnitudes_from, parameters)
@@ -71,9 +71,9 @@ def transplant_(
 
 @torch.no_grad()
 def flip_signs_(module: nn.Module, share: float, *, seed: int = 0) -> nn.Module:
-    """Give a share of the kept weights the other sign, in place (Table 9: "95 % correct signs" is a share of 0.05).
+    """Flip the sign of a share of the kept weights, in place (Table 9: "95 % correct signs" is a share of 0.05).
 
-    The weights are chosen uniformly over all layers together. The choice depends on the masks and the seed alone: it is
+    The weights are chosen uniformly over all layers together. The choice depends only on the masks and the seed: it is
     the same on every rank and device and in every storage.
 
     Args:
@@ -83,7 +83,7 @@ def flip_signs_(module: nn.Module, share: float, *, seed: int = 0) -> nn.Module:
         seed: Seed of the choice.
 
     Returns:
-        The same module. No magnitude, mask or scaling m² − w² is changed.
+        The same module. Magnitudes, masks and scalings m² − w² are unchanged.
 
     Raises:
         ValueError: If ``share`` is outside [0, 1], or the module has no sparse weights.
@@ -117,7 +117,7 @@ def flip_signs_(module: nn.Module, share: float, *, seed: int = 0) -> nn.Module:
 
 
 def _parameters(module: nn.Module, names: Sequence[str]) -> dict[str, nn.Parameter]:
-    """The parameters by name, one under several names once."""
+    """The parameters by name; one that has several names appears once."""
     own = dict(module.named_parameters(remove_duplicate=False))
     found: dict[int, tuple[str, nn.Parameter]] = {}
     for name in names:
@@ -137,7 +137,7 @@ def _read(argument: str, source: Source | None, parameters: Mapping[str, Tensor]
         called = f"`{argument}` {source}"
         tensors = read_weights(source).tensors
         if holds_only_masks(tensors):
-            raise ValueError(f"{called} holds masks alone, no signs or magnitudes. Use a checkpoint of that run.")
+            raise ValueError(f"{called} holds only masks, no signs or magnitudes. Use a checkpoint of that run.")
     found = {}
     for name, key in match_names(parameters, tensors, called).items():
         found[name] = fit_shape(tensors[key], name, parameters[name].shape, called).to(parameters[name].device)
@@ -148,7 +148,7 @@ def _read(argument: str, source: Source | None, parameters: Mapping[str, Tensor]
 
 def _joined(own: Tensor, signs: Tensor | None, magnitudes: Tensor | None) -> Tensor:
     sign, magnitude = own.sign(), own.abs()
-    # Compared with 0 in the source's dtype: a magnitude that rounds to 0 in the module's is known, and tiny.
+    # Compared with 0 in the source's dtype: a magnitude that rounds to 0 in the module's dtype still counts as given.
     if signs is not None:
         sign = signs.sign().to(own.dtype).where(signs != 0, sign)
     if magnitudes is not None:

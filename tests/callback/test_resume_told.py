@@ -76,7 +76,7 @@ def test_resume_says_when_data_is_iterable(tmp_path):
 
     stream = DataLoader(Stream(), 8)
     trainer(callback(), SaveEverywhere(tmp_path), epochs=1).fit(seeded(), stream)
-    with pytest.warns(UserWarning, match="an iterable or stateful training loader is left to itself"):
+    with pytest.warns(UserWarning, match="the position of an iterable or stateful training loader is not restored"):
         trainer(callback(), epochs=1).fit(seeded(), stream, ckpt_path=tmp_path / "step5.ckpt")
 
 

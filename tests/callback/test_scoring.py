@@ -63,8 +63,8 @@ def test_scores_see_the_batches_that_the_run_is_limited_to():
 @pytest.mark.parametrize(
     ("result", "text"),
     [
-        (lambda module, batch: None, "The training step returned None and no loss"),
-        (lambda module, batch: {"los": 1}, r"The training step returned \{'los': 1\} and no loss"),
+        (lambda module, batch: None, "The training step returned None instead of a loss"),
+        (lambda module, batch: {"los": 1}, r"The training step returned \{'los': 1\} instead of a loss"),
         (lambda module, batch: F.cross_entropy(module(batch[0]), batch[1]) * float("nan"), "The training loss is nan"),
     ],
     ids=["None", "no loss", "nan"],
@@ -104,13 +104,13 @@ class HoldsGenerator(Small):
             SetsUpLate,
             loader,
             ValueError,
-            "^mask='snip' could not be computed: RuntimeError: The training step failed while it was scored, with "
+            "^mask='snip' could not be computed: RuntimeError: The training step failed during scoring, with "
             "AttributeError: .*'outputs'. It runs on a copy of the module before `on_fit_start`",
         ),
         (Reads, loader, ValueError, r"cannot be scored with a training_step\(dataloader_iter\)"),
-        (HoldsGenerator, loader, ValueError, "on a copy of the module, which cannot be copied: cannot pickle"),
+        (HoldsGenerator, loader, ValueError, "on a copy of the module, but it cannot be copied: cannot pickle"),
         (Small, lambda: DataLoader([], 8), ValueError, "mask='snip' needs training batches, and there are none"),
-        (Small, lambda: iter(loader()), ValueError, "The training data is an iterator, which gives its batches once"),
+        (Small, lambda: iter(loader()), ValueError, "is an iterator, which gives its batches only once"),
     ],
     ids=["hook before", "dataloader_iter", "no copy", "no batches", "iterator"],
 )

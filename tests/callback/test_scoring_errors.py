@@ -62,8 +62,8 @@ def test_errors_of_a_lightning_step_are_put_into_words(error, shown):
             raise error
 
     text = (
-        r"^mask='snip' could not be computed: RuntimeError: The training step failed while it was scored, with "
-        rf"{shown}\. It runs on a copy of the module before `on_fit_start`: what it needs must be there after `setup`"
+        r"^mask='snip' could not be computed: RuntimeError: The training step failed during scoring, with "
+        rf"{shown}\. It runs on a copy of the module before `on_fit_start`: what it needs must exist after `setup`"
     )
     with pytest.raises(SignInError, match=text):
         trainer(callback(mask="snip")).fit(Step(), loader())

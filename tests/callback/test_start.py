@@ -74,7 +74,7 @@ def test_start_is_joined_from_its_sources_entry_by_entry(earlier, file, given, f
 def test_mask_from_a_file_must_have_the_sparsity_that_is_asked_for(earlier):
     started = start_of(seeded(), sparsity=0.7, mask_from=earlier / "run.ckpt")
     assert sum(int(mask.sum()) for mask in started.masks.values()) == 373
-    text = r"keeps 373 of 1242 weights, a sparsity of 0.6997, and `sparsity`=0.9 asks for 124. Leave out `sparsity`"
+    text = r"keeps 373 of 1242 weights, a sparsity of 0.6997, but `sparsity`=0.9 asks for 124. Leave out `sparsity`"
     with pytest.raises(ValueError, match=text):
         start_of(seeded(), sparsity=0.9, mask_from=earlier / "run.ckpt")
 
@@ -144,13 +144,13 @@ def test_second_fit_goes_on_with_the_mask_without_scoring():
 @pytest.mark.parametrize(
     ("first", "second", "text"),
     [
-        ({"mask": SNIP(2)}, {"mask": SNIP(3)}, r"mask='SNIP\(num_batches=2\)', and this callback has mask"),
-        ({"structure": "1:2-cap"}, {"structure": "unstructured"}, "structure='1:2-cap', and this callback has"),
+        ({"mask": SNIP(2)}, {"mask": SNIP(3)}, r"mask='SNIP\(num_batches=2\)', but this callback has mask"),
+        ({"structure": "1:2-cap"}, {"structure": "unstructured"}, "structure='1:2-cap', but this callback has"),
         ({"structure": NMCap(1, 2)}, {"structure": NMCap(1, 3)}, r"NMCap\(\{'n': 1, 'm': 2\}\)"),
-        ({"flip_signs": 0.1}, {"flip_signs": 0.2}, "flip_signs=0.1, and this callback has flip_signs=0.2"),
-        ({"signs_from": "run.pt"}, {}, "signs_from='.*run.pt', and this callback has signs_from=None"),
-        ({"magnitudes_from": "run.pt"}, {}, "magnitudes_from='.*run.pt', and this callback has magnitudes_from=None"),
-        ({"sparsity": None, "mask_from": "run.pt"}, {"sparsity": None}, "mask_from='.*run.pt', and this callback"),
+        ({"flip_signs": 0.1}, {"flip_signs": 0.2}, "flip_signs=0.1, but this callback has flip_signs=0.2"),
+        ({"signs_from": "run.pt"}, {}, "signs_from='.*run.pt', but this callback has signs_from=None"),
+        ({"magnitudes_from": "run.pt"}, {}, "magnitudes_from='.*run.pt', but this callback has magnitudes_from=None"),
+        ({"sparsity": None, "mask_from": "run.pt"}, {"sparsity": None}, "mask_from='.*run.pt', but this callback"),
         (
             {"sparsity": None, "distribution": {"conv*": 0.5, "*": 0.7}},
             {"sparsity": None, "distribution": {"conv*": 0.5, "*": 0.8}},

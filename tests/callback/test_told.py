@@ -192,11 +192,11 @@ def test_parts_that_do_not_train_are_named():
     texts = [str(warning.message) for warning in caught]
     no_optimizer = [text for text in texts if "in no optimizer" in text]
     assert no_optimizer == [
-        "idle.weight, idle.bias are unfrozen and in no optimizer: stay as they are. Add to an optimizer in "
-        "`configure_optimizers` what shall train, and freeze the rest (requires_grad_(False))."
+        "idle.weight, idle.bias have requires_grad=True but are in no optimizer, so they will not train. Add what "
+        "should train to an optimizer in `configure_optimizers`, and freeze the rest (requires_grad_(False))."
     ]
     assert [text for text in texts if "No gradient" in text] == [
-        "No gradient has reached teacher.weight in the first epoch: it does not train. If that is meant, as of a "
+        "No gradient has reached teacher.weight in the first epoch: it does not train. If that is intended, as for a "
         "teacher, freeze (requires_grad_(False)) or leave dense with `exclude`."
     ]
 
@@ -206,7 +206,7 @@ def test_second_fit_of_a_module_with_another_head_says_whose_masks_do_not_fit():
     trainer(own, epochs=1).fit(module, loader())
     module.fc2 = nn.Linear(24, 5)
     text = (
-        r"This SignInCallback goes on with its masks of the last fit of this module, and fc2\.weight had the shape "
+        r"This SignInCallback reuses its masks from the last fit of this module, but fc2\.weight had the shape "
         r"\(3, 24\) then, and has \(5, 24\) now\. Use a new SignInCallback: it draws a new mask, or takes one with "
         r"`mask_from`\."
     )

@@ -32,7 +32,7 @@ def test_file_of_a_recipes_name_goes_first(tmp_path, monkeypatch):
         (["inspect", "missing.ckpt"], "There is no file missing.ckpt"),
         (["export", "missing.ckpt", "--output", "x"], "There is no file missing.ckpt"),
         (["inspect", "notes.txt"], "cannot be read safely: it is damaged, not a checkpoint"),
-        (["inspect", "cut.safetensors"], "is not a whole safetensors file"),
+        (["inspect", "cut.safetensors"], "is not a complete safetensors file"),
         (["inspect", "list.pt"], "holds no state dict"),
         (["export", "good.pt", "--output", "nowhere/x.safetensors"], "There is no folder nowhere to write x"),
     ],

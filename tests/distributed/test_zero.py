@@ -62,7 +62,7 @@ def test_resume_in_other_buckets_differs_by_rounding_and_says_so(ranks):
         torch.testing.assert_close(resumed, weight, rtol=1e-4, atol=1e-6)
     said = [message for message in ranks[0]["resumed in other buckets"]["warned"] if "not bit for bit" in message]
     assert len(said) == 1
-    assert "DDP on more than two ranks sums gradients in another order" in said[0]
+    assert "DDP on more than two ranks sums gradients in a different order" in said[0]
 
 
 def test_a_rescale_that_carries_momentum_is_refused(ranks):

@@ -36,7 +36,7 @@ def test_command_prunes_and_goes_on(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(("name", "value"), [("update", "rigl"), ("mask", "snip"), ("flip_signs", 0.5)])
 def test_callback_of_the_command_leaves_to_it_what_it_decides(name, value):
-    with pytest.raises(ValueError, match=f"`prune` decides '{name}' itself, and .* has {name}={value!r}. Leave it out"):
+    with pytest.raises(ValueError, match=f"`prune` decides '{name}' itself, but .* has {name}={value!r}. Leave it out"):
         arguments_for_pruning(SignInCallback(**{name: value}))
 
 

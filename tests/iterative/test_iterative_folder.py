@@ -1,4 +1,4 @@
-"""The folder of an iterative pruning: finished, moved, damaged, begun with other arguments; and what is none."""
+"""The folder of an iterative pruning: finished, moved, damaged, started with other arguments; and what is none."""
 
 import re
 
@@ -34,7 +34,7 @@ def test_folder_can_move(tmp_path, lrr):
 
 def test_folder_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"`folder` must be a folder, and .*file is a file. Choose another name."):
+    with pytest.raises(ValueError, match=r"`folder` must be a folder, but .*file is a file. Choose another name."):
         IterativePruning(tmp_path / "file")
 
 
@@ -49,13 +49,13 @@ def begun(tmp_path_factory):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"prune_rate": 0.3}, "was begun with prune_rate=0.5, and here it is 0.3. Pass prune_rate=0.5 to go on"),
-        ({"sparsity": 0.8}, "begun with sparsity=0.7, and here it is 0.8"),
-        ({"rewind": "imp"}, "begun with rewind='lrr', and here it is 'imp'"),
-        ({"structure": "2:4-cap"}, "begun with structure='unstructured'"),
-        ({"form": "plain"}, "begun with parametrization='sign-in', and here it is 'plain'"),
-        ({"sign_in": {**FACTORS, "frobenius_decay": 0.1}}, "begun with frobenius_decay=0.001, and here it is 0.1"),
-        ({"sign_in": {**FACTORS, "exclude": ["conv.*"]}}, "begun with exclude=None, and here it is ['conv.*']"),
+        ({"prune_rate": 0.3}, "was started with prune_rate=0.5, but here it is 0.3. Pass prune_rate=0.5 to resume"),
+        ({"sparsity": 0.8}, "started with sparsity=0.7, but here it is 0.8"),
+        ({"rewind": "imp"}, "started with rewind='lrr', but here it is 'imp'"),
+        ({"structure": "2:4-cap"}, "started with structure='unstructured'"),
+        ({"form": "plain"}, "started with parametrization='sign-in', but here it is 'plain'"),
+        ({"sign_in": {**FACTORS, "frobenius_decay": 0.1}}, "started with frobenius_decay=0.001, but here it is 0.1"),
+        ({"sign_in": {**FACTORS, "exclude": ["conv.*"]}}, "started with exclude=None, but here it is ['conv.*']"),
     ],
     ids=str,
 )
@@ -72,7 +72,7 @@ def test_damaged_file_is_named_and_can_be_deleted(tmp_path, lrr, name, cut):
         pruning(tmp_path).fit(Trainers({1: cut}), seeded(epochs=EPOCHS), loader())
     damaged = tmp_path / name
     damaged.write_bytes(damaged.read_bytes()[:-200])
-    with pytest.raises(ValueError, match=rf"{name} is damaged.*Delete it, and the level that wrote it is trained"):
+    with pytest.raises(ValueError, match=rf"{name} is damaged.*Delete it: the level that wrote it is then trained"):
         pruning(tmp_path).fit(Trainers(), Small(), loader())
     damaged.unlink()
     module = seeded(epochs=EPOCHS)
@@ -89,5 +89,5 @@ def test_file_is_written_whole_or_not_at_all(tmp_path):
 
 
 def test_checkpoint_to_resume_is_the_folders(tmp_path):
-    with pytest.raises(ValueError, match="`ckpt_path` must be left out: the folder knows where to go on"):
+    with pytest.raises(ValueError, match="`ckpt_path` must be left out: the run resumes from its folder"):
         pruning(tmp_path).fit(Trainers(), Small(), loader(), ckpt_path="last")

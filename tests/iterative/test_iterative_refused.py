@@ -15,12 +15,12 @@ pytestmark = pytest.mark.usefixtures("quick_collections")
     ("options", "text"),
     [
         ({"sparsity": 90}, "`sparsity` must be in [0, 1), got 90"),
-        ({"prune_rate": 1.0}, "`prune_rate` must be in (0, 1), got 1.0. Pass the share that goes, e.g. 0.2."),
+        ({"prune_rate": 1.0}, "`prune_rate` must be in (0, 1), got 1.0. Pass the share to prune, e.g. 0.2."),
         ({"prune_rate": True}, "`prune_rate` must be in (0, 1), got True"),
         ({"rewind": "late"}, "`rewind` must be one of 'lrr', 'wr', 'imp'; got 'late'"),
         ({"rewind": "wr"}, "`rewind_epoch` must be an integer of at least 1 for rewind='wr', got None"),
         ({"rewind": "wr", "rewind_epoch": 0}, "got 0. E.g. rewind_epoch=2."),
-        ({"rewind_epoch": 2}, "`rewind_epoch`=2 has no part in rewind='lrr'. Leave it out."),
+        ({"rewind_epoch": 2}, "`rewind_epoch`=2 has no effect with rewind='lrr'. Leave it out."),
         ({"distribution": "even"}, "`distribution` must be one of 'balanced', 'uniform', 'erk', 'global'; got 'even'"),
         ({"distribution": {"*": 0.5}}, "`distribution` must be one of"),
         ({"structure": "5:4"}, "`structure` '5:4' must keep 1 to 4"),
@@ -39,11 +39,11 @@ def test_bad_argument_is_refused(tmp_path, options, text):
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda callbacks: trainer(), "`make_trainer` must build a new Trainer with the callbacks that it is called"),
+        (lambda callbacks: trainer(), "`make_trainer` must build a new Trainer with the callbacks that are passed"),
         (lambda callbacks: trainer(SignInCallback(), callbacks[1], enable_checkpointing=True), "must build a new"),
         (
             lambda callbacks: trainer(SignInCallback(), *callbacks, enable_checkpointing=True),
-            "must not add a SignInCallback: every level has its own. Pass its arguments as sign_in={…}",
+            "must not add a SignInCallback: every level adds its own. Pass its arguments as sign_in={…}",
         ),
         (
             lambda callbacks: trainer(*callbacks, enable_checkpointing=True, fast_dev_run=True),

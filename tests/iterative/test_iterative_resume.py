@@ -101,7 +101,7 @@ def test_resumed_model_that_is_built_late_equals_uninterrupted(tmp_path):
     again = Late()
     pruning(tmp_path / "cut", rewind="imp").fit(Trainers(), again, loader())
     assert differing(copies(whole), copies(again)) == []
-    with pytest.raises(ValueError, match=r"level-02.ckpt do not fit the module: fc1.weight .*none in"):
+    with pytest.raises(ValueError, match=r"level-02.ckpt do not match the module: fc1.weight .*missing in"):
         pruning(tmp_path / "cut", rewind="imp").fit(Trainers(), Late(), loader())
 
 

@@ -173,7 +173,7 @@ def test_whatever_a_first_step_raises_is_one_line_of_warning(error):
             return super().training_step(batch, batch_idx)
 
     (said,) = fit(Late(Net(Named), lambda out: out.loss))
-    assert f"failed while it was scored, with {type(error).__name__}" in said
+    assert f"failed during scoring, with {type(error).__name__}" in said
     assert "\n" not in said
 
 

@@ -112,7 +112,7 @@ def test_what_does_not_go_together_is_refused_before_training(arguments, model, 
 
 
 def test_a_run_without_an_end_is_refused():
-    with pytest.raises(ValueError, match=r"The length of the run is not known.*`max_epochs`.*or `max_steps`"):
+    with pytest.raises(ValueError, match=r"The length of the run is unknown.*`max_epochs`.*or `max_steps`"):
         trainer(callback(update="rigl", rescale_until=3), epochs=-1).fit(seeded(), loader())
 
 

@@ -75,7 +75,7 @@ def test_resume_with_another_rule_is_refused(tmp_path):
     fit({"update": RigL(4)}, "SGD", SaveEverywhere(tmp_path))
     with pytest.raises(ValueError, match=r"was trained with update='RigL\(update_every_n_steps=4.*this callback has"):
         fit({"update": RigL(5)}, "SGD", ckpt_path=tmp_path / "step5.ckpt")
-    with pytest.raises(ValueError, match="was trained with parametrization='sign-in', and this callback"):
+    with pytest.raises(ValueError, match="was trained with parametrization='sign-in', but this callback"):
         fit({"update": RigL(4), "parametrization": "plain"}, "SGD", ckpt_path=tmp_path / "step5.ckpt")
 
 

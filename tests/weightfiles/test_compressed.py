@@ -113,7 +113,7 @@ def test_views_of_one_memory_that_differ_are_not_tied(tmp_path):
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        ({"step": 3}, "head._extra_state is a dict, and only tensors can be written"),
+        ({"step": 3}, "head._extra_state is a dict, but only tensors can be written"),
         (torch.eye(3).to_sparse(), "layout torch.sparse_coo"),
         (torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), "dtype torch.qint8"),
         (torch.empty(2, device="meta"), "on meta, which cannot be written. Make it a dense tensor first"),
@@ -157,14 +157,14 @@ def test_metadata_is_covered_by_the_digest(tmp_path):
     entries, metadata = read_safetensors(data, "x")
     for changed in ({"note": "two"}, {"more": "x"}, {DIGEST: "0" * 64}, {KEY: "not JSON"}):
         (tmp_path / "x").write_bytes(save(entries, metadata | changed))
-        with pytest.raises(ValueError, match=r"x was altered: it does not fit its digest\. Write or copy it again"):
+        with pytest.raises(ValueError, match=r"x was altered: it does not match its digest\. Write or copy it again"):
             load_compressed(tmp_path / "x")
 
 
 def test_later_version_is_named(tmp_path):
     entries, metadata = read_safetensors(pack({"a": some(400, 0.9)}, {}), "x")
     (tmp_path / "x").write_bytes(save(entries, metadata | {KEY: json.dumps({"version": 2})}))
-    with pytest.raises(ValueError, match="x has version 2 of the compressed form, and this lightning-signin reads"):
+    with pytest.raises(ValueError, match="x has version 2 of the compressed form, but this lightning-signin reads"):
         load_compressed(tmp_path / "x")
 
 
@@ -183,7 +183,7 @@ def test_forged_layout_with_a_right_digest_is_refused(tmp_path, layout):
     entries, metadata = read_safetensors(pack({"a": some(400, 0.9)}, {}), "x")
     metadata = metadata | {KEY: json.dumps({"version": 1, **layout})}
     (tmp_path / "x").write_bytes(save(entries, metadata | {DIGEST: _digest(entries, metadata)}))
-    with pytest.raises(ValueError, match="fits its digest, but its layout is none that is written here"):
+    with pytest.raises(ValueError, match="matches its digest, but does not have the expected structure"):
         load_compressed(tmp_path / "x")
 
 
@@ -204,7 +204,7 @@ def test_foreign_files_are_refused_and_execute_nothing(tmp_path, monkeypatch):
     texts = {"plain": r"Read it with safetensors\.torch\.load_file", "bomb": f"claims to hold {2**50} bytes"}
     for name in ("plain", "torch", "pickle", "zipped", "onnx", "empty", "bomb"):
         with pytest.raises(
-            ValueError, match=f"^{name} .*{texts.get(name, 'is not a safetensors file, nor compressed')}"
+            ValueError, match=f"^{name} .*{texts.get(name, 'is neither a safetensors file nor one that')}"
         ):
             load_compressed(name)
     with pytest.raises(FileNotFoundError, match="There is no file missing"):

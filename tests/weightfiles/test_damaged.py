@@ -94,10 +94,10 @@ def short_position(saved, ours):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (other_mask, "The masks in this checkpoint do not fit their digest: the file is damaged"),
-        (missing_mask, "The masks in this checkpoint do not fit their digest: the file is damaged"),
-        (extra_mask, "The masks in this checkpoint do not fit their digest: the file is damaged"),
-        (other_shape, "The masks in this checkpoint do not fit their digest: the file is damaged"),
+        (other_mask, "The checkpoint's masks do not match their digest: the file is damaged"),
+        (missing_mask, "The checkpoint's masks do not match their digest: the file is damaged"),
+        (extra_mask, "The checkpoint's masks do not match their digest: the file is damaged"),
+        (other_shape, "The checkpoint's masks do not match their digest: the file is damaged"),
         (short_factors, "The checkpoint's factors of fc1.weight"),
         (missing_factors, "was written with another `parametrization` of fc1.weight"),
         (other_version, r"has version 2, and this release of lightning-signin reads version 1\. Resume with the rel"),
@@ -137,7 +137,7 @@ def test_truncated_checkpoint_is_refused_in_words(checkpoint, tmp_path, share):
     path.write_bytes(data[: int(share * len(data))])
     for read in (read_weights, masks_from_file, resume):
         with pytest.raises(
-            ValueError, match=r"cut\.ckpt is damaged: it is not whole \(.*\)\. Use another one, or copy it again"
+            ValueError, match=r"cut\.ckpt is damaged: it is incomplete \(.*\)\. Use another one, or copy it again"
         ):
             read(path)
 
@@ -189,7 +189,7 @@ def test_file_that_is_no_checkpoint_is_not_resumed(tmp_path, content):
     path = tmp_path / "other.ckpt"
     path.write_bytes(content)
     with pytest.raises(
-        ValueError, match=r"other\.ckpt is damaged(: it is not whole \(.*\)|, or no checkpoint)\. Use ano"
+        ValueError, match=r"other\.ckpt is damaged(: it is incomplete \(.*\)|, or not a checkpoint)\. Use ano"
     ):
         resume(path)
 

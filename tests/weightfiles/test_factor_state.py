@@ -121,7 +121,7 @@ def test_factor_state_is_moved_to_the_dtype_of_the_module():
     ("other", "text"),
     [
         ({"exclude": ["1.*"]}, f"other sparse weights than this run: 1.weight is not sparse in the checkpoint. {FIX}"),
-        ({"hidden": 6}, "The checkpoint's mask of 0.weight has shape (6, 5), the weight (7, 5). " + FIX),
+        ({"hidden": 6}, "The checkpoint's mask of 0.weight has shape (6, 5), but the weight has shape (7, 5). " + FIX),
         ({"parametrization": "plain"}, f"The checkpoint was written with another `parametrization` of 0.weight. {FIX}"),
     ],
 )
@@ -144,8 +144,8 @@ def test_damaged_masks_are_refused():
     state = through_a_file(factor_state(network()))
     assert saved_masks(state).keys() == {"0.weight", "1.weight"}
     state["masks"]["1.weight"]["bits"][0] ^= 1
-    refuses(network(), state, "The masks in this checkpoint do not fit their digest: the file is damaged.")
-    with pytest.raises(ValueError, match="do not fit their digest"):
+    refuses(network(), state, "The checkpoint's masks do not match their digest: the file is damaged.")
+    with pytest.raises(ValueError, match="do not match their digest"):
         saved_masks(state)
 
 

@@ -122,7 +122,7 @@ def test_source_that_does_not_fit_changes_nothing(options, text):
 
 def test_file_of_masks_alone_has_no_signs(tmp_path):
     torch.save({"weight": torch.ones(1, 2, dtype=torch.int32)}, tmp_path / "mask.pth")
-    with pytest.raises(ValueError, match=r"`signs_from` .*mask.pth holds masks alone, no signs or magnitudes"):
+    with pytest.raises(ValueError, match=r"`signs_from` .*mask.pth holds only masks, no signs or magnitudes"):
         transplant_(nn.Linear(2, 1), names=["weight"], signs_from=tmp_path / "mask.pth")
 
 
@@ -132,7 +132,9 @@ def test_missing_file_is_named():
 
 
 def test_sparse_module_is_not_transplanted_into():
-    with pytest.raises(ValueError, match=r"is sparse already, and signs go into plain weights\. Call `merge_` first"):
+    with pytest.raises(
+        ValueError, match=r"is already sparse, but signs are set on plain weights\. Call `merge"
+    ):
         transplant_(sparsify(nn.Linear(4, 4), sparsity=0.5), names=["weight"])
 
 

@@ -1,1 +1,1 @@
-"""Masks are scored with the user's own training step and batches, on a copy that leaves no trace."""
+"""Scoring masks with the user's own training step and batches, on a copy and without side effects."""

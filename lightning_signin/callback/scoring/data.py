@@ -1,4 +1,4 @@
-"""Scoring with the user's own training step on the user's own data, before the fit and without a trace of it."""
+"""Scoring with the user's own training step on the user's own data, before the fit and without side effects."""
 
 import copy
 import warnings
@@ -28,8 +28,8 @@ class LightningData(TrainingData):
     """The training step and the training batches of a fit that is about to start.
 
     Training steps run on a copy of the module, which has a stand-in for the trainer: its loggers are dummies, its
-    optimizers take no step. Nothing is computed until a score asks for it. What cannot be undone: counters, caches and
-    files that data sets keep, and the original module where a hook reaches it past the copy (a lambda that holds it).
+    optimizers take no step. Nothing is computed until a score asks for it. What cannot be undone: changes to counters,
+    caches and files of data sets, and to the original module if a hook refers to it directly (a lambda that holds it).
 
     Args:
         trainer: The trainer, after ``setup``.
@@ -40,12 +40,12 @@ class LightningData(TrainingData):
         self.trainer, self.module = trainer, module
         self.example_input = module.example_input_array
         self._held = generators.Held()
-        self._iterators: dict[int, tuple[Any, Any]] = {}  # of loaders with persistent workers, from before
+        self._iterators: dict[int, tuple[Any, Any]] = {}  # earlier iterators of loaders with persistent workers
         self._steps: WeakKeyDictionary[nn.Module, Steps] = WeakKeyDictionary()
 
     @property
     def batches(self) -> Iterator[Any]:  # type: ignore[override]
-        """The training batches from the start, on the fit's device; of this rank's share."""
+        """This rank's training batches from the start, on the fit's device."""
         parent = next(cls for cls in in_both(LightningModule) if isinstance(self.module, cls))
         has_hooks = any(is_overridden(hook, self.module, parent) for hook in _BATCH_HOOKS)
         module = self._copy() if has_hooks else self.module
@@ -64,7 +64,7 @@ class LightningData(TrainingData):
         """A copy of the module for training steps that train and log nothing.
 
         Raises:
-            SignInError: If it holds what cannot be copied.
+            SignInError: If it holds something that cannot be copied.
         """
         scored = self._copy()
         self._steps[scored] = Steps(scored, self._copy)
@@ -74,8 +74,8 @@ class LightningData(TrainingData):
         """What the training step minimizes.
 
         Returns:
-            The loss; of a manual optimization, what each optimizer steps on, with the parameters that it trains; and
-            where it only accumulates gradients, those.
+            The loss. For manual optimization: the losses that each optimizer steps on, with the parameters that it
+            trains, or those of the accumulated gradients if no optimizer steps.
 
         Raises:
             SignInError: If the training step gives no loss.
@@ -90,14 +90,14 @@ class LightningData(TrainingData):
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         try:
             with warnings.catch_warnings(), self.trainer.precision_plugin.train_step_context():
-                warnings.simplefilter("ignore")  # they come again in the fit
+                warnings.simplefilter("ignore")  # they are repeated in the fit
                 result = step(*arguments)
         except SignInError:
             raise
         except Exception as error:
             raise RuntimeError(
-                f"The training step failed while it was scored, with {in_one_line(error)}. It runs on a copy of the "
-                "module before `on_fit_start`: what it needs must be there after `setup` and `configure_model`"
+                f"The training step failed during scoring, with {in_one_line(error)}. It runs on a copy of the "
+                "module before `on_fit_start`: what it needs must exist after `setup` and `configure_model`"
             ) from error
         for parameter in trained:  # a step may end with a part frozen
             if not parameter.requires_grad:
@@ -111,11 +111,11 @@ class LightningData(TrainingData):
             return losses
         loss = result.get("loss") if isinstance(result, dict) else result
         if not isinstance(loss, Tensor):
-            raise SignInError(f"The training step returned {result!r} and no loss: there is nothing to score with.")
+            raise SignInError(f"The training step returned {result!r} instead of a loss: there is nothing to score on.")
         return loss
 
     def close(self) -> None:
-        """Put back the random generators that data sets and loaders hold, and let go of their workers."""
+        """Restore the random generators that data sets and loaders hold, and release their workers."""
         self._held.restore()
         for loader, iterator in self._iterators.values():
             set_worker_iterator(loader, iterator)
@@ -141,8 +141,8 @@ class LightningData(TrainingData):
             insides.check_iterable(loader, source)  # in the words of the fit
             if isinstance(loader, Iterator):
                 raise SignInError(
-                    "The training data is an iterator, which gives its batches once: those that are scored would be "
-                    "missing from training. Pass a DataLoader, or choose a mask that needs no data."
+                    "The training data is an iterator, which gives its batches only once: those used for scoring would "
+                    "be missing from training. Pass a DataLoader, or choose a mask that needs no data."
                 )
             if getattr(loader, "persistent_workers", False) and id(loader) not in self._iterators:
                 self._iterators[id(loader)] = (loader, worker_iterator(loader))
@@ -154,10 +154,10 @@ class LightningData(TrainingData):
             scored = copy.deepcopy(self.module).to(self.trainer.strategy.root_device)
         except Exception as error:
             raise SignInError(
-                f"Masks are scored on a copy of the module, which cannot be copied: {error}. Make what cannot be "
+                f"Masks are scored on a copy of the module, but it cannot be copied: {error}. Create what cannot be "
                 "copied in `on_fit_start`, or choose a mask that needs no data."
             ) from error
-        for hook in ("configure_model", "configure_optimizers"):  # those of this fit know the original module
+        for hook in ("configure_model", "configure_optimizers"):  # wrapped for this fit, they refer to the original
             scored.__dict__.pop(hook, None)
         scored.log = scored.log_dict = scored.print = lambda *args, **kwargs: None  # type: ignore[method-assign]
         scored.trainer = stand_in(self.trainer, scored, self._loaders) if trainer is None else trainer

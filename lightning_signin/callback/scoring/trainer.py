@@ -1,4 +1,4 @@
-"""The trainer and optimizers that a copied module meets while it is scored: what it does to them is gone with it."""
+"""Stand-ins for the trainer and optimizers while a copied module is scored: changes to them are discarded with it."""
 
 import copy
 from collections.abc import Callable, Iterable
@@ -24,17 +24,17 @@ from lightning_signin.callback.lightning_internals import (
 
 
 class Steps:
-    """What the optimizers of a copied module would step on, if they did.
+    """Records what the optimizers of a copied module would step on, without stepping.
 
-    Each parameter has a list of the losses whose gradients it holds: `manual_backward` adds to it where the parameter
-    is not frozen, as by ``toggle_optimizer``, and `zero_grad` clears it.
+    Each parameter has a list of the losses whose gradients it holds: `manual_backward` adds to it unless the parameter
+    is frozen, as by ``toggle_optimizer``, and `zero_grad` clears it.
 
-    Those of a manual optimization are made at once. Others, which a step may ask for a learning rate, only when it
-    does, and of another copy: during a step, values stand in the place of parameters.
+    The optimizers of a manual optimization are created at once. Others, which a step may ask for a learning rate, are
+    created only when it does, for another copy: during a step, plain values replace the parameters.
 
     Args:
-        module: The copy; it has a `stand_in`.
-        copy_beside: Makes another copy of the module, which has the given trainer.
+        module: The copy; its trainer is a `stand_in`.
+        copy_beside: Makes another copy of the module, with the given trainer.
     """
 
     def __init__(self, module: LightningModule, copy_beside: Callable[[Trainer], LightningModule]) -> None:
@@ -56,7 +56,7 @@ class Steps:
         self.done, self.held = [], {}
 
     def losses(self) -> list[tuple[Tensor, list[Tensor]]]:
-        """What the optimizers stepped on; if none did, the gradients that are accumulated for a later step."""
+        """What the optimizers stepped on; if none did, the losses of the gradients accumulated for a later step."""
         return self.done or self._held_of(p for optimizer in self.strategy.optimizers for p in _trained(optimizer))
 
     def _configure(self, module: LightningModule) -> None:
@@ -94,7 +94,7 @@ def stand_in(trainer: Trainer, module: LightningModule, loaders: Callable[[], Co
 
     Args:
         trainer: The trainer, after ``setup``.
-        module: The copy that it is for.
+        module: The copied module that will use it.
         loaders: Makes the training loaders, for a step or an optimizer that asks for the length of the run.
     """
     found: Any = copy.copy(trainer)
@@ -121,7 +121,7 @@ def number_of_batches(loaders: CombinedLoader) -> int | float:
 
 
 def make_on_demand(holder: object, names: Iterable[str], make: Callable[[], None]) -> None:
-    """Take attributes from an object until somebody asks for one; then ``make`` has to set them all.
+    """Remove attributes from an object until one is accessed; then ``make`` has to set them all.
 
     Example:
         >>> from argparse import Namespace

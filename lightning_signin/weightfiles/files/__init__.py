@@ -1,1 +1,1 @@
-"""Files on disks and in object stores, written whole or not at all; the compressed form of weights."""
+"""Files on disks and in object stores, written atomically; the compressed form of weights."""

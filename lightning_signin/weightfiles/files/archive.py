@@ -1,4 +1,4 @@
-"""The zip archives that ``torch.save`` writes: each record has a checksum, at which ``torch.load`` does not look."""
+"""The zip archives that ``torch.save`` writes: each record has a checksum, which ``torch.load`` does not verify."""
 
 import zipfile
 from collections.abc import Iterator
@@ -7,20 +7,20 @@ from typing import BinaryIO
 
 from lightning_signin.weightfiles.files.paths import PathLike, is_file, is_url, opened
 
-_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # the latter of torch's old format
-_OF_TORCH = "PytorchStreamReader"  # in its errors of archives
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # the latter for torch's old format
+_OF_TORCH = "PytorchStreamReader"  # appears in torch's errors about archives
 _CHUNK = 2**20  # bytes
 
 
 def check_archive(file: BinaryIO, source: str) -> None:
-    """Raise `ValueError` if a file that starts as a zip archive is damaged: cut off, or with a record that was altered.
+    """Raise `ValueError` if a file that starts as a zip archive is truncated or has an altered record.
 
-    Reads all of it: 0.4 s for 300 MB, of which ``torch.load`` takes 0.7 s. Records that were written with
+    Reads the whole file: 0.4 s for 300 MB, which ``torch.load`` takes 0.7 s to load. Records that were written with
     ``torch.serialization.set_crc32_options(False)`` have no checksum.
 
     Args:
-        file: Open at its start, where it is left again.
-        source: What errors call it.
+        file: Open file, positioned at its start; left there again.
+        source: Its name in error messages.
     """
     is_archive = file.read(len(_ZIP)) == _ZIP
     file.seek(0)
@@ -32,13 +32,13 @@ def check_archive(file: BinaryIO, source: str) -> None:
 
 @contextmanager
 def checked_while_read(path: PathLike, by_torch: bool) -> Iterator[None]:
-    """Check a checkpoint before others read it inside, and name it where torch finds that it is none.
+    """Check a checkpoint before it is read inside the context; if torch cannot read it, name it in the error.
 
-    Folders are not looked at, nor URLs, which would be loaded twice.
+    Folders are not checked, nor URLs, which would be loaded twice.
 
     Args:
         path: The checkpoint.
-        by_torch: It is read by ``torch.load``, and not in a format of the user's own.
+        by_torch: Whether it is read by ``torch.load``, not in a user-defined format.
 
     Raises:
         ValueError: If the file is damaged, or was not written by ``torch.save``.
@@ -46,7 +46,7 @@ def checked_while_read(path: PathLike, by_torch: bool) -> Iterator[None]:
     if is_url(path) or not is_file(path):
         yield
         return
-    told = f"{path} is damaged, or no checkpoint. Use another one, or copy it again."
+    told = f"{path} is damaged, or not a checkpoint. Use another one, or copy it again."
     with opened(path) as file:
         if by_torch and not file.read(len(_ZIP)).startswith((_ZIP, _PICKLE)):
             raise ValueError(told)
@@ -71,6 +71,6 @@ def _damage(file: BinaryIO) -> str | None:
                             pass
     except OSError:
         raise
-    except Exception as error:  # whatever altered headers happen to raise
-        return f"its record {record.filename!r} was altered" if record else f"it is not whole ({error})"
+    except Exception as error:  # altered headers can raise anything
+        return f"its record {record.filename!r} was altered" if record else f"it is incomplete ({error})"
     return None

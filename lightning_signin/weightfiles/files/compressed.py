@@ -1,12 +1,12 @@
-"""The compressed form of a state dict: one safetensors file with a bit a weight, and the non-zeros.
+"""The compressed form of a state dict: one safetensors file with one bit per weight, and the non-zeros.
 
-A floating-point tensor is two entries: ``<name>.bitmask``, one bit an entry of the tensor (uint8, row-major, lowest bit
-first), and ``<name>.values``, the entries whose bit is set, in their dtype. Where these are no smaller than the tensor,
-and for integers, it is one entry under its own name, as it is. Metadata under `KEY`: JSON with the format's version,
-each tensor's dtype and shape by name, in the state dict's order, and for tied tensors the name under which they are
-stored. Under `DIGEST`: SHA-256 of all other metadata and all entries.
+A floating-point tensor becomes two entries: ``<name>.bitmask``, one bit per entry of the tensor (uint8, row-major,
+lowest bit first), and ``<name>.values``, the entries whose bit is set, in their dtype. If these are no smaller than the
+tensor, and for integers, it is stored unchanged under its own name. Metadata under `KEY`: JSON with the format's
+version, each tensor's dtype and shape by name, in the state dict's order, and for tied tensors the name under which
+they are stored. Under `DIGEST`: SHA-256 of all other metadata and all entries.
 
-Bits are set where the bit pattern is not 0, so −0.0 and every NaN come back as they were.
+Bits are set where the bit pattern is not 0, so −0.0 and every NaN are restored exactly.
 """
 
 import hashlib
@@ -26,8 +26,8 @@ KEY = "lightning_signin.compressed"
 DIGEST = "lightning_signin.digest"
 VERSION = 1
 _BITMASK, _VALUES = ".bitmask", ".values"
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # of as many bytes
-_DTYPES = {  # that every safetensors since 0.4 can hold; others are stored as bytes
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by size in bytes
+_DTYPES = {  # supported by every safetensors since 0.4; others are stored as bytes
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
 }
@@ -63,7 +63,7 @@ def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
         if first == name:
             for key, entry in _entries(name, tensor.cpu(), tensors).items():
                 memory = entry.untyped_storage().data_ptr()
-                entries[key] = entry.clone() if memory in used else entry  # safetensors wants no overlap
+                entries[key] = entry.clone() if memory in used else entry  # safetensors does not allow shared memory
                 used.add(memory)
     described = {"format": "pt", **metadata, KEY: json.dumps(layout)}
     return save(entries, described | {DIGEST: _digest(entries, described)})
@@ -73,20 +73,22 @@ def unpack(data: bytes, source: str) -> tuple[dict[str, Tensor], dict[str, str]]
     """The state dict that was packed, and the metadata.
 
     Args:
-        data: What `pack` returned, perhaps compressed by `zstd.compress`.
-        source: What errors call it.
+        data: What `pack` returned, optionally compressed by `zstd.compress`.
+        source: Its name in error messages.
 
     Returns:
         The tensors, on the CPU: bit for bit, in the same order, tied ones as one tensor under all its names.
 
     Raises:
-        ValueError: If the data is damaged, not from here, or of a later version.
-        ModuleNotFoundError: If it is compressed, and no Zstandard is installed.
+        ValueError: If the data is damaged, not in this format, or of a later version.
+        ModuleNotFoundError: If it is compressed, and Zstandard is not installed.
     """
     data = zstd.decompress(data, source) if data[:4] == zstd.MAGIC else data
     entries, metadata = read_safetensors(data, source)
     if KEY not in metadata:
-        raise ValueError(f"{source} is a safetensors file of another kind. Read it with safetensors.torch.load_file.")
+        raise ValueError(
+            f"{source} is a safetensors file, but not in the compressed form. Read it with safetensors.torch.load_file."
+        )
     return decode(entries, metadata, source), metadata
 
 
@@ -100,15 +102,15 @@ def decode(entries: Mapping[str, Tensor], metadata: Mapping[str, str], source: s
     version = layout.get("version", VERSION)
     if version != VERSION:
         raise ValueError(
-            f"{source} has version {version} of the compressed form, and this lightning-signin reads version "
+            f"{source} has version {version} of the compressed form, but this lightning-signin reads version "
             f"{VERSION}. Read it with the lightning-signin that wrote it, or a later one."
         )
     if metadata.get(DIGEST) != _digest(entries, metadata):
-        raise ValueError(f"{source} was altered: it does not fit its digest. Write or copy it again.")
+        raise ValueError(f"{source} was altered: it does not match its digest. Write or copy it again.")
     try:
         return _state(layout, entries)
     except (KeyError, TypeError, RuntimeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{source} fits its digest, but its layout is none that is written here.") from error
+        raise ValueError(f"{source} matches its digest, but does not have the expected structure.") from error
 
 
 def _layout(metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -116,7 +118,7 @@ def _layout(metadata: Mapping[str, str]) -> dict[str, Any]:
         layout = json.loads(metadata[KEY])
     except ValueError:
         layout = None
-    return layout if isinstance(layout, dict) else {}  # altered: the digest will tell
+    return layout if isinstance(layout, dict) else {}  # altered: the digest check will fail
 
 
 def _place(tensor: Tensor) -> tuple:
@@ -165,7 +167,7 @@ def _state(layout: dict[str, Any], entries: Mapping[str, Tensor]) -> dict[str, T
 
 def _scattered(bitmask: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
     if bitmask.numel() != -(-shape.numel() // 8):  # numpy would fill up what is missing with zeros
-        raise ValueError("a bitmask does not fit its shape")
+        raise ValueError("a bitmask does not match its shape")
     nonzero = unpack_bits(bitmask, (shape.numel(),)).numpy()
     bits = values.view(_INTEGERS[values.itemsize]).numpy()
     whole = np.zeros(shape.numel(), bits.dtype)

@@ -11,7 +11,7 @@ PathLike = str | os.PathLike
 
 
 def is_url(path: PathLike) -> bool:
-    """Whether a path is not of this machine's disks.
+    """Whether a path is not on this machine's disks.
 
     Example:
         >>> is_url("s3://bucket/run.ckpt"), is_url("runs/run.ckpt"), is_url("file:///runs/run.ckpt")
@@ -30,11 +30,11 @@ def is_file(path: PathLike) -> bool:
 
 @contextmanager
 def opened(path: PathLike) -> Iterator[BinaryIO]:
-    """Open a file to read from.
+    """Open a file for reading.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If nothing here can open such URLs.
+        ValueError: If no installed package can open such URLs.
     """
     if not is_file(path):
         raise FileNotFoundError(f"There is no file {path}.")
@@ -48,7 +48,7 @@ def opened(path: PathLike) -> Iterator[BinaryIO]:
 
 
 def write_whole(path: PathLike, data: bytes | memoryview) -> None:
-    """Write a file that is there whole or not at all, and replaces an older one only when it is whole.
+    """Write a file atomically: an older file is replaced only by the complete new one.
 
     It is written under another name in the same folder, and then renamed.
 
@@ -58,7 +58,7 @@ def write_whole(path: PathLike, data: bytes | memoryview) -> None:
 
     Raises:
         FileNotFoundError: If the local folder does not exist.
-        ValueError: If nothing here can open such URLs.
+        ValueError: If no installed package can open such URLs.
 
     Example:
         >>> write_whole("memory://folder/file", b"all")
@@ -77,7 +77,7 @@ def write_whole(path: PathLike, data: bytes | memoryview) -> None:
         with open(temporary, "xb") as file:  # with the permissions that the umask leaves
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())  # else a crash could leave the new name with none of the content
+            os.fsync(file.fileno())  # else a crash could leave the new name without the content
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -92,7 +92,7 @@ def _write_remote(path: PathLike, data: bytes | memoryview) -> None:
         system.pipe_file(temporary, bytes(data))
         system.mv(temporary, inner)
     except BaseException:
-        with suppress(Exception):  # the first error is the one to tell of
+        with suppress(Exception):  # the first error is the one to report
             system.rm_file(temporary)
         raise
 

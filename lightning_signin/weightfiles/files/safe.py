@@ -1,4 +1,4 @@
-"""Safetensors files: what can be in them, and what is."""
+"""Safetensors files: reading them, and checking what can be written."""
 
 import json
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_LONGEST_HEADER = 100_000_000  # bytes, of the format itself
+_LONGEST_HEADER = 100_000_000  # bytes, a limit of the format itself
 
 
 def is_safetensors(head: bytes) -> bool:
@@ -23,40 +23,40 @@ def read_safetensors(data: bytes, source: str) -> tuple[dict[str, Tensor], dict[
     """The tensors and the metadata of a safetensors file.
 
     Args:
-        data: All of the file.
-        source: What errors call it.
+        data: The whole file.
+        source: Its name in error messages.
 
     Returns:
         The tensors, sorted by name, and the metadata.
 
     Raises:
-        ValueError: If it is not a whole safetensors file.
+        ValueError: If it is not a complete safetensors file.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     if not is_safetensors(data):
-        raise ValueError(f"{source} is not a safetensors file, nor compressed by `save_compressed`.")
+        raise ValueError(f"{source} is neither a safetensors file nor one that `save_compressed` wrote.")
     try:
         tensors = load(data)
-    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:  # the latter of damaged headers
-        raise ValueError(f"{source} is not a whole safetensors file: {error}. Write or copy it again.") from error
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:  # the latter for damaged headers
+        raise ValueError(f"{source} is not a complete safetensors file: {error}. Write or copy it again.") from error
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return dict(sorted(tensors.items())), header.get("__metadata__") or {}  # from `load` in a random order
+    return dict(sorted(tensors.items())), header.get("__metadata__") or {}  # `load` returns them in a random order
 
 
 def checked(name: str, value: Any) -> Tensor:
     """An entry of a state dict, detached, if it can be written.
 
     Args:
-        name: What errors call it.
+        name: Its name in error messages.
         value: The entry: a dense tensor with data, or something else.
 
     Raises:
         ValueError: If it is something else.
     """
     if not isinstance(value, Tensor):
-        raise ValueError(f"{name} is a {type(value).__name__}, and only tensors can be written. Leave it out.")
+        raise ValueError(f"{name} is a {type(value).__name__}, but only tensors can be written. Leave it out.")
     tensor = value.detach()
     if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         kind = f"{type(tensor).__name__} of layout {tensor.layout} and dtype {tensor.dtype} on {tensor.device}"

@@ -4,17 +4,17 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 MAGIC = b"\x28\xb5\x2f\xfd"
-_LEVEL = 3  # higher ones gain little on weights, and take tens of times as long
+_LEVEL = 3  # higher levels gain little on weights, and take tens of times as long
 _ALWAYS = 2**30  # bytes
 _RATIO = 1000
 
 
 def compress(data: bytes) -> bytes:
-    """One frame of Zstandard.
+    """Compress into one Zstandard frame.
 
     Raises:
-        ModuleNotFoundError: If no Zstandard is installed.
-        ValueError: If the data is so uniform that `decompress` would refuse it.
+        ModuleNotFoundError: If Zstandard is not installed.
+        ValueError: If the data is so uniform that `decompress` would reject it.
 
     Example:
         >>> decompress(compress(b"weights"), "the file")
@@ -23,19 +23,19 @@ def compress(data: bytes) -> bytes:
     packed = _codec().compress(data)
     if len(data) > _limit(packed):
         raise ValueError(
-            f"The weights are almost all equal: Zstandard makes {len(packed)} bytes of {len(data)}, which no reader "
-            "would trust. Write them with zstd=False."
+            f"The weights are almost all equal: Zstandard compresses {len(data)} bytes to {len(packed)}, a ratio that "
+            "`decompress` rejects as unsafe. Write them with zstd=False."
         )
     return packed
 
 
 def decompress(data: bytes, source: str) -> bytes:
-    """What was compressed, if it is no larger than 1 GiB or a thousand times its compressed form.
+    """Decompress data that is no larger than 1 GiB or a thousand times its compressed form.
 
     Without a limit, a file of a few bytes could fill the memory.
 
     Raises:
-        ModuleNotFoundError: If no Zstandard is installed.
+        ModuleNotFoundError: If Zstandard is not installed.
         ValueError: If the data is damaged or larger than that.
     """
     codec = _codec()
@@ -45,9 +45,9 @@ def decompress(data: bytes, source: str) -> bytes:
             raise ValueError(f"{source} is damaged or foreign: it claims to hold {size} bytes. Write or copy it again.")
         whole = codec.decompress(data, size)
     except codec.error as error:
-        raise ValueError(f"{source} is not a whole Zstandard file: {error}. Write or copy it again.") from error
+        raise ValueError(f"{source} is not a complete Zstandard file: {error}. Write or copy it again.") from error
     if len(whole) != size:
-        raise ValueError(f"{source} is cut off: {len(whole)} of {size} bytes are there. Write or copy it again.")
+        raise ValueError(f"{source} is truncated: it has {len(whole)} of {size} bytes. Write or copy it again.")
     return whole
 
 
@@ -57,7 +57,7 @@ def _limit(packed: bytes) -> int:
 
 class _Codec(NamedTuple):
     compress: Callable[[bytes], bytes]
-    size: Callable[[bytes], int | None]  # that the first frame claims to have
+    size: Callable[[bytes], int | None]  # as stated in the first frame
     decompress: Callable[[bytes, int], bytes]
     error: type[Exception]
 

@@ -1,4 +1,4 @@
-"""What signs, scaling and the loss landscape do, and what training costs: metrics of a sparse module."""
+"""Metrics of a sparse module: sign flips, scaling, sharpness of the loss, and the cost of training."""
 
 from lightning_signin.metrics.flops import FlopCount, LayerFlops, flops
 from lightning_signin.metrics.hessian import HessianOperator, hessian

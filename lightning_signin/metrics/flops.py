@@ -5,9 +5,9 @@ convolution has
 
     (2 · H_out · W_out · C_out · C_in · K · K) + (C_out · C_in · K · K)
 
-operations a sample: 2 for each multiply-add, and the product m ⊙ w. Biases, norms and activations are not counted. Two
-things that the paper does not say: the product is taken once for a batch, not for each sample; and in compact storage
-it has only the entries on the mask. Its Table 15 calls "Training FLOPs" what is the count of one forward.
+operations per sample: 2 for each multiply-add, and the product m ⊙ w. Biases, norms and activations are not counted.
+The paper leaves out two things: the product is computed once per batch, not once per sample; and in compact storage it
+has only the entries on the mask. What its Table 15 calls "Training FLOPs" is the count of one forward.
 """
 
 import copy
@@ -36,15 +36,15 @@ TRAINING = 3
 
 @dataclass(frozen=True)
 class LayerFlops:
-    """Operations of one forward that a weight takes part in.
+    """Operations of one forward that involve a weight.
 
     Attributes:
-        name: The weight's plain name; or "module: operation" for what no weight of the module takes part in, such as
-            attention's query · key and attention · value.
-        dense: If no entry were zero.
-        sparse: In proportion to the entries that are kept; all where no sparse weight takes part.
-        product: Multiplications of m ⊙ w as this package does them, once a batch for each use of the weight: of the
-            active entries in compact storage, of all in dense storage, none without a product.
+        name: The weight's plain name; or "module: operation" for operations without a weight, such as attention's
+            query · key and attention · value.
+        dense: The count if no entry were zero.
+        sparse: The count in proportion to the kept entries; equal to ``dense`` if no sparse weight is involved.
+        product: Multiplications of m ⊙ w as this package does them, once per batch for each use of the weight: of the
+            active entries in compact storage, of all in dense storage, 0 without a product.
         paper_product: The same over all entries, as Appendix N counts them.
     """
 
@@ -56,18 +56,18 @@ class LayerFlops:
 
     @property
     def sign_in(self) -> int:
-        """Sparse, and the product as this package does it."""
+        """The sparse count plus the product as this package computes it."""
         return self.sparse + self.product
 
     @property
     def paper_sign_in(self) -> int:
-        """Sparse, and the product as Appendix N counts it."""
+        """The sparse count plus the product as Appendix N counts it."""
         return self.sparse + self.paper_product
 
     def training(self, samples: int = 1) -> dict[str, int]:
         """Operations of a training step on a batch: forward and backward, `TRAINING` times a forward.
 
-        This is what the mathematics needs. Dense kernels, which run masked weights too, take the dense number.
+        This is what the mathematics requires. Dense kernels, which compute masked entries too, do the dense number.
 
         Args:
             samples: Batch size, if the count is that of one sample.
@@ -88,7 +88,7 @@ class FlopCount:
     """Operations by layer, in the order of a forward; sparse weights that it does not use come last.
 
     Attributes:
-        layers: One row a weight, or an operation without a weight.
+        layers: One row per weight, or per operation without a weight.
     """
 
     layers: tuple[LayerFlops, ...]
@@ -103,17 +103,17 @@ class FlopCount:
 def flops(module: nn.Module, *args: Any, **kwargs: Any) -> FlopCount:
     """Count the operations of a call of a module, by weight.
 
-    torch's own formulas (`torch.utils.flop_counter`) count each matrix product, convolution and attention. What has no
-    formula there, such as a custom kernel, counts 0. Causal attention counts in full.
+    torch's own formulas (`torch.utils.flop_counter`) count each matrix product, convolution and attention. Operations
+    without a formula there, such as a custom kernel, count as 0. Causal attention counts in full.
 
     Args:
         module: A module after `sparsify`, or a plain one, whose sparse counts are the dense ones.
-        *args: What the module is called with. With a batch of one these are the operations of one sample.
-        **kwargs: Keyword arguments of the call.
+        *args: The module's arguments. With a batch of one, the counts are those of one sample.
+        **kwargs: Its keyword arguments.
 
     Returns:
-        The counts. A weight that is used twice has one row; so have weights that are tied. A part of a weight counts
-        with the density of the whole. Two weights that are multiplied with each other count as the sparser one.
+        The counts. A weight that is used twice has one row, as have tied weights. A part of a weight counts with the
+        density of the whole. The product of two weights counts for the sparser one.
 
     Example:
         >>> from lightning_signin import sparsify
@@ -121,8 +121,8 @@ def flops(module: nn.Module, *args: Any, **kwargs: Any) -> FlopCount:
         >>> flops(net, torch.zeros(1, 20)).layers
         (LayerFlops(name='weight', dense=400, sparse=40, product=20, paper_product=200),)
     """
-    # A copy in eval mode: statistics, gradients, caches, hooks and training modes of the module stay as they are. With
-    # gradients, since without them torch's attention modules take one fused kernel that has no formula.
+    # A copy in eval mode, so that the module's statistics, gradients, caches, hooks and training modes do not change.
+    # With gradients, since without them torch's attention modules use a fused kernel that has no formula.
     twin = copy.deepcopy(module).eval()
     for parameter in twin.parameters():
         if parameter.is_floating_point():
@@ -134,7 +134,7 @@ def flops(module: nn.Module, *args: Any, **kwargs: Any) -> FlopCount:
 
 
 class _Counter(TorchDispatchMode):
-    """Counts each operation for the weight among its arguments. Views of a weight are known by its storage."""
+    """Counts each operation for the weight among its arguments. Views of a weight are recognized by its storage."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -144,14 +144,14 @@ class _Counter(TorchDispatchMode):
         self.names: dict[int, str] = {}  # by storage
         self.dense: dict[str, int] = defaultdict(int)
         self.used: set[int] = set()  # by storage: layers may also compute a θ just to look at its dtype
-        self._alive: list[Tensor] = []  # a storage that is gone may give its address to the next
+        self._alive: list[Tensor] = []  # a freed storage's address could be reused
         for name, parameter in module.named_parameters():
             if parameter.ndim >= 2:  # a bias is an argument of the same operations
                 self._know(name, parameter)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Count what is run inside, and learn the storage of each θ when a layer computes it."""
+        """Count the operations inside, and record the storage of each θ when a layer computes it."""
         weights = self.sparse.items()
         hooks = [weight.parametrization.register_forward_hook(self._learn(name)) for name, weight in weights]
         try:
@@ -203,12 +203,12 @@ def _grouped(tokens: Tensor, experts: Tensor, *_: Any, out_val: Tensor, **__: An
     return 2 * out_val.numel() * tokens.shape[-1]
 
 
-# Of operations that torch counts as 0; the experts of a mixture, each with the tokens that chose it.
+# Formulas for operations that torch counts as 0: the experts of a mixture, each with the tokens routed to it.
 _FORMULAS = {GROUPED_MM: _grouped}
 
 
 def _products(weight: SparseWeight | None) -> tuple[int, int]:
-    """Multiplications of m ⊙ w: those that are done, and those of all entries."""
+    """The number of multiplications in m ⊙ w: those computed, and those of all entries."""
     if weight is None or not isinstance(weight.parametrization, SignIn):
         return 0, 0
     size = weight.storage.shape.numel()

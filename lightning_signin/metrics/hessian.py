@@ -17,21 +17,21 @@ class HessianOperator:
     """The Hessian of a mean loss with respect to the weights on the masks and all other trainable parameters.
 
     Vectors hold the entries on the masks and the other parameters, one after the other, in the order of the parameters.
-    The gradient and its graph are made once; every product goes backward through it once.
+    The gradient and its graph are computed once; every product is one backward through this graph.
 
     Args:
         loss: A scalar.
-        parameters: What it is differentiated with respect to.
-        supports: For each of them the indices of its entries that count, None for all.
+        parameters: The tensors with respect to which it is differentiated.
+        supports: For each of them, the flat indices of the entries to include; None for all.
         average: Averages a vector over ranks.
 
     Attributes:
         gradient: The gradient, as such a vector, of shape (size,).
         size: The number of entries.
-        products: How many products were taken.
+        products: How many products have been computed.
 
     Raises:
-        ValueError: If the loss does not depend on the parameters twice.
+        ValueError: If the loss is linear in the parameters.
     """
 
     def __init__(
@@ -81,9 +81,9 @@ def hessian(
 ) -> Iterator[HessianOperator]:
     """The Hessian of the mean training loss over batches.
 
-    It is taken on a merged copy, so it is that of θ whatever stands for θ in the module, and weights, gradients,
-    BatchNorm statistics, modes and random generators of the module stay as they are. Attention runs with the kernel
-    that has second derivatives.
+    It is computed on a merged copy, so it is that of θ for every parametrization, and weights, gradients, BatchNorm
+    statistics, modes and random generators of the module stay as they are. Attention runs with the kernel that has
+    second derivatives.
 
     Args:
         module: Any module, sparse or plain.

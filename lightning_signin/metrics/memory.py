@@ -1,4 +1,4 @@
-"""Bytes that weights take in training: parameters, gradients, optimizer state, and the index or mask."""
+"""Bytes that weights occupy in training: parameters, gradients, optimizer state, and the index or mask."""
 
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
@@ -13,7 +13,7 @@ from lightning_signin.core.weights import sparse_weights
 
 @dataclass(frozen=True)
 class Bytes:
-    """What is held from step to step, in bytes."""
+    """The memory that persists from step to step, in bytes."""
 
     parameters: int
     gradients: int
@@ -22,7 +22,7 @@ class Bytes:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of all parts."""
         return sum(astuple(self))
 
     def __add__(self, other: "Bytes") -> "Bytes":
@@ -34,9 +34,9 @@ class LayerBytes:
     """Bytes of one weight.
 
     Attributes:
-        name: Its plain name; "other parameters" for all that is not sparse.
-        dense: In dense training of the plain weight.
-        sparse: As it is trained now.
+        name: Its plain name; "other parameters" for everything that is not sparse.
+        dense: The bytes in dense training of the plain weight.
+        sparse: The bytes in training as it is now.
     """
 
     name: str
@@ -49,7 +49,7 @@ class ByteCount:
     """Bytes by layer.
 
     Attributes:
-        layers: One row a sparse weight, and one for all other parameters.
+        layers: One row per sparse weight, and one for all other parameters.
     """
 
     layers: tuple[LayerBytes, ...]
@@ -62,18 +62,19 @@ class ByteCount:
 
 
 def memory(module: nn.Module, optimizer: Optimizer | int = 1) -> ByteCount:
-    """Bytes of parameters, gradients, optimizer state and index of a module, beside those of dense training.
+    """Bytes of parameters, gradients, optimizer state and index of a module, compared with dense training.
 
-    Activations, buffers, and the dense gradients that some update rules take for a step are not among them; nor is the
-    memory that θ is made in, which on the CPU is kept from step to step (`lightning_signin.core.workspace`).
+    Activations, buffers, and the dense gradients that some update rules need for a step are not counted; nor is the
+    memory for θ itself, which on the CPU is kept from step to step (`lightning_signin.core.workspace`).
 
     Args:
-        module: A module after `sparsify`, or a plain one. Parameters without gradient have neither gradient nor state.
+        module: A module after `sparsify`, or a plain one. Frozen parameters have neither gradient nor state.
         optimizer: The number of tensors of a weight's shape that the optimizer keeps: 0 for SGD, 1 with momentum, 2 for
-            Adam; or an optimizer, built in `plain_view`. Before its first step it is asked what state it makes.
+            Adam; or an optimizer, built in `plain_view`. Before its first step, its state is found by a trial step on a
+            small parameter.
 
     Raises:
-        ValueError: If a parameter is not in the optimizer, or the state that it will make is not known.
+        ValueError: If a parameter is not in the optimizer, or the optimizer's state cannot be found out before a step.
 
     Example:
         >>> from lightning_signin import sparsify
@@ -85,7 +86,7 @@ def memory(module: nn.Module, optimizer: Optimizer | int = 1) -> ByteCount:
     seen: set[int] = set()
     for name, weight in sparse_weights(module).items():
         first, size = weight.tensors[0], weight.storage.shape.numel()
-        mask = size * first.itemsize  # with as many bits as a value
+        mask = size * first.itemsize  # a mask entry has as many bits as a value
         index = weight.storage.index.nbytes if isinstance(weight.storage, Compact) else mask
         trained = _sum(_of_tensor(tensor, tensor.numel(), optimizer, name) for tensor in weight.tensors)
         trained += Bytes(0, 0, 0, index)
@@ -101,7 +102,7 @@ def _sum(parts: Iterable[Bytes]) -> Bytes:
 
 
 def _of_tensor(parameter: nn.Parameter, size: int, optimizer: Optimizer | int, name: str) -> Bytes:
-    """Of a parameter, if it had ``size`` entries."""
+    """The bytes of a parameter if it had ``size`` entries."""
     own = size * parameter.itemsize
     if not parameter.requires_grad:
         return Bytes(own, 0, 0)
@@ -112,7 +113,7 @@ def _of_tensor(parameter: nn.Parameter, size: int, optimizer: Optimizer | int, n
 
 
 def _state_bytes(optimizer: Optimizer, parameter: nn.Parameter, name: str) -> tuple[int, int]:
-    """Bytes of optimizer state for each entry of a parameter, and those that do not depend on its size."""
+    """Bytes of optimizer state per entry of a parameter, and those that do not depend on its size."""
     if parameter in optimizer.state:
         return _split(optimizer.state[parameter].values(), parameter.numel())
     group = next((g for g in optimizer.param_groups if any(p is parameter for p in g["params"])), None)

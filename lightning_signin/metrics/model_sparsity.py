@@ -1,4 +1,4 @@
-"""The sparsity of the whole model, beside that of its sparse weights."""
+"""The sparsity of the whole model, as opposed to that of its sparse weights."""
 
 from torch import nn
 

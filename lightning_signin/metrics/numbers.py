@@ -1,4 +1,4 @@
-"""What is logged of a sparse module, by name."""
+"""The numbers that are logged for a sparse module, by name."""
 
 from torch import nn
 
@@ -7,7 +7,7 @@ from lightning_signin.metrics.model_sparsity import model_sparsity
 from lightning_signin.metrics.scaling import mean_scaling, scaling_by_weight
 from lightning_signin.metrics.sign_flips import SignFlips
 
-# Of the stages of `SignFlips`: what they are called in logs.
+# The stages of `SignFlips` → their names in logs.
 _WHOLE = {
     "start": "sign_flips",
     "last": "sign_flips_since_last",
@@ -18,11 +18,11 @@ _LAYER = {"start": "flips", "start_to_warmup": "flips_start_to_warmup", "warmup"
 
 
 def whole_numbers(module: nn.Module, flips: SignFlips) -> dict[str, float]:
-    """Of the whole module: ``sparsity``, ``model_sparsity``, sign flips by stage, and of products m ⊙ w ``scaling``.
+    """For the whole module: ``sparsity``, ``model_sparsity``, sign flips by stage, and ``scaling`` of products m ⊙ w.
 
     Args:
         module: A module after `sparsify`.
-        flips: Updated with it.
+        flips: The module's metric, already updated.
     """
     numbers = {"sparsity": sparsity(module), "model_sparsity": model_sparsity(module)}
     numbers |= {_WHOLE[stage]: share for stage, share in flips.compute().items()}
@@ -31,7 +31,7 @@ def whole_numbers(module: nn.Module, flips: SignFlips) -> dict[str, float]:
 
 
 def layer_numbers(module: nn.Module, flips: SignFlips) -> dict[str, float]:
-    """Of every sparse weight, as ``layer/<what>/<plain name>``: flips, density, scaling and its spread; see above."""
+    """For every sparse weight, as ``layer/<what>/<plain name>``: density, flips, scaling and its spread."""
     numbers = {}
     for name, weight in sparse_weights(module).items():
         numbers[f"layer/density/{name}"] = weight.counted / weight.storage.shape.numel()

@@ -1,4 +1,4 @@
-"""The scaling m² − w² of the factors: what training moves, and the rescale of Algorithm 1 undoes."""
+"""The scaling m² − w² of the factors, which training changes and the rescale of Algorithm 1 resets."""
 
 import math
 from typing import NamedTuple

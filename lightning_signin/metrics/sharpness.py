@@ -14,12 +14,12 @@ from lightning_signin.objective.training_data import TrainingData
 
 @dataclass(frozen=True)
 class Sharpness:
-    """What `sharpness` found.
+    """The result of `sharpness`.
 
     Attributes:
-        eigenvalues: The k largest, the largest first.
-        error: The largest relative residual ‖Hv − λv‖ / |λ| of them: so near to each there is an eigenvalue. (The
-            error of λ itself is of the order of its square.)
+        eigenvalues: The k largest, in descending order.
+        error: The largest relative residual ‖Hv − λv‖ / |λ| among them: a true eigenvalue is within this relative
+            distance of each. (The actual error of λ is of the order of its square.)
         products: How many Hessian-vector products it took.
         converged: Whether ``error`` is within the tolerance.
     """
@@ -46,8 +46,8 @@ def sharpness(
 ) -> Sharpness:
     """The k largest eigenvalues of the Hessian of the training loss in θ, on the masks.
 
-    Lanczos' recurrence with full reorthogonalization, without restarts: its Krylov space has the best eigenvalues that
-    so many products can give. It stops when the relative residuals of the wanted eigenvalues are within the tolerance.
+    Lanczos' recurrence with full reorthogonalization, without restarts: its Krylov space gives the best estimates that
+    this many products allow. It stops when the relative residuals of the wanted eigenvalues are within the tolerance.
 
     Args:
         module: Any module, sparse or plain; it stays as it is (see `hessian`).
@@ -57,7 +57,7 @@ def sharpness(
         tol: Tolerance of the relative residual, positive.
         max_products: Stop after this many Hessian-vector products, converged or not.
         train: Leave dropout and batch statistics on.
-        seed: Of the start vector.
+        seed: Seed of the start vector.
 
     Raises:
         ValueError: For values out of range, and where the loss is not finite.
@@ -83,11 +83,11 @@ def sharpness_of(
     train: bool = False,
     seed: int = 0,
 ) -> Sharpness:
-    """`sharpness` of what is already `TrainingData`: of a fit, of several ranks."""
+    """`sharpness` for `TrainingData`, e.g. that of a fit on several ranks."""
     if k < 1 or tol <= 0 or max_products < k:
         raise ValueError(f"`k`={k} must be at least 1, `tol`={tol} positive, `max_products`={max_products} at least k.")
     with hessian(module, data, batches, train=train) as operator:
-        # The gradient as start vector saves a product late in training, and costs five or six at its beginning.
+        # Starting from the gradient would save one product late in training, but cost five or six early on.
         start = torch.randn(operator.size, generator=torch.Generator().manual_seed(seed)).to(operator.gradient)
         return lanczos(operator, operator.size, start, k=k, tol=tol, max_products=max_products)
 
@@ -144,7 +144,7 @@ def hessian_trace(
         batches: Its batches.
         samples: Number of Hessian-vector products, at least 2.
         train: Leave dropout and batch statistics on.
-        seed: Of the random signs.
+        seed: Seed of the random signs.
 
     Returns:
         The estimate and its standard error.

@@ -1,4 +1,4 @@
-"""Sign flips of the effective weights since the start, a warm-up, the last measurement (Figures 1, 4, 7)."""
+"""Sign flips of the effective weights since the start, a warm-up, or the last measurement (Figures 1, 4, 7)."""
 
 from typing import Any, NamedTuple
 
@@ -18,13 +18,14 @@ _STAGES = (*REFERENCES, "start_to_warmup")
 class SignFlips(Metric):
     """Counts the weights whose sign differs from that at earlier moments, for the model and for every layer.
 
-    The start is when the metric is made. A weight that is masked or exactly 0 has no sign, then or now, and is not
-    counted as flipped. Shares are of the weights that are kept now; that from the start to the warm-up is of those that
-    were kept at the warm-up. References take one bit a kept weight; where masks move, one bit more for every weight.
+    The start is the moment the metric is created. A weight that is masked or exactly 0, at either moment, has no sign
+    and does not count as flipped. Shares are relative to the weights that are kept now; the share from the start to the
+    warm-up, to those kept at the warm-up. A reference takes one bit per kept weight; if masks move, one more bit for
+    every weight, kept or not.
 
     Args:
         module: A module after `sparsify`.
-        moving: Its masks will change.
+        moving: Whether its masks will change.
 
     Attributes:
         names: The plain names of the sparse weights.
@@ -48,7 +49,7 @@ class SignFlips(Metric):
         super().__init__()
         self.moving, self.names = moving, list(sparse_weights(module))
         shape = (len(self.names), len(_STAGES))
-        # Sums over ranks: of ranks that hold the same weights, the shares stay what they are.
+        # Summed over ranks: if all hold the same weights, the shares do not change.
         self.add_state("flipped", torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("kept", torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
         self.references: dict[str, State] = {}
@@ -56,7 +57,7 @@ class SignFlips(Metric):
         self.mark("start", module)
 
     def mark(self, reference: str, module: nn.Module) -> None:
-        """Count from now on since this moment, too.
+        """Set this moment as a reference to count flips from.
 
         Args:
             reference: "start", "warmup" or "last".
@@ -65,7 +66,7 @@ class SignFlips(Metric):
         self._mark(reference, _moment(module, self.moving))
 
     def update(self, module: nn.Module) -> None:
-        """Count, and take this moment for the last measurement of the next."""
+        """Count flips since all references, then set this moment as the reference "last"."""
         now = _moment(module, self.moving)
         for column, stage in enumerate(_STAGES):
             if stage in self.references:
@@ -79,7 +80,7 @@ class SignFlips(Metric):
         self._mark("last", now)
 
     def compute(self) -> dict[str, float]:
-        """Shares of flipped weights of the whole model: "start" and, where they are known, the other stages."""
+        """Shares of flipped weights in the whole model: "start" and, where known, the other stages."""
         return self._shares(self.flipped.sum(0), self.kept.sum(0))
 
     def by_layer(self) -> dict[str, dict[str, float]]:
@@ -91,7 +92,7 @@ class SignFlips(Metric):
         return {"references": self.references, "to_warmup": self._to_warmup}
 
     def load(self, state: State, module: nn.Module) -> None:
-        """Go on from saved references of a module, which are tried at once, not at the end of an epoch."""
+        """Restore saved references, and compare with the module at once: a misfit fails now, not later."""
         self.references, self._to_warmup = dict(state["references"]), state["to_warmup"]
         now = _moment(module, self.moving)
         for reference in self.references:

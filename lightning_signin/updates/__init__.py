@@ -1,4 +1,4 @@
-"""Masks that move: update rules, one file a method, and the one mechanism that carries them out."""
+"""Masks that move: update rules, one file per method, and the one mechanism that carries them out."""
 
 from lightning_signin.updates.acdc import ACDC
 from lightning_signin.updates.engine import MaskUpdates

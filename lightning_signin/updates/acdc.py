@@ -14,13 +14,13 @@ from lightning_signin.updates.rule import Layer, Masks, Moment, UpdateRule, chec
 class ACDC(UpdateRule):
     """Alternating compressed/decompressed training (Peste et al., NeurIPS 2021).
 
-    A dense warm-up; then phases, sparse and dense in turn; then a longer dense phase, and a sparse one up to the end.
-    A sparse phase begins with a new mask of the largest |θ|. In a dense phase the weights come back at 0 and without
-    momentum, so nothing stale of an earlier dense phase acts on them. The defaults are the authors' schedule for
-    ResNet-50 on ImageNet, 100 epochs: sparse at 10, 20, …, 70, dense at 15, 25, …, 75, sparse from 85 on.
+    A dense warm-up; then phases, sparse and dense in turn; then a longer dense phase, and a sparse one until the end.
+    A sparse phase begins with a new mask of the largest |θ|. In a dense phase the masked weights come back at 0 and
+    without momentum, so no stale state of an earlier dense phase acts on them. The defaults are the authors' schedule
+    for ResNet-50 on ImageNet, 100 epochs: sparse at 10, 20, …, 70, dense at 15, 25, …, 75, sparse from 85 on.
 
     Args:
-        warmup: Share of the run.
+        warmup: Length of the dense warm-up, as a share of the run.
         phase: Length of a phase, as a share of the run.
         final_dense: Length of the last dense phase.
         final_sparse: Length of the last sparse phase.

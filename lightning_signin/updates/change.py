@@ -1,4 +1,4 @@
-"""A new mask for a weight that is being trained: what becomes of its factors, gradients and optimizer state."""
+"""A new mask for a weight in training: what happens to its factors, gradients and optimizer state."""
 
 from collections.abc import Iterable
 
@@ -16,14 +16,14 @@ def change_mask_(
 ) -> float:
     """Give a weight another mask, in place.
 
-    Weights that stay keep their factors, gradients and optimizer state, bit for bit. Weights that come start at θ = 0
-    with factors that pass gradient (m = √β, w = 0), and with zeros for gradient and state. Weights that go are gone.
-    The parameters stay the same objects; in compact storage they change their length with the number of weights.
+    Entries that stay keep their factors, gradients and optimizer state, bit for bit. New entries start at θ = 0 with
+    factors that let a gradient through (m = √β, w = 0), and with zero gradient and state. Dropped entries are
+    discarded. The parameters stay the same objects; in compact storage their length changes with the number of entries.
 
     Args:
         weight: A sparse weight.
         mask: Bool mask of its shape, True keeps.
-        optimizers: Those that may hold state of its factors, as tensors of the factors' shape.
+        optimizers: Optimizers that may hold state of its factors, as tensors of the factors' shape.
         storage: "compact", "dense" or "auto"; see `make_storage`.
 
     Returns:

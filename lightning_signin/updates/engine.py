@@ -1,4 +1,4 @@
-"""The one mechanism behind every update rule: when it is due, what it sees, and what follows from what it says."""
+"""The one mechanism behind every update rule: when it is due, what it gets, and how its masks are applied."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
@@ -25,29 +25,29 @@ State = dict[str, Any]
 
 
 class MaskUpdates:
-    """Changes the masks of a module during training, as an update rule says.
+    """Changes the masks of a module during training according to an update rule.
 
     Call `before_batch` before every batch, and `before_step` between ``backward`` and every ``step``. With rules that
-    look at gradients, the weights of each optimizer change by its own steps; with others all change together, by the
-    steps of the optimizer that has taken the most. In the end, `close`.
+    look at gradients, the weights of each optimizer are updated by its own step count; with others all are updated
+    together, by the step count of the optimizer that has taken the most. At the end, call `close`.
 
     Args:
         module: A module after `sparsify`, with the sparsity that training starts with (`UpdateRule.start_sparsity`).
         update: A name in `UPDATES`, an import path, or a rule, e.g. ``RigL(drop_fraction=0.5)``.
         optimizers: Those that train the sparse weights.
         total_steps: Length of the run in optimizer steps.
-        sparsity: Of the end of the run, for rules that come to it; None is 0.9.
-        distribution: How the kept weights are spread over layers, for rules that choose anew; None is the rule's own.
+        sparsity: The sparsity at the end of the run, for rules that change it. Default: 0.9.
+        distribution: How the kept weights are spread over layers, for rules that use it. Default: the rule's own.
         structure: The pattern of the masks; see `build_masks`.
         storage: "compact", "dense" or "auto".
         seed: Seed of random growth.
-        average: Averages a gradient over ranks, so that they agree.
+        average: Averages a gradient over ranks, so that all ranks choose the same masks.
 
     Attributes:
         mask_change: Share of the mask that the last update replaced.
 
     Raises:
-        ValueError: If the rule, the parametrization, an optimizer or the length of the run do not go together.
+        ValueError: If the rule, the parametrization, the optimizers and the length of the run are not compatible.
 
     Example:
         >>> from lightning_signin import plain_view, sparsify
@@ -112,11 +112,11 @@ class MaskUpdates:
         """Change the masks if it is due, for rules that look at gradients.
 
         Args:
-            optimizer: The one that is about to step; its gradients are there.
-            scale: What the loss was multiplied with, by a gradient scaler.
+            optimizer: The one that is about to step, after its backward.
+            scale: The factor by which a gradient scaler multiplied the loss.
 
         Returns:
-            Whether the step is to be left out. Then all gradients of the optimizer are None, so that its ``step``
+            Whether the step is to be skipped. If so, all gradients of the optimizer are None, so that its ``step``
             changes nothing: zeros would still apply momentum and decay.
         """
         lane = next((lane for lane in self.lanes if lane.optimizer is optimizer), None)
@@ -134,12 +134,12 @@ class MaskUpdates:
         return bool(gradients) and self.rule.skips_step
 
     def close(self) -> None:
-        """Let go of the weights."""
+        """Remove the probes that collect dense gradients."""
         for weight in self.weights.values():
             weight.parametrization.probe = None
 
     def state(self) -> State:
-        """What a resumed run has to know, as plain values."""
+        """The state that a resumed run needs, as plain values."""
         return {
             "lanes": [[lane.steps, lane.updated] for lane in self.lanes],
             "targets": self.targets,
@@ -147,7 +147,7 @@ class MaskUpdates:
         }
 
     def load_state(self, state: State) -> None:
-        """Go on from a saved state; masks and factors are loaded before."""
+        """Continue from a saved state; masks and factors must be loaded before."""
         for lane, saved in zip(self.lanes, state["lanes"], strict=True):
             lane.steps, lane.updated = saved
         self.targets, self.mask_change = dict(state["targets"]), float(state["mask_change"])
@@ -198,7 +198,7 @@ class MaskUpdates:
             self._said_idle = True
             warn(
                 f"{type(self.rule).__name__}: {len(idle)} of {len(found)} layers had no gradient at the update of step "
-                f"{lane.steps} ({', '.join(idle)}): their masks stay. It is said once; larger batches may reach them."
+                f"{lane.steps} ({', '.join(idle)}): their masks stay. (Warned once.) Larger batches may reach them."
             )
         return {name: gradient for name, gradient in found.items() if name not in idle}
 

@@ -1,4 +1,4 @@
-"""What becomes of a mask when the training loss is lost to NaN: nothing, and the run says so."""
+"""When the training loss becomes NaN, masks stay as they are, with a clear error."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ def not_finite(weights: Mapping[str, SparseWeight]) -> str | None:
 
 
 def check_finite(weights: Mapping[str, SparseWeight], step: int) -> None:
-    """Raise `ValueError` where a weight is not finite: NaN has no rank, and a mask by it keeps any number."""
+    """Raise `ValueError` if a weight is not finite: NaN cannot be ranked, so a mask could keep any number."""
     if name := not_finite(weights):
         raise ValueError(
             f"{name} is not finite at step {step}, where the mask changes: the training loss or a gradient was not "

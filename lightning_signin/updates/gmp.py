@@ -1,4 +1,4 @@
-"""GMP and one-shot pruning: weights of small magnitude go, for good."""
+"""GMP and one-shot pruning: weights of small magnitude are dropped, for good."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from lightning_signin.updates.rule import Layer, Masks, Moment, PeriodicRule, Up
 class GMP(PeriodicRule):
     r"""Gradual magnitude pruning (Zhu, Gupta: "To Prune, or Not to Prune", 2017), with its cubic schedule.
 
-    Every Δt steps from t₀ to t₀ + nΔt the weights of smallest |θ| go, until a share is left that falls as
+    Every Δt steps from t₀ to t₀ + nΔt the weights of smallest |θ| are dropped, down to the sparsity
 
     .. math:: S_t = S_f + (S_i - S_f) \left(1 - \frac{t - t_0}{n \Delta t}\right)^3
 
-    Masks on the way are unstructured. What has gone stays away.
+    Intermediate masks are unstructured. Dropped weights never come back.
 
     Args:
         update_every_n_steps: Δt.
-        update_until: Share of the run by which the sparsity S_f of the run is reached.
+        update_until: Share of the run by which the final sparsity S_f is reached.
         update_from: t₀ as a share of the run.
         initial_sparsity: S_i in [0, 1).
 
@@ -83,10 +83,10 @@ class GMP(PeriodicRule):
 
 @dataclass(frozen=True)
 class OneShot(UpdateRule):
-    """The largest |θ| are kept, once; before that all weights are trained, after it these.
+    """Prunes once, to the largest |θ|: all weights are trained before that, only these after it.
 
     Args:
-        at: When, as a share of the run in [0, 1].
+        at: When to prune, as a share of the run in [0, 1].
 
     Raises:
         ValueError: If ``at`` is out of range.

@@ -13,7 +13,7 @@ class Lane:
     """An optimizer, the sparse weights that it trains, its steps so far, and the step of its last update.
 
     Attributes:
-        waits: A due update waits for a finite gradient, and that was said.
+        waits: Whether a due update is waiting for a finite gradient, of which the user has been warned.
     """
 
     optimizer: Optimizer

@@ -1,4 +1,4 @@
-"""MEST: weights of small magnitude and gradient go, random ones come, at first more than there is room for."""
+"""MEST: drops weights of small magnitude and gradient, and grows random ones, at first beyond the final number."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import ClassVar
 from lightning_signin.masks.distributions import allocate
 from lightning_signin.updates.rule import Layer, Masks, Moment, PeriodicRule, check_share
 
-# The authors' 160 epochs change the mutation at epochs 90 and 120: (from this share of the run on, this share of it).
+# The authors' 160 epochs change the mutation at epochs 90 and 120: (from this share of the run on, this share of μ).
 _STAGES = ((0.0, 1.0), (90 / 160, 0.5), (120 / 160, 0.0))
 
 
@@ -16,17 +16,17 @@ class MEST(PeriodicRule):
     """Memory-economic sparse training (Yuan et al., NeurIPS 2021): elastic mutation, with a soft memory bound.
 
     Importance is |θ| + λ |∂L/∂θ|. An update drops the least important weights and grows random ones. With the soft
-    bound ("EM&S") it drops down to the sparsity s of the run and grows to s − μ, so that up to the next update new
-    weights can prove themselves beside the old; without it ("EM") it drops to s + μ and grows back to s. μ is halved at
-    90/160 of the run and 0 from 120/160 on, where the mask gets its final number of weights. Layers share in
-    proportion to what they kept at the start. A layer without a gradient goes by |θ| alone. (In the released code
-    gradients are masked by then, so its λ is inert.)
+    bound ("EM&S") it drops down to the sparsity s of the run and grows to s − μ, so that new weights compete with the
+    old ones until the next update; without it ("EM") it drops to s + μ and grows back to s. μ is halved at 90/160 of
+    the run and 0 from 120/160 on, where the mask gets its final number of weights. Weights are divided among layers in
+    proportion to what these kept at the start. A layer without a gradient uses |θ| alone. (In the released code the
+    gradients are already masked at this point, so its λ has no effect.)
 
     Args:
         update_every_n_steps: Optimizer steps between two updates; the paper has one every five epochs.
         update_until: Share of the run in (0.75, 1] after which the mask stays.
-        mutation: μ, in shares of all weights; 0.05 is what the authors run at 90 %.
-        soft_memory_bound: EM&S, else EM.
+        mutation: μ, as a share of all weights; the authors use 0.05 at 90 %.
+        soft_memory_bound: EM&S if True, else EM.
         gradient_weight: λ ≥ 0; the default is ours.
 
     Raises:
@@ -54,11 +54,11 @@ class MEST(PeriodicRule):
 
     @property
     def keeps_counts(self) -> bool:  # type: ignore[override]
-        """With a hard bound."""
+        """True with a hard bound."""
         return not self.soft_memory_bound
 
     def check(self, density: float, total: int, capacity: float) -> None:
-        """μ must leave and find room, and the last update must come late enough for the final number of weights."""
+        """μ must leave weights and fit the structure; the last update must be late enough to reach the final number."""
         super().check(density, total, capacity)
         if self.soft_memory_bound and capacity <= density:
             raise ValueError(
@@ -67,8 +67,8 @@ class MEST(PeriodicRule):
             )
         if self.steps(total)[-1] < _STAGES[-1][0] * total:
             raise ValueError(
-                f"`update_every_n_steps`={self.update_every_n_steps} brings no update of MEST into the last quarter of "
-                f"a run of {total} steps, where the mask gets its final number of weights. Lower it."
+                f"`update_every_n_steps`={self.update_every_n_steps} gives MEST no update in the last quarter of a run "
+                f"of {total} steps, where the mask gets its final number of weights. Lower it."
             )
         if not self.soft_memory_bound and self.mutation >= density:
             raise ValueError(
@@ -92,7 +92,7 @@ class MEST(PeriodicRule):
             yield name, layer.grow(survivors, moment.random(layer.theta), count[name])
 
     def _counts(self, layers: Mapping[str, Layer], more: float) -> dict[str, int]:
-        """What each layer keeps if all together keep this share of their weights more, or less."""
+        """What each layer keeps if all together keep this share of all weights more (or less, if negative)."""
         units = [layer.unit for layer in layers.values()]
         most = [layer.capacity for layer in layers.values()]
         shares = [layer.target for layer in layers.values()]

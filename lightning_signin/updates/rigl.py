@@ -1,4 +1,4 @@
-"""RigL: the smallest weights go, those with the largest gradients come."""
+"""RigL: drops the smallest weights, grows those with the largest gradients."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,14 +13,14 @@ class RigL(PeriodicRule):
     r"""The rigged lottery (Evci et al.: "Rigging the Lottery: Making All Tickets Winners", ICML 2020, Algorithm 1).
 
     Every ΔT steps t < T_end, from the first on, each layer with n weights drops its k = ⌊f(t) n⌋ of smallest |θ| and
-    grows the k of largest |∂L/∂θ| among all that are masked then: a weight that was just dropped may return, as if
-    nothing had happened. The batch of an update is not trained on: its optimizer step is left out. f falls as a cosine:
+    grows the k of largest |∂L/∂θ| among all that are then masked: a weight that was just dropped may return with its
+    value and state. The batch of an update is not trained on: its optimizer step is skipped. f falls as a cosine:
 
     .. math:: f(t) = \frac{\alpha}{2} \left(1 + \cos\frac{\pi t}{T_{end}}\right)
 
-    Equal magnitudes keep the lower index; the authors' code adds noise of 1e-5 instead. A gradient of 0 is no reason to
-    grow a weight: a layer with fewer others than k keeps the largest of its dropped weights instead, and one without
-    any keeps its mask.
+    Among equal magnitudes the lower index is kept; the authors' code adds noise of 1e-5 instead. A weight with gradient
+    0 is not grown: a layer with too few other gradients keeps the largest of its dropped weights instead, and one
+    without any keeps its mask.
 
     Args:
         update_every_n_steps: ΔT.

@@ -1,4 +1,4 @@
-"""What an update rule is: when masks change, and which weights go and come. Everything else is `MaskUpdates`'."""
+"""What an update rule is: when masks change, and which weights are dropped and grown. `MaskUpdates` does the rest."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,11 +25,11 @@ class Layer:
     Attributes:
         weight: The weight itself.
         mask: Bool, of its full shape.
-        structure: The pattern that the mask keeps to.
+        structure: The pattern of the mask.
         target: The number of weights that the layer kept at the start.
         gradient: The gradient of the training loss with respect to the full θ, masked entries included; only for rules
-            that look at gradients. All zeros where the loss does not depend on the layer, which is left out unless the
-            rule says `UpdateRule.works_without_gradient`.
+            that look at gradients. All zeros if the loss does not depend on the layer; the rule gets such a layer only
+            if it sets `UpdateRule.works_without_gradient`.
     """
 
     weight: SparseWeight
@@ -40,7 +40,7 @@ class Layer:
 
     @property
     def theta(self) -> Tensor:
-        """The effective weight, full, 0 where masked; made anew at every call, so that none is kept."""
+        """The full effective weight, 0 where masked; recomputed on each access, to save memory."""
         return self.weight.effective()
 
     @property
@@ -55,18 +55,18 @@ class Layer:
 
     @property
     def unit(self) -> int:
-        """The number of weights that come and go together."""
+        """The number of weights that are kept or masked together."""
         return self.structure.unit(self.layout.shape(tuple(self.mask.shape)))
 
     @property
     def capacity(self) -> int:
-        """The most weights that the pattern has room for."""
+        """The most weights that the pattern can keep."""
         return self.structure.capacity(self.layout.shape(tuple(self.mask.shape)))
 
     def growth(self) -> Tensor:
-        """Scores ≥ 0 to grow by: |∂L/∂θ|; weights of the mask without a gradient come after, by |θ|; others have 0.
+        """Scores ≥ 0 to grow by: |∂L/∂θ|; weights on the mask without a gradient rank below, by |θ|; others get 0.
 
-        So where a layer has fewer gradients than weights to grow, it keeps weights instead of growing arbitrary ones.
+        So a layer with fewer non-zero gradients than weights to grow keeps weights instead of growing arbitrary ones.
         """
         assert self.gradient is not None
         score = self.gradient.abs()
@@ -79,7 +79,7 @@ class Layer:
         return score.view(self.mask.shape)
 
     def largest(self, score: Tensor, count: int) -> Tensor:
-        """The mask of the ``count`` kept weights with the highest scores, one by one; of equal ones the first."""
+        """The mask of the ``count`` kept weights with the highest scores, singly; among equal ones the first."""
         return top(score.where(self.mask, -math.inf), count)
 
     def survivors(self, score: Tensor, count: int) -> Tensor:
@@ -99,7 +99,7 @@ class Layer:
         """The mask of ``count`` weights in the layer's pattern: survivors first, then the highest scores.
 
         Args:
-            survivors: Bool mask; without a structure, or in a pattern that it fits, all of it is kept.
+            survivors: Bool mask; all of it is kept if there is no structure, or if it fits the pattern.
             score: Scores ≥ 0.
             count: A multiple of the structure's unit.
         """
@@ -114,7 +114,7 @@ class Moment:
 
     Attributes:
         step: Optimizer steps taken so far.
-        steps: All steps at which the rule updates, rising.
+        steps: All steps at which the rule updates, ascending.
         total: Length of the run in optimizer steps.
         choice: How scores become masks of the sparsity, distribution and structure of the run.
         generator: CPU generator of this update, the same on every rank and after a resume.
@@ -134,17 +134,17 @@ class Moment:
 class UpdateRule:
     """When masks change, and how. Subclass it for a rule of your own, and give its import path as ``update``.
 
-    (No dataclass itself, unlike the rules: command lines take subclasses of plain classes only.)
+    (Not itself a dataclass, unlike the rules: command lines accept subclasses of plain classes only.)
 
     Attributes:
-        distribution: How the kept weights are spread over layers, where the user does not say; None is the mask's own.
+        distribution: How the kept weights are spread over layers if the user does not choose; None for the mask's own.
         structure: The pattern that the rule needs; None for any.
-        start_sparsity: The sparsity that training starts with; None is that of the end.
-        looks_at_gradients: Updates come just before an optimizer step and see the dense gradients of its batch; else
-            they come before a batch and see weights alone.
-        works_without_gradient: Layers whose gradient is zero everywhere, as of a head that the batch did not use, are
-            given to the rule; else their masks stay at this update.
-        skips_step: The optimizer step after an update is left out.
+        start_sparsity: The sparsity that training starts with; None for the final one.
+        looks_at_gradients: Updates take place just before an optimizer step and get the dense gradients of its batch;
+            else they take place before a batch and get only weights.
+        works_without_gradient: The rule also gets layers whose gradient is zero everywhere, e.g. a head that the batch
+            did not use; else their masks stay at this update.
+        skips_step: The optimizer step after an update is skipped.
         grows: Masked weights may come back.
         keeps_counts: Every layer keeps its number of weights.
     """
@@ -168,13 +168,16 @@ class UpdateRule:
         Args:
             density: Share of the weights that the run keeps in the end.
             total: Length of the run in optimizer steps.
-            capacity: Share of the weights that the structure has room for.
+            capacity: The largest share of the weights that the structure can keep.
         """
         if not self.steps(total):
-            raise ValueError(f"{self} never changes the mask in a run of {total} optimizer steps. Let it come earlier.")
+            raise ValueError(
+                f"{self} never changes the mask in a run of {total} optimizer steps. Lower `update_every_n_steps`, or "
+                "train longer."
+            )
 
     def masks(self, layers: Mapping[str, Layer], moment: Moment) -> Masks:
-        """The new mask of each layer that changes, by name, one after the other."""
+        """Yield the name and new mask of each layer that changes, one after the other."""
         raise TypeError(f"{type(self).__name__} must define `masks`.")
 
 

@@ -1,4 +1,4 @@
-"""SET: the smallest weights of either sign go, as many random ones come."""
+"""SET: drops the smallest weights of either sign, and grows as many random ones."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,9 +14,9 @@ class SET(PeriodicRule):
     """Sparse evolutionary training (Mocanu et al., Nature Communications 2018).
 
     At every update a layer drops the share ζ of its positive weights that are smallest and the share ζ of its negative
-    weights that are nearest to 0, and grows as many at random among all that are masked then. Weights that are exactly
-    0 go with the positive ones, first. Where the paper starts new weights at random, these start at 0, as in the later
-    benchmarks of the method. In patterns whose weights come and go in units, the units of smallest mean |θ| go.
+    weights that are nearest to 0, and grows as many at random among all that are then masked. Weights that are exactly
+    0 count as positive ones, and are dropped first. The paper starts new weights at random; here they start at 0, as in
+    later benchmarks of the method. In patterns made of units, the units of smallest mean |θ| are dropped.
 
     Args:
         update_every_n_steps: Optimizer steps between two updates.

@@ -1,4 +1,4 @@
-"""SRigL: RigL with the same number of weights for every neuron, without neurons that are not worth it."""
+"""SRigL: RigL with the same number of weights for every neuron, which ablates neurons with few salient weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ from lightning_signin.updates.rule import Layer, Masks, Moment, check_share
 class SRigL(RigL):
     """Structured RigL (Lasby et al.: "Dynamic Sparse Training with Structured Sparsity", ICLR 2024).
 
-    Schedule and k are RigL's. A weight is salient if RigL would have it after the update: it is among the n − k of
+    Schedule and k are RigL's. A weight is salient if RigL would keep or grow it in the update: it is among the n − k of
     largest |θ|, or among the k of largest gradient (`Layer.growth`). A neuron (output) with fewer salient weights than
-    γ times the present fan-in is ablated, for good; its budget goes to the others, whose fan-in is the nearest whole
-    number to (weights of the layer) / (neurons left). Then the k smallest |θ| of the layer go, and every neuron grows
-    those with its largest gradients up to the fan-in. A layer that is dense is left as it is.
+    γ times the current fan-in is ablated, for good; its budget goes to the others, whose fan-in is the nearest whole
+    number to (weights of the layer) / (neurons left). Then the layer drops its k smallest |θ|, and every neuron grows
+    the weights of its largest gradients up to the fan-in. A dense layer is left as it is.
 
     Args:
         update_every_n_steps: ΔT.
@@ -39,7 +39,7 @@ class SRigL(RigL):
 
     @property
     def keeps_counts(self) -> bool:  # type: ignore[override]
-        """Without ablation."""
+        """True without ablation."""
         return self.min_salient == 0
 
     def masks(self, layers: Mapping[str, Layer], moment: Moment) -> Masks:

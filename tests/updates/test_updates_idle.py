@@ -89,7 +89,7 @@ def test_the_mask_of_a_layer_without_gradient_stays_and_it_is_said_once(kind, ru
     assert not torch.equal(found[0]["first.weight"], found[-1]["first.weight"])
     assert said == [
         f"{type(rule).__name__}: 1 of 3 layers had no gradient at the update of step 0 (second.weight): their masks "
-        "stay. It is said once; larger batches may reach them."
+        "stay. (Warned once.) Larger batches may reach them."
     ]
 
 

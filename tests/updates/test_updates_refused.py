@@ -67,7 +67,7 @@ class With(Small):
         (
             {"update": MEST(29)},
             None,
-            "`update_every_n_steps`=29 brings no update of MEST into the last quarter of a run of 40",
+            "`update_every_n_steps`=29 gives MEST no update in the last quarter of a run of 40",
         ),
         (
             {"update": MEST(4, mutation=0.31, soft_memory_bound=False)},

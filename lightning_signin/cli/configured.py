@@ -14,10 +14,10 @@ from lightning_signin.objective.training_data import TrainingData
 
 @dataclass(frozen=True)
 class Configured:
-    """What a configuration makes.
+    """The objects that a configuration describes.
 
     Attributes:
-        cli: It, with its trainer.
+        cli: The LightningCLI, with its trainer.
         model: The complete LightningModule.
     """
 
@@ -27,11 +27,11 @@ class Configured:
     def network(self, weights: list[str]) -> Network:
         """The network that runs the named weights, in float64.
 
-        Its input is the model's ``example_input_array``, or else what its training step makes of the first sample of
-        the first training batch.
+        Its input is the model's ``example_input_array``, or else what its training step passes to it for the first
+        sample of the first training batch.
 
         Raises:
-            ValueError: If that is not found.
+            ValueError: If the input is not found.
         """
         source: Any = self.model if self.cli.datamodule is None else self.cli.datamodule
         data = TrainingData(_training_step, example_input=self.model.example_input_array)
@@ -43,10 +43,10 @@ class Configured:
 
 
 def configured(arguments: list[str]) -> Configured:
-    """Make model and data as ``fit`` with the same arguments does.
+    """Create model and data as ``fit`` with the same arguments does.
 
     Args:
-        arguments: Those of ``fit``.
+        arguments: The arguments of ``fit``.
     """
     silence_lightning()
     cli = LightningCLI(args=arguments, run=False, save_config_callback=None)

@@ -25,12 +25,12 @@ from lightning_signin.weightfiles.saved import masks_from_file
 def cost_tables(file: str | os.PathLike, arguments: list[str]) -> str:
     """The tables of FLOPs and bytes.
 
-    The network's input is the module's ``example_input_array``, or else what its training step makes of the first
-    sample of the first training batch.
+    The network's input is the module's ``example_input_array``, or else what its training step passes to it for the
+    first sample of the first training batch.
 
     Args:
-        file: What `masks_from_file` reads.
-        arguments: Those of ``fit``.
+        file: A file that `masks_from_file` reads.
+        arguments: The arguments of ``fit``.
 
     Raises:
         ValueError: If the file has no masks or they do not fit the model, or the network's input is not found.
@@ -38,7 +38,7 @@ def cost_tables(file: str | os.PathLike, arguments: list[str]) -> str:
     run = configured(arguments)
     found = masks_from_file(file)
     if missing := found.keys() - dict(run.model.named_parameters()).keys():
-        raise ValueError(f"{file} has a mask of {min(missing)}, and the model of `--config` has no such weight.")
+        raise ValueError(f"{file} has a mask of {min(missing)}, but the model of `--config` has no such weight.")
     network = run.network(list(found))
     with in_double():
         _as_trained(network.module, {network.names[name]: mask for name, mask in found.items()}, run.cli)
@@ -48,7 +48,7 @@ def cost_tables(file: str | os.PathLike, arguments: list[str]) -> str:
 
 
 def _as_trained(module: nn.Module, masks: Mapping[str, Tensor], cli: LightningCLI) -> nn.Module:
-    """Make a module sparse as the configuration's callback does; without one, as the package's defaults are."""
+    """Make a module sparse as the configuration's callback does; without one, with the package's defaults."""
     callbacks = [callback for callback in cli.trainer.callbacks if isinstance(callback, SignInCallback)]  # type: ignore[attr-defined]
     own: dict[str, Any] = {}
     for callback in callbacks:
@@ -57,7 +57,7 @@ def _as_trained(module: nn.Module, masks: Mapping[str, Tensor], cli: LightningCL
 
 
 def _state_tensors(file: str | os.PathLike) -> int:
-    """How many tensors of a weight's shape the optimizer of a checkpoint keeps; 1, as momentum has, if it has none."""
+    """The number of tensors per weight in a checkpoint's optimizer state; 1, as for momentum, if there is none."""
     with opened(file) as content:
         if is_safetensors(head := content.read(9)) or head[:4] == MAGIC:
             return 1

@@ -14,14 +14,14 @@ from lightning_signin.weightfiles.saved import SavedWeights, read_weights
 
 
 def run_export(arguments: list[str]) -> None:
-    """Write the file; print its path and its size beside that of the dense weights."""
+    """Write the file; print its path, its size, and the size of the dense weights."""
     parser = argparse.ArgumentParser("lightning-signin export", description="Write merged weights, or the network.")
-    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint of any moment of a run; a path or fsspec URL")
+    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint from any point of a run; a path or fsspec URL")
     parser.add_argument("--to", choices=FORMATS, default="safetensors", help="the format (default: safetensors)")
-    parser.add_argument("--output", metavar="FILE", help="the file to write (default: beside CKPT)")
-    parser.add_argument("--zstd", action="store_true", help="compress the format compressed with Zstandard as well")
+    parser.add_argument("--output", metavar="FILE", help="the file to write (default: next to CKPT)")
+    parser.add_argument("--zstd", action="store_true", help="with --to compressed: also compress with Zstandard")
     networks = ", ".join(name for name, chosen in FORMATS.items() if chosen.runs)
-    parser.add_argument("--config", metavar="CONFIG", help=f"of the run, for {networks}; options of fit may follow")
+    parser.add_argument("--config", metavar="CONFIG", help=f"the run's, for {networks}; options of fit may follow")
     options, of_fit = parser.parse_known_args(arguments)
     if of_fit and options.config is None:
         parser.error(f"unrecognized arguments: {' '.join(of_fit)}")
@@ -45,10 +45,12 @@ def _network(weights: SavedWeights, arguments: list[str]) -> tuple[nn.Module, In
     names = [name for name, parameter in run.model.named_parameters() if parameter.ndim >= 2]
     network = run.network(names)
     prefix = names[0].removesuffix(network.names[names[0]]).rstrip(".")
-    part = run.model.get_submodule(prefix)  # in its own precision, which that of `network` is not
+    part = run.model.get_submodule(prefix)  # in its own precision, unlike `network`, which is in float64
     call = signature(part.forward).bind(*network.args, **network.kwargs)
     if call.kwargs:
-        raise ValueError(f"The network takes {', '.join(call.kwargs)} by name only. Export it in Python, in a wrapper.")
+        raise ValueError(
+            f"The network takes {', '.join(call.kwargs)} by name only. Export it from Python, inside a wrapper module."
+        )
     return part, tree_map(_in_single, call.args)
 
 

@@ -31,13 +31,13 @@ usage: lightning-signin COMMAND ...
                                  or the network: onnx, torch-export, sparse-torch-export (with --config digits)
   inspect FILE                   a table of the layers of a checkpoint or safetensors file
                                  (with FLOPs and bytes: inspect FILE --config digits)
-  report RUN_DIR ...             a page with the pictures of a run, or of several side by side
+  report RUN_DIR ...             a page with the plots of a run, or a comparison of several
 
 lightning-signin {__version__}"""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line. What this package refuses is one line on stderr and exit status 2."""
+    """Run the command line. Errors that this package raises become one line on stderr and exit status 2."""
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         if command in _RUNS:
@@ -65,10 +65,10 @@ def recipes() -> dict[str, Path]:
 
 
 def with_recipes(arguments: list[str]) -> list[str]:
-    """Replace recipe names after ``--config`` by their files; an existing file of that name goes first.
+    """Replace recipe names after ``--config`` by their files; an existing file of that name takes precedence.
 
     Raises:
-        ValueError: If a bare name is neither.
+        ValueError: If a bare name is neither a file nor a recipe.
 
     Example:
         >>> with_recipes(["--config", "digits", "--trainer.max_epochs", "1"])[1].endswith("recipes/digits.yaml")
@@ -118,7 +118,7 @@ def _inspect(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser("lightning-signin inspect", description="A table of the layers of a file.")
     parser.add_argument("file", metavar="FILE", help="a checkpoint, a saved state dict or a safetensors file")
     parser.add_argument(
-        "--config", metavar="CONFIG", help="of the run, for tables of FLOPs and bytes; options of fit may follow"
+        "--config", metavar="CONFIG", help="the run's, for tables of FLOPs and bytes; options of fit may follow"
     )
     options, of_fit = parser.parse_known_args(with_recipes(arguments))
     if of_fit and options.config is None:
@@ -147,7 +147,7 @@ _COMMANDS = {
 
 
 def _told(error: Exception) -> str | None:
-    """The line for an error that this package raised, or for a missing package of an extra; None for all others."""
+    """One line for an error that this package raised, or for a missing package of an extra; None for all others."""
     ours = error if isinstance(error, ModuleNotFoundError) else _ours(error)
     if isinstance(ours, ModuleNotFoundError):
         extra = _EXTRAS.get(ours.name or "")
@@ -156,7 +156,7 @@ def _told(error: Exception) -> str | None:
 
 
 def _ours(error: BaseException | None) -> BaseException | None:
-    """The error that this package raised, perhaps inside of another; all others keep their traceback."""
+    """The error that this package raised, possibly as the cause of another; None for all others."""
     while error is not None:
         frames = traceback.extract_tb(error.__traceback__)
         if frames and Path(frames[-1].filename).is_relative_to(Path(__file__).parent.parent):
@@ -166,7 +166,7 @@ def _ours(error: BaseException | None) -> BaseException | None:
 
 
 def _from_parser(error: Exception) -> str | None:
-    """What jsonargparse says of an object that cannot be made: of its constructor's error it keeps the text alone."""
+    """The text of a constructor's error inside jsonargparse's message, which does not keep the error itself."""
     frames = traceback.extract_tb(error.__traceback__)
     if not frames or "jsonargparse" not in Path(frames[-1].filename).parts:
         return None

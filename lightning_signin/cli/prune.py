@@ -1,4 +1,4 @@
-"""``lightning-signin prune``: iterative magnitude pruning of what ``fit`` would train once."""
+"""``lightning-signin prune``: iterative magnitude pruning with the configurations of ``fit``."""
 
 import logging
 import warnings
@@ -26,14 +26,14 @@ _LEFT_OUT = {
 
 
 def prune(arguments: ArgsType) -> None:
-    """Train all levels, or those that the folder lacks; then test, write ``merged.safetensors`` there, print.
+    """Train the levels that the folder lacks; then test, write ``merged.safetensors`` there, print a summary.
 
     Raises:
         ValueError: If the configuration has no SignInCallback, or one with arguments that pruning decides.
     """
     silence_lightning()
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("lightning_signin").setLevel(logging.INFO)  # a line a level
+    logging.getLogger("lightning_signin").setLevel(logging.INFO)  # one line per level
     named: Any = {"parser_kwargs": {"prog": "lightning-signin prune"}, "save_config_kwargs": {"overwrite": True}}
     cli = PruneCLI(args=arguments, run=False, **named)
     pruning = cli.pruning()
@@ -48,32 +48,32 @@ def prune(arguments: ArgsType) -> None:
 
 
 class PruneCLI(LightningCLI):
-    """LightningCLI with the arguments of `IterativePruning`; the rest of them are those of its SignInCallback."""
+    """LightningCLI with the arguments of `IterativePruning` that its SignInCallback does not have."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Those that no SignInCallback has."""
-        parser.add_argument("--folder", type=str, required=True, help="Where the run is kept; an old one goes on.")
+        """Add the arguments that SignInCallback does not have."""
+        parser.add_argument("--folder", type=str, required=True, help="Folder of the run; resumes an earlier one.")
         parser.add_argument("--rewind", type=Literal["lrr", "wr", "imp"], default="lrr", help="How levels begin.")
         parser.add_argument("--rewind_epoch", type=int | None, default=None, help="For --rewind wr, at least 1.")
-        parser.add_argument("--prune_rate", type=float, default=0.2, help="Share of the weights that goes at a level.")
+        parser.add_argument("--prune_rate", type=float, default=0.2, help="Share of the weights to prune per level.")
 
     def pruning(self) -> IterativePruning:
-        """What is asked for."""
+        """The `IterativePruning` that the configuration describes."""
         given = {name: self.config[name] for name in ("folder", "rewind", "rewind_epoch", "prune_rate")}
         template = next((c for c in self.trainer.callbacks if isinstance(c, SignInCallback)), None)  # type: ignore[attr-defined]
         if template is None:
             raise ValueError(
-                "`trainer.callbacks` must have a SignInCallback, whose `sparsity` and other arguments every level "
-                "takes. Add one, as in the recipes."
+                "`trainer.callbacks` must have a SignInCallback, whose `sparsity` and other arguments all levels "
+                "use. Add one, as in the recipes."
             )
         return IterativePruning(**given, **arguments_for_pruning(template))
 
     def trainer_of_level(self, added: list[Callback]) -> Trainer:
-        """A new Trainer, with callbacks, loggers and an ``--optimizer`` of its own."""
+        """A new Trainer, with its own callbacks, loggers and ``--optimizer``."""
         config = jsonargparse.Namespace(trainer=self.config["trainer"])
         self.config_init["trainer"] = self.parser.instantiate_classes(config)["trainer"]
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*configure_optimizers` will be overridden")  # said at the start
+            warnings.filterwarnings("ignore", message=".*configure_optimizers` will be overridden")  # warned at start
             self._add_configure_optimizers_method_to_model(None)
         given = self.config_init["trainer"]["callbacks"] or []
         others = [c for c in (given if isinstance(given, list) else [given]) if not isinstance(c, SignInCallback)]
@@ -81,7 +81,7 @@ class PruneCLI(LightningCLI):
 
 
 def arguments_for_pruning(template: SignInCallback) -> dict[str, Any]:
-    """The arguments of `IterativePruning` that a callback stands for.
+    """The arguments of `IterativePruning` that correspond to a callback's.
 
     Raises:
         ValueError: If the callback has arguments that pruning decides.
@@ -94,7 +94,7 @@ def arguments_for_pruning(template: SignInCallback) -> dict[str, Any]:
     for name, default in _LEFT_OUT.items():
         if (value := given.pop(name)) != default:
             raise ValueError(
-                f"`prune` decides {name!r} itself, and the configuration's SignInCallback has {name}={value!r}. Leave "
+                f"`prune` decides {name!r} itself, but the configuration's SignInCallback has {name}={value!r}. Leave "
                 "it out, or use `fit`."
             )
     sparsity, distribution, structure = (given.pop(name) for name in ("sparsity", "distribution", "structure"))

@@ -1,4 +1,4 @@
-"""``lightning-signin report``: pictures of runs, for people."""
+"""``lightning-signin report``: plots of runs."""
 
 import argparse
 
@@ -9,9 +9,9 @@ def report(arguments: list[str]) -> None:
     """Write the page and print where it is.
 
     Raises:
-        ValueError: If matplotlib is missing, or for what `write_report` refuses.
+        ValueError: If matplotlib is missing, or if `write_report` raises it.
     """
-    parser = argparse.ArgumentParser("lightning-signin report", description="A page with the pictures of runs.")
+    parser = argparse.ArgumentParser("lightning-signin report", description="A page with the plots of runs.")
     parser.add_argument("runs", metavar="RUN_DIR", nargs="+", help="a folder with the metrics.csv of CSVLogger")
     parser.add_argument("--output", metavar="DIR", help="where to write (default: report/ in the first RUN_DIR)")
     options = parser.parse_args(arguments)

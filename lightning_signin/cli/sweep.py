@@ -1,4 +1,4 @@
-"""``lightning-signin sweep``: methods × sparsities × seeds of a recipe, in a folder that can be gone on with."""
+"""``lightning-signin sweep``: methods × sparsities × seeds of a recipe, in a folder that can be resumed."""
 
 import argparse
 import hashlib
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-import matplotlib  # noqa: F401  (where it is missing, it is better to know before hours of training)
+import matplotlib  # noqa: F401  (if it is missing, fail before hours of training)
 from lightning.pytorch.cli import LightningCLI
 
 from lightning_signin.callback import SignInCallback
@@ -26,10 +26,10 @@ _DECIDED = ("--seed_everything", f"{PREFIX}sparsity")
 
 
 def sweep(arguments: list[str]) -> None:
-    """Do the runs that the folder lacks, write its tables and its picture, print the tables.
+    """Do the runs that the folder lacks, write its tables and its plot, print the tables.
 
     Raises:
-        ValueError: For what the grid, the folder or ``fit`` refuses.
+        ValueError: If the grid, the folder or ``fit`` raises it.
     """
     options, overrides = _parser().parse_known_args(arguments)
     config, overrides = _configuration(options.recipe), with_recipes(overrides)
@@ -43,7 +43,7 @@ def sweep(arguments: list[str]) -> None:
     folder = SweepFolder(options.folder or Path("runs", f"{config.stem}-sweep"), same)
     folder.queue(cells, options.retry_failed)
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("lightning_signin").setLevel(logging.INFO)  # a line a run
+    logging.getLogger("lightning_signin").setLevel(logging.INFO)  # one line per run
 
     def arguments_of(claim: Claim) -> list[str]:
         logger = {"save_dir": str(claim.folder), "name": "", "version": ""}
@@ -60,10 +60,10 @@ def sweep(arguments: list[str]) -> None:
     results = folder.results()
     text = write_results(folder.path, results, choose_metric(results, options.metric), methods)
     if stopped:
-        sys.exit("lightning-signin: the sweep was stopped. The same command goes on with what is missing.")
+        sys.exit("lightning-signin: the sweep was stopped. Run the same command again to resume it.")
     print(text)
     if not any(result.measured for result in results):
-        sys.exit(f"lightning-signin: no run ended well. Each has a log.txt below {folder.path / 'runs'}.")
+        sys.exit(f"lightning-signin: no run succeeded. Each has a log.txt in a folder of {folder.path / 'runs'}.")
     print(f"In {folder.path}: results.md, results.csv, results.png")
 
 
@@ -71,8 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "lightning-signin sweep",
         description="Fit a recipe for all methods, sparsities and seeds, and compare.",
-        epilog="Options of fit may follow; they hold for all runs: --trainer.max_epochs 10. Run again, the command "
-        "does only what is missing; on several machines or GPUs at a time, with one folder, they share the runs.",
+        epilog="Options of fit may follow and apply to all runs: --trainer.max_epochs 10. Run again, the command "
+        "does only what is missing; started on several machines or GPUs with one folder, it shares the runs.",
         allow_abbrev=False,
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a recipe, or a configuration of fit")
@@ -86,15 +86,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--sparsity", nargs="+", required=True, metavar="S", help="fractions of zeros: 0.8 0.9")
     parser.add_argument("--seeds", nargs="+", required=True, metavar="N", help="seeds or ranges of them: 0 1 2, or 0-9")
-    parser.add_argument("--folder", metavar="DIR", help="of the sweep (default: runs/RECIPE-sweep)")
+    parser.add_argument("--folder", metavar="DIR", help="folder of the sweep (default: runs/RECIPE-sweep)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time, which share the cores")
     parser.add_argument("--metric", metavar="NAME", help="what to compare (default: test_acc, else val_acc)")
-    parser.add_argument("--retry-failed", action="store_true", help="run again what failed, too")
+    parser.add_argument("--retry-failed", action="store_true", help="also repeat runs that failed")
     return parser
 
 
 def _configuration(recipe: str) -> Path:
-    """The file of a configuration; an existing file goes before a recipe of that name."""
+    """The file of a configuration; an existing file takes precedence over a recipe of that name."""
     bundled = recipes()
     path = Path(recipe) if Path(recipe).is_file() else bundled.get(recipe)
     if path is None:
@@ -107,20 +107,20 @@ def _of_cell(cell: Cell) -> list[str]:
 
 
 def _check(config: Path, overrides: list[str], cells: Iterable[Cell]) -> None:
-    """Refuse, before any training, what ``fit`` would refuse when it makes its objects."""
+    """Raise, before any training, the errors that ``fit`` would raise when it creates its objects."""
     for override in overrides:
         if override.partition("=")[0] in _DECIDED:
             raise ValueError(f"`sweep` decides {override.partition('=')[0]} itself. Use --seeds and --sparsity.")
     silence_lightning()
     for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # it has nothing to say of trainers that train nothing
+        logging.getLogger(name).setLevel(logging.WARNING)  # these trainers do not train
     plain = _made(config, overrides)
     given, made = (some["trainer"]["callbacks"] or [] for some in (plain.config, plain.config_init))
     last = made[: len(given)][-1:] if isinstance(given, list) else [made]  # behind them are Lightning's own
     if not any(isinstance(callback, SignInCallback) for callback in last):
         raise ValueError(
-            f"`trainer.callbacks` must end with SignInCallback, which gets the arguments of every run, and that of "
-            f"{config} does not. Move it to the end, as in the recipes."
+            f"`trainer.callbacks` must end with SignInCallback, which gets the arguments of every run, but in {config} "
+            "it does not. Move it to the end, as in the recipes."
         )
     for cell in cells:
         _made(config, [*overrides, *_of_cell(cell)])

@@ -1,4 +1,4 @@
-"""Inputs to trace a network with, and whether what was traced computes the same."""
+"""Inputs for tracing a network, and a check that the traced network computes the same."""
 
 from collections.abc import Callable, Sequence
 from inspect import signature
@@ -14,10 +14,10 @@ Inputs = tuple[Tensor, ...]
 
 
 def example_batch(module: nn.Module, example_input: Any) -> Inputs:
-    """The inputs to trace with: at least two samples, since a dimension of 1 would be taken for a constant.
+    """The inputs for tracing: at least two samples, since a dimension of 1 would be treated as a constant.
 
     Args:
-        module: The network, on the CPU; its ``example_input_array`` is taken where ``example_input`` is None.
+        module: The network, on the CPU; its ``example_input_array`` is used if ``example_input`` is None.
         example_input: A tensor or a tuple of tensors, with the batch in dimension 0 of each.
 
     Raises:
@@ -45,20 +45,20 @@ def example_batch(module: nn.Module, example_input: Any) -> Inputs:
 
 
 def dynamic_shapes(module: nn.Module, inputs: Inputs) -> dict[str, Any]:
-    """That dimension 0 of every input is one batch of any size, as ``torch.export`` wants it said."""
+    """The argument of ``torch.export`` that makes dimension 0 of all inputs one batch of any size."""
     batch = Dim("batch")
     return tree_map(lambda _: {0: batch}, dict(signature(module.forward).bind(*inputs).arguments))
 
 
 def check_outputs(module: nn.Module, exported: Callable[..., Any], inputs: Inputs, tolerance: float, kind: str) -> None:
-    """Compare outputs, at the batch that was traced and at one more sample.
+    """Compare outputs for the traced batch, and for a batch with one more sample.
 
     Args:
-        module: What was exported.
-        exported: What came of it, with the same arguments.
-        inputs: Those of tracing.
+        module: The original module.
+        exported: The exported one, which takes the same arguments.
+        inputs: The inputs used for tracing.
         tolerance: Largest difference, relative to the largest output of the module.
-        kind: What errors call the format.
+        kind: The format's name in error messages.
 
     Raises:
         ValueError: If outputs differ, or either does not run.
@@ -67,7 +67,7 @@ def check_outputs(module: nn.Module, exported: Callable[..., Any], inputs: Input
         try:
             with torch.no_grad():
                 expected, found = _tensors(module(*batch)), _tensors(exported(*batch))
-        except Exception as error:  # whatever a forward, or the runtime of a format, raises
+        except Exception as error:  # a forward, or the runtime of a format, can raise anything
             size = len(batch[0])
             raise ValueError(f"The {kind} export does not run with a batch of {size}. {_FIX} {error}") from error
         if [tuple(a.shape) for a in found] != [tuple(b.shape) for b in expected]:

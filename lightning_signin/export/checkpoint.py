@@ -1,4 +1,4 @@
-"""A plain Lightning checkpoint of merged weights, without the state of a training."""
+"""A plain Lightning checkpoint of merged weights, without training state."""
 
 import io
 from collections.abc import MutableMapping
@@ -16,11 +16,11 @@ from lightning_signin.weightfiles.saved import SavedWeights
 def write_checkpoint(weights: SavedWeights, output: PathLike) -> PathLike:
     """Write a checkpoint for ``load_from_checkpoint``, ``trainer.test(ckpt_path=…)`` and plain ``torch.load``.
 
-    It holds the merged ``state_dict``, and what the source has of epoch, step, hyper-parameters and entries of the
-    module's own ``on_save_checkpoint``. It has no optimizer, scheduler, loop or callback states: it resumes no fit.
+    It holds the merged ``state_dict`` and, if the source has them, epoch, step, hyper-parameters and the entries of the
+    module's own ``on_save_checkpoint``. It has no optimizer, scheduler, loop or callback states: it cannot be resumed.
 
     Args:
-        weights: What `read_weights` returned; for a live module with the `rest` of `rest_of`.
+        weights: The result of `read_weights`; for a live module, with its `rest` from `rest_of`.
         output: Path or fsspec URL of the file; a local folder must exist.
 
     Returns:
@@ -39,15 +39,15 @@ def write_checkpoint(weights: SavedWeights, output: PathLike) -> PathLike:
         torch.load(file, map_location="meta", weights_only=True)
     except Exception as error:  # pickle's, and those of whatever was pickled
         raise ValueError(
-            "The checkpoint would not load with weights_only=True: beside weights it may hold only plain values. Take "
-            "modules out of the hyper-parameters: save_hyperparameters(ignore=[…])."
+            "The checkpoint would not load with weights_only=True: besides weights it may hold only plain values. "
+            "Remove modules from the hyper-parameters: save_hyperparameters(ignore=[…])."
         ) from error
     write_whole(output, file.getbuffer())
     return output
 
 
 def rest_of(module: nn.Module) -> dict[str, Any]:
-    """What Lightning writes into a checkpoint of a live module beside weights and training state.
+    """What Lightning writes into a live module's checkpoint besides weights and training state.
 
     Example:
         >>> rest_of(nn.Linear(2, 2))
@@ -67,5 +67,5 @@ def rest_of(module: nn.Module) -> dict[str, Any]:
 
 
 def _alone(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Views of larger memories are copied: with a view, torch.save writes all of the memory."""
+    """Copy views of larger memory: for a view, torch.save would write all of that memory."""
     return {n: t.clone() if t.untyped_storage().nbytes() > t.nbytes else t for n, t in tensors.items()}

@@ -12,12 +12,12 @@ from lightning_signin.weightfiles.saved import SavedWeights, read_weights
 
 
 def save_compressed(source: nn.Module | Mapping[str, Tensor], path: PathLike, zstd: bool = False) -> PathLike:
-    """Write a plain state dict as one safetensors file of a bit a weight and the non-zeros.
+    """Write a plain state dict as one safetensors file with one bit per weight and the non-zeros.
 
     Args:
         source: A module, sparse or plain, or a state dict. Tied tensors are stored once.
-        path: Path or fsspec URL of the file; a local folder must exist. An older file is replaced only by a whole one.
-        zstd: Compress it with Zstandard as well: smaller by a fifth or so, and no longer readable as safetensors.
+        path: Path or fsspec URL of the file, written atomically; a local folder must exist.
+        zstd: Also compress it with Zstandard: about a fifth smaller, but no longer readable as safetensors.
 
     Returns:
         The path.
@@ -25,7 +25,7 @@ def save_compressed(source: nn.Module | Mapping[str, Tensor], path: PathLike, zs
     Raises:
         FileNotFoundError: If the folder does not exist.
         ValueError: If an entry is not a dense tensor; its name is given.
-        ModuleNotFoundError: If ``zstd`` is asked for and neither Python (from 3.14) nor ``zstandard`` has it.
+        ModuleNotFoundError: If ``zstd`` is set, but neither Python 3.14 or later nor ``zstandard`` is available.
 
     Example:
         >>> from lightning_signin import sparsify
@@ -39,14 +39,14 @@ def save_compressed(source: nn.Module | Mapping[str, Tensor], path: PathLike, zs
 
 
 def write_compressed(weights: SavedWeights, output: PathLike, zstd: bool = False) -> PathLike:
-    """`save_compressed` for what `read_weights` returned, with what is known of its masks."""
+    """`save_compressed` for the result of `read_weights`, with what is known about its masks."""
     data = pack(weights.tensors, {"lightning_signin.version": __version__, **weights.metadata()})
     write_whole(output, zstandard.compress(data) if zstd else data)
     return output
 
 
 def load_compressed(path: PathLike) -> dict[str, Tensor]:
-    """Read a file of `save_compressed`.
+    """Read a file written by `save_compressed`.
 
     Args:
         path: Path or fsspec URL of the file, with or without Zstandard.
@@ -56,8 +56,8 @@ def load_compressed(path: PathLike) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged or altered, of another kind, or of a later version.
-        ModuleNotFoundError: If it is compressed with Zstandard, and none is installed.
+        ValueError: If it is damaged or altered, in another format, or of a later version.
+        ModuleNotFoundError: If it is compressed with Zstandard, which is not installed.
     """
     with opened(path) as file:
         return unpack(file.read(), str(path))[0]

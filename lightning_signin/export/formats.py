@@ -1,4 +1,4 @@
-"""The formats that weights and networks are exported to: one function and one row each."""
+"""The formats in which weights and networks are exported."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ _ZSTD_SUFFIX = ".zst"
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of file.
+    """A file format.
 
     Attributes:
-        suffix: Of its files.
+        suffix: The suffix of its files.
         write: ``write(weights, output)`` for `SavedWeights`, or ``write(module, inputs, output)`` for a network.
-        runs: Whether it holds a network that runs, rather than its weights alone.
+        runs: Whether it holds a network that runs, rather than only its weights.
     """
 
     suffix: str
@@ -58,17 +58,16 @@ def export(
     """Write merged weights, or the network with them, in one of `FORMATS`.
 
     Args:
-        source: Path or fsspec URL of what `read_weights` reads, such as a checkpoint of any moment of a run; or a live
-            module, sparse or plain, also in the middle of a fit. It is left as it is.
-        output: Path or fsspec URL of the file; a local folder must exist. It replaces an older file only when it
-            is whole.
-        to: "ckpt" (a plain Lightning checkpoint), "safetensors" (a plain state dict), "compressed" (a bit a weight and
-            the non-zeros; read it with `load_compressed`), "onnx", "torch-export", or "sparse-torch-export" (with
-            modules that compute with the non-zeros alone). The last three hold the network, for batches of any size.
-        model: For networks from a file: a module with the same state dict. It is left as it is.
-        example_input: For networks: a tensor or a tuple of tensors, with the batch in dimension 0. None takes the
+        source: Path or fsspec URL of a file that `read_weights` reads, such as a checkpoint from any point of a run; or
+            a live module, sparse or plain, even during a fit. It is not changed.
+        output: Path or fsspec URL of the file, written atomically; a local folder must exist.
+        to: "ckpt" (a plain Lightning checkpoint), "safetensors" (a plain state dict), "compressed" (one bit per weight
+            and the non-zeros; read it with `load_compressed`), "onnx", "torch-export", or "sparse-torch-export" (with
+            modules that compute only with the non-zeros). The last three hold the network, for batches of any size.
+        model: For networks from a file: a module with the same state dict. It is not changed.
+        example_input: For networks: a tensor or a tuple of tensors, with the batch in dimension 0. Default: the
             module's ``example_input_array``.
-        zstd: Compress "compressed" with Zstandard as well.
+        zstd: With "compressed": also compress with Zstandard.
 
     Returns:
         The path.
@@ -76,7 +75,7 @@ def export(
     Raises:
         FileNotFoundError: If the source or the output's folder does not exist.
         ModuleNotFoundError: If a package that a format needs is missing.
-        ValueError: If arguments do not fit each other, the source is damaged, or the network cannot be traced.
+        ValueError: If arguments contradict each other, the source is damaged, or the network cannot be traced.
 
     Example:
         >>> from safetensors.torch import load_file
@@ -88,7 +87,7 @@ def export(
     """
     check_choice("to", to, FORMATS)
     if zstd and to != "compressed":
-        raise ValueError(f"`zstd` compresses the format 'compressed', not {to!r}. Leave it out, or choose that.")
+        raise ValueError(f"`zstd` needs the format 'compressed', not {to!r}. Leave it out, or use that format.")
     chosen = FORMATS[to]
     if chosen.runs:
         network = _network(source, model, to)
@@ -100,7 +99,7 @@ def export(
 
 
 def output_beside(source: PathLike, to: str, zstd: bool = False) -> str:
-    """Where the export of a file goes if nobody says: beside it, with the format's suffix.
+    """The default path for the export of a file: next to it, with the format's suffix.
 
     Raises:
         ValueError: If that is the file itself.
@@ -115,7 +114,7 @@ def output_beside(source: PathLike, to: str, zstd: bool = False) -> str:
     suffix = next((suffix for suffix in known if bare.endswith(suffix)), PurePath(bare).suffix)
     output = bare.removesuffix(suffix) + FORMATS[to].suffix + (_ZSTD_SUFFIX if zstd else "")
     if output == whole:
-        raise ValueError(f"{whole} is itself of the format {to!r}. Name another file with --output.")
+        raise ValueError(f"{whole} already has the format {to!r}. Name another file with --output.")
     return output
 
 
@@ -123,28 +122,28 @@ def _network(source: PathLike | nn.Module, model: nn.Module | None, to: str) -> 
     if isinstance(source, nn.Module):
         return plain_copy(source)
     if model is None:
-        raise ValueError(f"{to!r} holds the network, and {source} its weights alone. Pass `model` (--config) as well.")
+        raise ValueError(f"{to!r} holds the network, but {source} only its weights. Pass `model` (--config) as well.")
     return load_exactly(plain_copy(model), read_weights(source).tensors, str(source))
 
 
 def load_exactly(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> nn.Module:
-    """Load a plain state dict into the network that it is of.
+    """Load a plain state dict into a network whose names and shapes must match exactly.
 
     Raises:
-        ValueError: If it is of another network: with the first name that is missing or too much, or the first shape.
+        ValueError: If they differ; the first difference is given.
     """
     own = network.state_dict()
     names = [f"has no {name}" for name in own if name not in tensors]
-    names += [f"has {name}, which the model has not" for name in tensors if name not in own]
+    names += [f"has {name}, which the model does not have" for name in tensors if name not in own]
     shapes = [
-        f"has {name} of shape {tuple(tensors[name].shape)}, and the model's has {tuple(value.shape)}"
+        f"has {name} of shape {tuple(tensors[name].shape)}, but the model's has shape {tuple(value.shape)}"
         for name, value in own.items()
         if name in tensors and isinstance(value, Tensor) and tensors[name].shape != value.shape
     ]
     if differences := [*shapes, *names]:
         more = f" ({len(differences)} differences)" if len(differences) > 1 else ""
         raise ValueError(
-            f"{source} does not fit the model: it {differences[0]}{more}. Pass the model that was trained."
+            f"{source} does not match the model: it {differences[0]}{more}. Pass the model that was trained."
         )
     network.load_state_dict(tensors, strict=True)
     return network

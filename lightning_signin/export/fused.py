@@ -1,4 +1,4 @@
-"""Layers that are not called: their parents read the weights and compute in one fused operation."""
+"""Layers that are never called: their parents read the weights and compute in one fused operation."""
 
 from torch import nn
 

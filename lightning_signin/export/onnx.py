@@ -1,4 +1,4 @@
-"""Dense, merged networks as ONNX, checked by ONNX Runtime."""
+"""Dense, merged networks as ONNX, checked with ONNX Runtime."""
 
 import io
 import warnings
@@ -13,7 +13,7 @@ from lightning_signin.export.batches import Inputs, check_outputs, dynamic_shape
 from lightning_signin.weightfiles.files.paths import PathLike, write_whole
 
 _TOLERANCE = 1e-4
-_LARGEST = 2**31 - 1  # bytes, of one protobuf message
+_LARGEST = 2**31 - 1  # bytes, the limit of a protobuf message
 
 
 def write_onnx(module: nn.Module, inputs: Inputs, output: PathLike) -> PathLike:
@@ -21,33 +21,33 @@ def write_onnx(module: nn.Module, inputs: Inputs, output: PathLike) -> PathLike:
 
     Args:
         module: The network, plain, on the CPU, in eval mode.
-        inputs: Its inputs, of `example_batch`.
+        inputs: Its inputs, from `example_batch`.
         output: Path or fsspec URL of the file; a local folder must exist.
 
     Returns:
-        The path. ONNX's checker and ONNX Runtime have seen the file's content before it was written.
+        The path. The content is checked with ONNX's checker and ONNX Runtime before it is written.
 
     Raises:
         FileNotFoundError: If the folder does not exist.
         ModuleNotFoundError: If a package of the extra ``[onnx]`` is missing.
-        ValueError: If the network is too large, cannot be traced, or computes something else in ONNX Runtime.
+        ValueError: If the network is too large, cannot be traced, or has other outputs in ONNX Runtime.
     """
     import onnx
-    import onnxruntime  # noqa: F401  (rather now than after minutes of tracing)
-    import onnxscript  # noqa: F401  (torch's exporter needs it, and would say so less plainly)
+    import onnxruntime  # noqa: F401  (fail now rather than after minutes of tracing)
+    import onnxscript  # noqa: F401  (torch's exporter needs it, and its own error is less clear)
 
     size = sum(tensor.nbytes for tensor in chain(module.parameters(), module.buffers()))
     if size > _LARGEST:
         raise ValueError(
-            f"The weights take {size / 1e9:.1f} GB, and one ONNX file holds at most 2 GiB. Use the format "
+            f"The weights take {size / 1e9:.1f} GB, but one ONNX file holds at most 2 GiB. Use the format "
             "'torch-export'."
         )
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")  # of torch's, about its own code
+            warnings.simplefilter("ignore")  # torch's warnings about its own code
             shapes = dynamic_shapes(module, inputs)
             program = torch.onnx.export(module, inputs, dynamo=True, dynamic_shapes=shapes, verbose=False)
-    except Exception as error:  # of many kinds, from a user's forward or from translating it
+    except Exception as error:  # a user's forward, or its translation, can raise anything
         raise ValueError(
             f"{type(module).__name__} cannot be exported to ONNX with a batch of any size: {error}\n"
             "Use the format 'torch-export', or export its weights as 'safetensors'."

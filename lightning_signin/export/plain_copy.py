@@ -1,4 +1,4 @@
-"""A copy of a model as it is without this package: merged, on the CPU, in eval mode."""
+"""A plain copy of a model: merged, on the CPU, in eval mode."""
 
 import copy
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ from lightning_signin.verbs.model import merge_
 
 
 def plain_copy(module: nn.Module) -> nn.Module:
-    """Copy a module, sparse or plain, and merge the copy; the module itself is left as it is.
+    """Copy a module, sparse or plain, and merge the copy; the module itself is not changed.
 
     Args:
-        module: Any module, also a LightningModule in the middle of a fit (its trainer is not copied).
+        module: Any module, even a LightningModule during a fit (its trainer is not copied).
 
     Returns:
         The copy: masked effective weights under their plain names, on the CPU, in eval mode.
@@ -28,7 +28,7 @@ def plain_copy(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def _without_trainer(module: nn.Module) -> Iterator[None]:
-    """A LightningModule refers to its trainer, and the trainer to data, loggers and the module again."""
+    """Detach the trainer temporarily: it refers to data, loggers and the module itself."""
     parts = [(part, name) for part in module.modules() for name in ("_trainer", "_fabric")]
     owners = [(part, name, vars(part)[name]) for part, name in parts if vars(part).get(name) is not None]
     try:

@@ -1,4 +1,4 @@
-"""Merged weights as one safetensors file, written whole or not at all."""
+"""Merged weights as one safetensors file, written atomically."""
 
 from lightning_signin._version import __version__
 from lightning_signin.weightfiles.files.paths import PathLike, write_whole
@@ -7,10 +7,10 @@ from lightning_signin.weightfiles.saved import SavedWeights
 
 
 def write_safetensors(weights: SavedWeights, output: PathLike) -> PathLike:
-    """Write plain weights as one safetensors file, which replaces an older one only when it is whole.
+    """Write plain weights as one safetensors file, atomically.
 
     Args:
-        weights: What `read_weights` returned.
+        weights: The result of `read_weights`.
         output: Path or fsspec URL of the file; a local folder must exist.
 
     Returns:
@@ -18,7 +18,7 @@ def write_safetensors(weights: SavedWeights, output: PathLike) -> PathLike:
 
     Raises:
         FileNotFoundError: If the folder does not exist.
-        ValueError: If an entry is not a dense tensor of a dtype that safetensors knows.
+        ValueError: If an entry is not a dense tensor of a dtype that safetensors supports.
     """
     from safetensors.torch import save
 

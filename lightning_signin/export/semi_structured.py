@@ -1,8 +1,8 @@
 """A copy of a model for the sparse tensor cores of CUDA GPUs, which skip two of every four weights. Experimental.
 
-Stands on ``torch.sparse.to_sparse_semi_structured``, which torch calls a prototype. What torch's issues report of its
-speed is mixed: much slower than dense for single samples (pytorch/pytorch#111339), and slower than dense on H100
-(pytorch/pytorch#153825). Measure both on your GPU with your batches before you choose.
+Uses ``torch.sparse.to_sparse_semi_structured``, which torch calls a prototype. Torch's issues report mixed speed: much
+slower than dense for single samples (pytorch/pytorch#111339), and slower than dense on H100 (pytorch/pytorch#153825).
+Measure both on your GPU with your batches before you choose.
 """
 
 import torch
@@ -12,29 +12,29 @@ from lightning_signin.errors import warn
 from lightning_signin.export.fused import fused_layers
 from lightning_signin.export.plain_copy import plain_copy
 
-DTYPES = (torch.float16, torch.bfloat16)  # of float32, the kernels read 1 of 2 instead of 2 of 4
+DTYPES = (torch.float16, torch.bfloat16)  # for float32, the kernels need 1:2 instead of 2:4
 OUTPUTS, INPUTS = 32, 64  # torch's two backends, cuSPARSELt and CUTLASS, both take multiples of these
-_FEW_ZEROS = 0.001  # random numbers are exactly 0 now and then: that makes no layer sparse
+_FEW_ZEROS = 0.001  # a few random numbers are exactly 0, which does not make a layer sparse
 
 
 def to_semi_structured(module: nn.Module, *, dtype: torch.dtype = torch.float16) -> nn.Module:
-    """Copy a module for inference with CUDA's 2:4 kernels. Experimental; no speed is promised.
+    """Copy a module for inference with CUDA's 2:4 kernels. Experimental; no speedup is guaranteed.
 
-    Every ``nn.Linear`` that has zeros is packed; dense ones and other layers stay as they are, and so do, with a
-    warning that names them, those of a shape that the kernels do not take (outputs a multiple of 32, inputs of 64) and
-    those whose weights torch's fused attention reads itself. The copy computes what the merged module does in that
-    precision, on the GPU, with inputs of ``dtype``. It is for running: save the module, not the copy.
+    Every ``nn.Linear`` that has zeros is packed; dense ones and other layers stay as they are. So do, with a warning
+    that names them, layers whose shape the kernels do not support (outputs must be a multiple of 32, inputs of 64) and
+    layers whose weights torch's fused attention reads itself. The copy computes what the merged module does in that
+    precision, on the GPU, with inputs of ``dtype``. It is only for inference: save the module, not the copy.
 
     Args:
-        module: Any module, sparse or plain; it is left as it is.
+        module: Any module, sparse or plain; it is not changed.
         dtype: The precision of the whole copy, ``torch.float16`` or ``torch.bfloat16``.
 
     Returns:
         The copy, on the current CUDA device, in eval mode.
 
     Raises:
-        ValueError: If the precision is another, a layer has zeros but more than 2 non-zeros in a group of 4 that follow
-            each other along the inputs, or no layer is left to pack. All machines say this.
+        ValueError: If the precision is another one, a layer has zeros but more than 2 non-zeros in a group of 4
+            consecutive inputs, or no layer is left to pack. These checks need no GPU.
         RuntimeError: If there is no CUDA GPU of compute capability 8.0 or more.
 
     Example:
@@ -57,7 +57,7 @@ def to_semi_structured(module: nn.Module, *, dtype: torch.dtype = torch.float16)
 
 
 def crowded_groups(weight: Tensor) -> int:
-    """How many groups of four along the inputs have more than two non-zeros.
+    """The number of groups of four along the inputs that have more than two non-zeros.
 
     Args:
         weight: Of shape (outputs, inputs), with inputs a multiple of 4.
@@ -70,7 +70,7 @@ def crowded_groups(weight: Tensor) -> int:
 
 
 def _to_pack(module: nn.Module) -> dict[str, nn.Linear]:
-    """The linear layers with zeros that the kernels take, by name."""
+    """The linear layers with zeros that the kernels support, by name."""
     fused = fused_layers(module)
     linear = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
     sparse = {name: layer for name, layer in linear.items() if (layer.weight == 0).float().mean() > _FEW_ZEROS}
@@ -82,7 +82,7 @@ def _to_pack(module: nn.Module) -> dict[str, nn.Linear]:
         if layer in fused or layer.out_features % OUTPUTS or layer.in_features % INPUTS
     }
     text = (
-        f"2:4 kernels take layers whose outputs are a multiple of {OUTPUTS} and whose inputs are one of {INPUTS}. "
+        f"2:4 kernels need layers whose outputs are a multiple of {OUTPUTS} and whose inputs are one of {INPUTS}. "
         f"These stay dense: {', '.join(f'{_shown(name)} ({why})' for name, why in dense.items())}."
     )
     if len(dense) == len(sparse):
@@ -107,7 +107,7 @@ def _check_device() -> None:
         here = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA GPU"
         raise RuntimeError(
             "The weights fit 2:4 kernels, which need a CUDA GPU of compute capability 8.0 or more (Ampere and later), "
-            f"and this machine has {here}. Call `to_semi_structured` on one; elsewhere run the merged module."
+            f"but this machine has {here}. Call `to_semi_structured` on such a GPU; elsewhere run the merged module."
         )
 
 

@@ -16,7 +16,7 @@ def write_torch_export(module: nn.Module, inputs: Inputs, output: PathLike) -> P
 
     Args:
         module: The network, plain, on the CPU, in eval mode.
-        inputs: Its inputs, of `example_batch`.
+        inputs: Its inputs, from `example_batch`.
         output: Path or fsspec URL of the file; a local folder must exist.
 
     Returns:
@@ -24,15 +24,15 @@ def write_torch_export(module: nn.Module, inputs: Inputs, output: PathLike) -> P
 
     Raises:
         FileNotFoundError: If the folder does not exist.
-        ValueError: If the network cannot be traced, or computes something else when it is.
+        ValueError: If the network cannot be traced, or the traced one has other outputs.
     """
     try:
         with torch.no_grad():
             program = torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes(module, inputs))
-    except Exception as error:  # of many kinds, from a user's forward or from tracing it
+    except Exception as error:  # a user's forward, or tracing it, can raise anything
         raise ValueError(
             f"torch.export cannot trace {type(module).__name__} with a batch of any size: {error}\n"
-            "Make its forward a function of the tensors alone, or export its weights as 'safetensors'."
+            "Make its forward depend only on the tensors, or export its weights as 'safetensors'."
         ) from error
     file = io.BytesIO()
     torch.export.save(program, file)
@@ -43,7 +43,7 @@ def write_torch_export(module: nn.Module, inputs: Inputs, output: PathLike) -> P
 
 
 def write_sparse_torch_export(module: nn.Module, inputs: Inputs, output: PathLike) -> PathLike:
-    """`write_torch_export` of a network whose large sparse layers compute with their non-zeros alone."""
+    """`write_torch_export` of a network whose large sparse layers compute only with their non-zeros."""
     from lightning_signin.export.sparse import to_sparse_inference
 
     return write_torch_export(to_sparse_inference(module, inputs), inputs, output)

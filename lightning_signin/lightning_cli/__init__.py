@@ -1,1 +1,1 @@
-"""LightningCLI for sparse fits: the command `fit` and the trials of a sweep share it."""
+"""LightningCLI for sparse fits, shared by the command `fit` and the trials of a sweep."""

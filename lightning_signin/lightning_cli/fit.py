@@ -1,10 +1,10 @@
-"""``lightning-signin fit`` and its siblings: LightningCLI, and what a person wants to know at the end of a fit."""
+"""``lightning-signin fit``, ``validate``, ``test``, ``predict``: LightningCLI, with a summary at the end of a fit."""
 
 import warnings
 from pathlib import Path
 from typing import Any
 
-import jsonargparse  # noqa: F401  (where it is missing, Lightning would fail later and less plainly)
+import jsonargparse  # noqa: F401  (if it is missing, Lightning would fail later with a less clear error)
 from lightning.pytorch.cli import ArgsType, LightningCLI
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
@@ -14,13 +14,13 @@ from lightning_signin.weightfiles.saved import SavedWeights, read_weights
 
 
 def run(arguments: ArgsType) -> None:
-    """Run a LightningCLI on any model and data that are given by class path."""
+    """Run a LightningCLI on any model and data given by class path."""
     silence_lightning()
     SignInCLI(args=arguments, save_config_kwargs={"overwrite": True})
 
 
 def silence_lightning() -> None:
-    """Leave out what it says about itself: that it was given arguments, and that it calls a deprecated function."""
+    """Silence Lightning's warnings about its own code: passing arguments to LightningCLI, and a deprecated function."""
     for message in ("LightningCLI's args parameter", ".*LeafSpec.* is deprecated"):
         warnings.filterwarnings("ignore", message=message)
 
@@ -29,14 +29,14 @@ class SignInCLI(LightningCLI):
     """LightningCLI that ends a sparse fit with a test, a merged file and a summary."""
 
     def after_fit(self) -> None:
-        """Test, write ``merged.safetensors`` into the log folder, print."""
+        """Test, write ``merged.safetensors`` into the log folder, print the summary."""
         trainer: Any = self.trainer
         sign_in = next((c for c in trainer.callbacks if isinstance(c, SignInCallback)), None)
         if sign_in is None:
             return
         logged = dict(trainer.callback_metrics)
         lines = tested(self)
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # asks all ranks
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # a collective call
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return
         weights = read_weights(self.model)
@@ -49,7 +49,7 @@ class SignInCLI(LightningCLI):
 
 
 def tested(cli: LightningCLI) -> list[tuple[str, str]]:
-    """Test the model as it is, if it and its data know how: names and values of what was logged."""
+    """Test the model in its current state, if it and its data support that: names and values of what was logged."""
     sources = [cli.model] if cli.datamodule is None else [cli.model, cli.datamodule]
     if not is_overridden("test_step", cli.model) or not any(is_overridden("test_dataloader", s) for s in sources):
         return []

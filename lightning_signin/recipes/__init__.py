@@ -1,1 +1,1 @@
-"""Ready-made runs: YAML files, and the data modules and models that only they use."""
+"""Ready-made runs: YAML files, and the data modules and models that they use."""

@@ -11,8 +11,8 @@ class TensorData(LightningDataModule):
     """Three splits of tensors, small enough to stay in memory.
 
     Args:
-        batch_size: Samples a batch.
-        num_workers: Loader processes; 0 is fastest for data that is in memory.
+        batch_size: Samples per batch.
+        num_workers: Loader processes; 0 is fastest for data in memory.
     """
 
     def __init__(self, batch_size: int = 64, num_workers: int = 0) -> None:
@@ -53,7 +53,7 @@ class Digits(TensorData):
 
 
 class MNIST1D(TensorData):
-    """MNIST-1D; the validation data are 1,000 samples of the same generator under another seed."""
+    """MNIST-1D; the validation data are 1,000 samples from the same generator with another seed."""
 
     def splits(self) -> tuple[Split, Split, Split]:
         """4,000, 1,000 and 1,000 sequences of length 40."""

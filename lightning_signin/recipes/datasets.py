@@ -23,7 +23,7 @@ def mnist1d(seed: int = 42, samples: int = 5000) -> tuple[Split, Split]:
 
     args = get_dataset_args()
     args.seed, args.num_samples = seed, samples
-    # The package seeds every global generator: put them back.
+    # The package seeds every global generator: restore them.
     python, legacy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         data = make_dataset(args)

@@ -1,4 +1,4 @@
-"""CIFAR and ImageNet as data modules, by torchvision and timm."""
+"""CIFAR and ImageNet as data modules, with torchvision and timm."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +10,12 @@ from torch.utils.data import DataLoader, Dataset
 
 
 class Images(LightningDataModule):
-    """A training and a test set of images; the validation set is the test set, so select nothing by it.
+    """A training and a test set of images; the validation set is the test set, so do not use it for model selection.
 
     Args:
         root: The folder of the data.
-        batch_size: Training images a step, over all devices: each device takes its part.
-        num_workers: Loader processes of each device.
+        batch_size: Training images per step, over all devices: each device takes its share.
+        num_workers: Loader processes per device.
     """
 
     def __init__(self, root: str, batch_size: int, num_workers: int) -> None:
@@ -23,17 +23,17 @@ class Images(LightningDataModule):
         self.root, self.batch_size, self.num_workers = Path(root).expanduser(), batch_size, num_workers
 
     def images(self, train: bool) -> Dataset:
-        """The (image, label) pairs of one of both sets, transformed."""
+        """The (image, label) pairs of the training or the test set, transformed."""
         raise TypeError(f"{type(self).__name__} must define `images`.")
 
     def setup(self, stage: str) -> None:
-        """Open what the stage needs."""
+        """Open the sets that the stage needs."""
         if stage == "fit":
             self.train = self.images(train=True)
         self.test = self.images(train=False)
 
     def batch_of_device(self) -> int:
-        """Images a step and device.
+        """Training images per step and device.
 
         Raises:
             ValueError: If devices cannot share the batch evenly.
@@ -72,12 +72,12 @@ class Images(LightningDataModule):
 
 
 class CIFAR10(Images):
-    """CIFAR-10, with crops out of 4 pixels of padding and flips (He et al., 2016), standardized by channel.
+    """CIFAR-10, with flips and crops after padding by 4 pixels (He et al., 2016), standardized per channel.
 
     Args:
-        root: The folder that has ``cifar-10-batches-py``, or gets it.
-        batch_size: Training images a step, over all devices.
-        num_workers: Loader processes of each device.
+        root: The folder that contains ``cifar-10-batches-py``, or to which it is downloaded.
+        batch_size: Training images per step, over all devices.
+        num_workers: Loader processes per device.
         download: Download what ``root`` lacks.
     """
 
@@ -109,7 +109,7 @@ class CIFAR10(Images):
 
 
 class CIFAR100(CIFAR10):
-    """CIFAR-100, as `CIFAR10`; its folder is ``cifar-100-python``."""
+    """CIFAR-100, like `CIFAR10`; its folder is ``cifar-100-python``."""
 
     dataset = "CIFAR100"
     mean = (0.5071, 0.4865, 0.4409)
@@ -121,10 +121,10 @@ class ImageNet(Images):
 
     Args:
         root: The folder that has ``train`` and ``val``.
-        batch_size: Training images a step, over all devices.
-        num_workers: Loader processes of each device.
+        batch_size: Training images per step, over all devices.
+        num_workers: Loader processes per device.
         image_size: Height and width after crops.
-        augmentation: Arguments of ``timm.data.create_transform`` for training; None is its defaults: random crops,
+        augmentation: Arguments of ``timm.data.create_transform`` for training; None uses its defaults: random crops,
             flips and color jitter.
     """
 
@@ -143,7 +143,7 @@ class ImageNet(Images):
         """1,281,167 and 50,000 images.
 
         Raises:
-            FileNotFoundError: If ``root`` is not made of such folders.
+            FileNotFoundError: If ``root`` lacks these folders.
         """
         from timm.data import create_transform
         from torchvision.datasets import ImageFolder

@@ -1,4 +1,4 @@
-"""The recipes' networks, and the classifier that trains any network. Nothing here knows that it will be sparse."""
+"""The recipes' networks, and a classifier that trains any network. Nothing here depends on sparsity."""
 
 from itertools import pairwise
 from typing import Any, Literal, cast
@@ -79,11 +79,11 @@ class Classifier(LightningModule):
         network: Maps a batch of inputs to logits (batch, classes).
         classes: Number of classes.
         lr: Peak learning rate, reached after ``warmup`` of the steps and then falling linearly to 0.
-        momentum: Of SGD.
-        weight_decay: Of all parameters; keep it 0 where the callback's ``frobenius_decay`` takes its place (Table 5).
+        momentum: Momentum of SGD.
+        weight_decay: For all parameters; keep it 0 if the callback's ``frobenius_decay`` takes its place (Table 5).
         warmup: Fraction of the steps, in (0, 1).
         optimizer: "sgd", or "adamw", whose decay is decoupled from the gradient.
-        label_smoothing: Share of each label that goes to all classes alike, in training; 0.1 is a confidence of 0.9.
+        label_smoothing: Share of each label that is spread evenly over all classes, in training.
     """
 
     def __init__(

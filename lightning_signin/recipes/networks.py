@@ -1,4 +1,4 @@
-"""The networks of the image recipes: timm's."""
+"""The networks of the image recipes, from timm."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ from torch import nn
 
 
 def timm_network(name: str, classes: int = 1000, arguments: dict[str, Any] | None = None) -> nn.Module:
-    """A network of timm, untrained.
+    """An untrained network from timm.
 
     Args:
-        name: As in ``timm.list_models()``.
+        name: A name in ``timm.list_models()``.
         classes: Output classes.
         arguments: Further arguments of ``timm.create_model``.
     """
@@ -19,10 +19,10 @@ def timm_network(name: str, classes: int = 1000, arguments: dict[str, Any] | Non
 
 
 def cifar_resnet(name: str = "resnet18", classes: int = 100) -> nn.Module:
-    """A ResNet of timm for images of 32×32: the first convolution is 3×3 of stride 1, and no pooling follows it.
+    """A timm ResNet for 32×32 images: the first convolution is 3×3 with stride 1, and no pooling follows it.
 
-    The last BatchNorm of a block starts at 1, not at timm's 0: there, the gradients of the whole block would be 0, and
-    masks like SNIP and SynFlow would take them for useless.
+    The last BatchNorm of a block starts at 1, not at timm's 0: with 0, the gradients of the whole block would be 0, and
+    masks like SNIP and SynFlow would treat its weights as useless.
 
     Args:
         name: "resnet18", "resnet34", "resnet50", …

@@ -1,4 +1,4 @@
-"""Tables, pictures and pages for people."""
+"""Human-readable tables, plots and report pages."""
 
 from lightning_signin.report.cost import byte_table, flop_table
 from lightning_signin.report.table import layer_table

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Rows of cells as text: the first ``left`` columns flush left, the others, numbers, flush right.
+    """Format rows of cells as text: the first ``left`` columns flush left, the others (numbers) flush right.
 
     Example:
         >>> print(aligned([("weight", "non-zeros"), ("fc.weight", "12")]))

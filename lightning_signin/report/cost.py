@@ -1,4 +1,4 @@
-"""Tables of what a model costs: operations of a forward, and bytes in training."""
+"""Tables of a model's cost: operations of a forward, and bytes in training."""
 
 from lightning_signin.metrics.flops import FlopCount
 from lightning_signin.metrics.memory import ByteCount
@@ -8,7 +8,7 @@ from lightning_signin.report.columns import aligned
 def flop_table(count: FlopCount) -> str:
     """A text table of the operations of one forward, and a line with those of a training step.
 
-    "m⊙w" is the product as this package does it, once a batch; "of all" over all entries, as Appendix N counts it.
+    "m⊙w" is the product as this package computes it, once per batch; "of all" is over all entries, as in Appendix N.
 
     Example:
         >>> from lightning_signin.metrics.flops import LayerFlops
@@ -30,7 +30,7 @@ def flop_table(count: FlopCount) -> str:
 
 
 def byte_table(count: ByteCount) -> str:
-    """A text table of the bytes that are held from step to step, beside those of dense training.
+    """A text table of the bytes held between steps, compared with dense training.
 
     Example:
         >>> from lightning_signin.metrics.memory import Bytes, LayerBytes

@@ -1,4 +1,4 @@
-"""Pictures over epochs: accuracy and loss, and what `SignInCallback` logs of the whole network."""
+"""Plots over epochs: accuracy and loss, and what `SignInCallback` logs about the whole network."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def draw_curve(runs: list[Run], column: str, label: str, percent: bool = True, up_to: float | None = None) -> "Figure":
-    """One line a run.
+    """Draw one line per run.
 
     Args:
         runs: Runs that have the column.
-        column: Its name.
-        label: What y is, without the unit where that is percent.
-        percent: Whether the column holds shares, which are drawn as percents.
-        up_to: Where y ends.
+        column: The name of the column.
+        label: The label of the y axis, without the unit if that is percent.
+        percent: Whether the column holds shares, which are drawn as percentages.
+        up_to: Upper limit of the y axis.
     """
     figure, [axes] = new_axes()
     values: list[float] = []
@@ -44,7 +44,7 @@ def draw_curve(runs: list[Run], column: str, label: str, percent: bool = True, u
 
 
 def draw_users_columns(runs: list[Run], word: str, label: str) -> "Figure":
-    """Every column with a word in its name: a colour a run, dashes a column; a test is a star at the run's end."""
+    """Draw columns with a word in their names: one colour per run, dashes per column, a star at the end for a test."""
     from matplotlib.lines import Line2D
 
     figure, [axes] = new_axes()
@@ -74,5 +74,5 @@ def draw_users_columns(runs: list[Run], word: str, label: str) -> "Figure":
 
 
 def _apart(x: list[int]) -> float | None:
-    # Of the axes' diagonal: markers that are nearer would hide the line. A single point would get none.
+    # Spacing relative to the axes' diagonal: denser markers would hide the line. A single point would get no marker.
     return 0.035 if len(x) > 1 else None

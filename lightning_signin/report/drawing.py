@@ -1,4 +1,4 @@
-"""How all pictures look: colours, markers, axes and legends. Needs matplotlib."""
+"""The common style of all plots: colours, markers, axes and legends. Needs matplotlib."""
 
 import io
 import math
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, which people with any colour vision tell apart, without its yellow: too pale for a line.
+# Okabe and Ito's colour-blind-safe palette, without its yellow, which is too pale for a line.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = "osD^vPX<>"  # their number has no divisor in common with that of the colours: 63 runs differ
+_MARKERS = "osD^vPX<>"  # their number is coprime to that of the colours: 63 runs differ
 _LINES = ("-", "--", ":", "-.")
 _LOOK: Any = {
     "font.size": 11,
@@ -35,7 +35,7 @@ _LOOK: Any = {
 
 
 def as_png(draw: "Callable[[list[Run]], Figure]", runs: list[Run]) -> bytes:
-    """Draw a picture in this look, whatever the user's own settings of matplotlib are, and leave those alone."""
+    """Draw a plot in this style, independent of the user's matplotlib settings, which stay unchanged."""
     import matplotlib
 
     file = io.BytesIO()
@@ -47,7 +47,7 @@ def as_png(draw: "Callable[[list[Run]], Figure]", runs: list[Run]) -> bytes:
 
 
 def new_axes(rows: int = 1, wide: bool = False, height: float = 3.9) -> "tuple[Figure, list[Axes]]":
-    """A figure, of half or of the whole width of a page, with axes that share x."""
+    """A figure of half or the full width of a page, with axes that share x."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11.0 if wide else 6.4, height))
@@ -55,14 +55,14 @@ def new_axes(rows: int = 1, wide: bool = False, height: float = 3.9) -> "tuple[F
 
 
 def colour(run: Run) -> str:
-    """The colour of a run, in every picture and in the page's table."""
+    """The colour of a run, in every plot and in the page's table."""
     return COLOURS[run.index % len(COLOURS)]
 
 
 def line_style(run: Run, runs: list[Run], column: int = 0) -> dict[str, Any]:
-    """Colour and marker of one of the runs, and the dashes of a column.
+    """Colour and marker of a run, and the dashes of a column.
 
-    Markers of earlier runs are larger, so that they show around those of a later one where lines lie on each other.
+    Markers of earlier runs are larger, so that they remain visible behind those of later ones where lines overlap.
     """
     after = min(2, len(runs) - 1 - runs.index(run))
     return {
@@ -74,7 +74,7 @@ def line_style(run: Run, runs: list[Run], column: int = 0) -> dict[str, Any]:
 
 
 def over_epochs(axes: "Axes", runs: list[Run]) -> None:
-    """Let x be epochs, with whole numbers on it, and the same for all pictures of the runs."""
+    """Make x the epochs, with integer ticks and the same range in all plots of the runs."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel("epochs trained")
@@ -83,7 +83,7 @@ def over_epochs(axes: "Axes", runs: list[Run]) -> None:
 
 
 def fit_y(axes: "Axes", values: Sequence[float], may_be_log: bool) -> None:
-    """Let y begin at 0 unless values are negative, or be logarithmic where they differ more than thirtyfold."""
+    """Start y at 0 unless values are negative, or make it logarithmic if they differ more than thirtyfold."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     finite = [value for value in values if math.isfinite(value)]
@@ -97,7 +97,7 @@ def fit_y(axes: "Axes", values: Sequence[float], may_be_log: bool) -> None:
 
 
 def over_layers(axes: "Axes", names: Sequence[str], runs: list[Run]) -> None:
-    """Name layers under an axis: all of them, or every n-th where they are too many to be read."""
+    """Label layers under an axis: all of them, or every n-th if there are too many to read."""
     step = -(-len(names) // 60)
     size = 10 if len(names) <= 30 else 8
     axes.set_xticks(range(0, len(names), step), short_names(names)[::step], rotation=90, fontsize=size)
@@ -107,7 +107,7 @@ def over_layers(axes: "Axes", names: Sequence[str], runs: list[Run]) -> None:
 
 
 def grouped_bars(axes: "Axes", bars: Sequence[tuple[Run, Mapping[int, float]]], groups: int) -> list[Any]:
-    """Draw each run's bars, as group → height, beside those of the others; return what a legend takes."""
+    """Draw the runs' bars (group → height) next to each other; return the handles for a legend."""
     beside = [[run.index for run, heights in bars if group in heights] for group in range(groups)]
     drawn = []
     for run, heights in bars:
@@ -123,13 +123,13 @@ def grouped_bars(axes: "Axes", bars: Sequence[tuple[Run, Mapping[int, float]]], 
 
 
 def shown_name(name: str) -> str:
-    """A name in a legend: its end, and nothing that matplotlib would leave out for a leading underscore."""
+    """A name in a legend: its end, with a leading underscore escaped, since matplotlib would hide such an entry."""
     short = name if len(name) <= 44 else f"…{name[-43:]}"
     return f" {short}" if short.startswith("_") else short
 
 
 def add_legend(figure: "Figure", handles: Sequence[Any]) -> None:
-    """Put a legend above the axes, where it hides nothing."""
+    """Put a legend above the axes, where it covers nothing."""
     longest = max(len(handle.get_label()) for handle in handles)
     inches = figure.get_size_inches()[0]
     columns = max(1, int(inches * 11 / (longest + 7)))

@@ -1,4 +1,4 @@
-"""Pictures of the end of a run: sign flips by stage, and what differs from layer to layer."""
+"""Plots of the end of a run: sign flips by stage, and values per layer."""
 
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ STAGES = {
 
 
 def draw_stages(runs: list[Run]) -> "Figure":
-    """Bars of the share of flipped signs: a group a stage, a colour a run."""
+    """Bars of the share of flipped signs: one group per stage, one colour per run."""
     figure, [axes] = new_axes()
     bars = []
     for run in runs:
@@ -41,7 +41,7 @@ def draw_stages(runs: list[Run]) -> "Figure":
 
 
 def draw_layer_flips(runs: list[Run]) -> "Figure":
-    """One row of axes a stage, as far as there is one; one line a run over the layers."""
+    """One row of axes per available stage, with one line per run over the layers."""
     columns = {"flips" if name == "sign_flips" else name: stage for name, stage in STAGES.items()}
     columns = {name: stage for name, stage in columns.items() if any(run.layers(name) for run in runs)}
     layers = _layers(runs, *columns)
@@ -61,7 +61,7 @@ def draw_layer_flips(runs: list[Run]) -> "Figure":
 
 
 def draw_layer_density(runs: list[Run]) -> "Figure":
-    """Bars of the share of non-zeros: a group a layer, a colour a run."""
+    """Bars of the share of non-zeros: one group per layer, one colour per run."""
     layers = _layers(runs, "density")
     figure, [axes] = new_axes(wide=True, height=4.4)
     bars = []
@@ -77,7 +77,7 @@ def draw_layer_density(runs: list[Run]) -> "Figure":
 
 
 def draw_layer_scaling(runs: list[Run]) -> "Figure":
-    """Mean and standard deviation of m² − w² in each layer, runs side by side."""
+    """Mean and standard deviation of m² − w² in each layer, with the runs next to each other."""
     layers = _layers(runs, "scaling")
     figure, [axes] = new_axes(wide=True, height=4.4)
     handles = []

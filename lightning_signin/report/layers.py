@@ -1,4 +1,4 @@
-"""Layers in the model's order, and names for them that are short enough for an axis."""
+"""Layers in the model's order, and layer names short enough for an axis."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -10,14 +10,14 @@ _LONGEST = 26  # characters that fit under an axis
 
 
 def depth_order(names: Collection[str], folder: Path) -> tuple[list[str], bool]:
-    """Put weights in the order in which the model holds them, for CSVLogger sorts its columns by name.
+    """Sort weights in the model's order, since CSVLogger sorts its columns by name.
 
     Args:
         names: Plain names.
-        folder: The run's, whose merged file or a checkpoint below it knows the order.
+        folder: The run's folder; the order is read from its merged file or a checkpoint in it.
 
     Returns:
-        The names, and whether their order is known. If not, they go by name, numbers by their value.
+        The names, and whether their order is known. If not, they are sorted by name, with numbers sorted by value.
 
     Example:
         >>> depth_order({"layers.10.weight", "layers.2.weight"}, Path("nowhere"))
@@ -29,7 +29,7 @@ def depth_order(names: Collection[str], folder: Path) -> tuple[list[str], bool]:
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Names without what all of them share, and cut in front if they are still long.
+    """Names without their common prefix, and cut at the front if they are still long.
 
     Example:
         >>> short_names(["net.layers.0.weight", "net.layers.1.conv.weight"])
@@ -55,7 +55,7 @@ def _held_order(folder: Path) -> list[str]:
         try:
             kept = read_weights(path).kept  # `tensors` of a safetensors file are sorted by name
         except (OSError, ValueError, ModuleNotFoundError):
-            continue  # what cannot be read only costs the order
+            continue  # without a readable file, only the order is lost
         if kept:
             return list(kept)
     return []

@@ -1,4 +1,4 @@
-"""The page of a report: one HTML file that holds its pictures and asks for nothing else."""
+"""The page of a report: one self-contained HTML file that includes its plots."""
 
 import base64
 import math
@@ -11,7 +11,7 @@ from lightning_signin.report.drawing import colour
 from lightning_signin.report.pictures import PICTURES, Picture
 from lightning_signin.report.runs import Run, in_order
 
-# The browser itself is told to fetch nothing: no script, no font, no picture but those in the file.
+# The security policy forbids the browser to load anything: no scripts, no fonts, no images except those in the file.
 _HEAD = """\
 <!DOCTYPE html>
 <html lang="en">
@@ -57,8 +57,8 @@ def page(runs: list[Run], drawn: Mapping[str, bytes]) -> str:
     """The HTML of a report.
 
     Args:
-        runs: What it is about.
-        drawn: PNG files by the name of their picture; the others are listed as missing.
+        runs: The runs to report.
+        drawn: PNG files by the name of their plot; the others are listed as missing.
     """
     title = escape(f"Training report: {', '.join(run.name for run in runs)}")
     missing = [_missing(picture) for picture in PICTURES if picture.name not in drawn]
@@ -74,7 +74,7 @@ def page(runs: list[Run], drawn: Mapping[str, bytes]) -> str:
         items = "\n".join(missing)
         parts.append(f'<section class="without">\n<h2>Pictures without data</h2>\n<ul>{items}</ul></section>')
     parts.append(
-        f"<footer>Figures and algorithms are those of the paper {_PAPER}. The pictures are also PNG files beside this "
+        f"<footer>Figures and algorithms are those of the paper {_PAPER}. The plots are also PNG files next to this "
         f"page. Written by lightning-signin {__version__}.</footer>\n</body>\n</html>\n"
     )
     return "\n".join(parts)

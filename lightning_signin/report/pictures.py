@@ -1,4 +1,4 @@
-"""The pictures of a report: what each shows, which columns it takes, and how a run gets them."""
+"""The plots of a report: what each shows, which columns it needs, and how to log them."""
 
 import math
 from collections.abc import Callable
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture of a report.
+    """One plot of a report.
 
     Attributes:
-        name: Of its PNG file, without the ending.
+        name: The name of its PNG file, without the suffix.
         title: Its heading.
         caption: What it shows, in which unit, and what it corresponds to in the paper.
-        column: Without numbers in it, a run is not in the picture: a column, the beginning of one that ends in "/", or
-            a word in the names of the user's own columns, as "*word*".
-        source: How a run gets the column.
+        column: The column that a run needs to be in the plot: a name, a prefix that ends in "/", or a word in the
+            names of the user's own columns, as "*word*".
+        source: How to log the column.
         draw: Draws the runs that have it.
-        wide: Whether it takes the whole width of the page.
+        wide: Whether it takes the full width of the page.
     """
 
     name: str
@@ -38,18 +38,18 @@ class Picture:
     wide: bool = False
 
     def has(self, run: Run) -> bool:
-        """Whether a run has numbers for this picture."""
+        """Whether a run has values for this plot."""
         if self.column.startswith("*"):
             return bool(run.named(self.column.strip("*")))
         if self.column.endswith("/"):
             what = self.column.removeprefix("signin/layer/").rstrip("/")
-            return any(map(math.isfinite, run.layers(what).values()))  # of a run that diverged, none is left
+            return any(map(math.isfinite, run.layers(what).values()))  # a diverged run may have none
         return run.has(self.column)
 
 
 _ALWAYS = "SignInCallback logs it."
 _LAYERS = "SignInCallback(log_layers=True) logs it."
-_USERS = "Values are as they were logged; those of one epoch are averaged, and a star is a test after training."
+_USERS = "Values are as logged; those of one epoch are averaged, and a star is a test after training."
 _LOGGED_BY_USER = 'Log it in training_step or validation_step: self.log("{}", …).'
 
 PICTURES = (
@@ -89,7 +89,7 @@ PICTURES = (
     Picture(
         "sign_flips_since_last",
         "Sign flips in each epoch",
-        "Percent of the kept weights whose sign differs from the measurement before: at 0, signs are settled. "
+        "Percent of the kept weights whose sign differs from the previous measurement: at 0, signs are settled. "
         "Figure 4(a) of the paper counts from the start instead.",
         "signin/sign_flips_since_last",
         _ALWAYS,

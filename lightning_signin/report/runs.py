@@ -1,4 +1,4 @@
-"""What a run has logged: the ``metrics.csv`` of Lightning's CSVLogger, as series of numbers over epochs."""
+"""The logged values of a run: the ``metrics.csv`` of Lightning's CSVLogger, as series over epochs."""
 
 import csv
 import math
@@ -18,11 +18,11 @@ class Run:
     """The numbers of one run.
 
     Attributes:
-        name: What tells it from the other runs on the page.
-        folder: Where its ``metrics.csv`` is, as the user wrote it.
-        index: Its place among the runs, which decides its colour everywhere.
-        columns: Of each column (epochs trained so far, value), in the order of the rows that have one.
-        knows_order: Whether columns of layers are in the order in which the model holds them; else they go by name.
+        name: A name that distinguishes it from the other runs on the page.
+        folder: The folder of its ``metrics.csv``, as the user wrote it.
+        index: Its position among the runs, which determines its colour everywhere.
+        columns: For each column, (epochs trained so far, value) in the order of the rows that have a value.
+        knows_order: Whether columns of layers are in the model's order; otherwise they are sorted by name.
 
     Example:
         >>> run = Run("a", Path("a"), 0, {"val_loss": [(1, 4.0), (1, 2.0), (2, 1.0)]})
@@ -58,7 +58,7 @@ class Run:
         return series[-1][1] if series else None
 
     def named(self, word: str) -> list[str]:
-        """Columns of the user whose names hold a word; of a step and an epoch column the latter."""
+        """The user's columns whose names contain a word; of a step and an epoch column, only the latter."""
         names = [name for name in self.columns if word in name.lower() and not name.startswith("signin/")]
         names = [name for name in names if f"{name.removesuffix('_step')}_epoch" not in names]
         return in_order(name for name in names if self.has(name))
@@ -71,21 +71,21 @@ class Run:
 
 
 def is_test(column: str) -> bool:
-    """Whether a column is of a test, which is done once and is no curve over epochs."""
+    """Whether a column is from a test, which is run once and is not a curve over epochs."""
     return "test" in column.lower()
 
 
 def in_order(columns: Iterable[str]) -> list[str]:
-    """Columns of the user by name, but validation first and tests last."""
+    """The user's columns sorted by name, but validation first and tests last."""
     return sorted(columns, key=lambda name: (is_test(name), not name.lower().startswith("val"), name))
 
 
 def read_runs(folders: Sequence[str | os.PathLike]) -> list[Run]:
-    """Read the runs in folders of CSVLogger, and name each by the end of its path that tells it from the others.
+    """Read the runs in folders of CSVLogger, and name each by the end of its path that makes it unique.
 
     Raises:
         FileNotFoundError: If there is no such folder, or no ``metrics.csv`` in it.
-        ValueError: If a folder is given twice, or its file is empty, damaged or of another program.
+        ValueError: If a folder is given twice, or its file is empty, damaged or from another program.
     """
     paths = [Path(folder) for folder in folders]
     whole = [path.resolve() for path in paths]
@@ -104,7 +104,7 @@ def read_runs(folders: Sequence[str | os.PathLike]) -> list[Run]:
 
 
 def _names(paths: list[Path]) -> list[str]:
-    depth = 2  # at least: "version_0" alone says nothing
+    depth = 2  # at least: "version_0" alone is not informative
     while len({path.parts[-depth:] for path in paths}) < len(paths):
         depth += 1
     readable = (Path(*path.parts[-depth:]).as_posix() for path in paths)
@@ -130,14 +130,14 @@ def _series(path: Path, rows: list[list[str]]) -> dict[str, Series]:
     header, *rows = rows or [[]]
     if not {"epoch", "step"} <= set(header):
         has = ", ".join(header)[:60] or "nothing"
-        raise ValueError(f"{path} is not of CSVLogger: it needs the columns epoch and step, and has {has}.")
+        raise ValueError(f"{path} is not from CSVLogger: it needs the columns epoch and step, but has {has}.")
     if rows and len(rows[-1]) < len(header):
-        rows.pop()  # of a run that is still writing, or was killed while it did
+        rows.pop()  # incomplete: the run is still writing it, or was killed while doing so
     columns: dict[str, Series] = {name: [] for name in header if name not in ("epoch", "step")}
     epochs = 1
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header):
-            raise ValueError(f"{path} has {len(row)} cells in line {number}, and its header has {len(header)}.")
+            raise ValueError(f"{path} has {len(row)} cells in line {number}, but its header has {len(header)}.")
         cells = {name: _number(path, number, name, cell) for name, cell in zip(header, row, strict=True) if cell}
         if "epoch" in cells:  # a row that a user's logger wrote without one belongs to the epoch of the row before
             if not math.isfinite(cells["epoch"]):

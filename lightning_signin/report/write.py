@@ -1,4 +1,4 @@
-"""A report as files: the page and its pictures, written whole or not at all."""
+"""A report as files: the page and its plots, written atomically."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -14,19 +14,19 @@ PAGE = "report.html"
 
 
 def write_report(runs: Sequence[str | os.PathLike], output: str | os.PathLike | None = None) -> Path:
-    r"""Write one page about one or several runs, and its pictures as PNG files beside it. Needs matplotlib.
+    r"""Write one page about one or several runs, and its plots as PNG files next to it. Needs matplotlib.
 
     Args:
         runs: Folders that Lightning's CSVLogger wrote, e.g. ``runs/digits/version_0``.
-        output: The folder to write into; None is ``report`` in the first run's.
+        output: The folder to write into; None is ``report`` in the first run's folder.
 
     Returns:
         The path of the page.
 
     Raises:
         FileNotFoundError: If a folder, or the ``metrics.csv`` in it, does not exist.
-        ValueError: If a run's file is empty, damaged or of another program, or ``output`` cannot be written or holds
-            other files than an earlier report's.
+        ValueError: If a run's file is empty, damaged or from another program, or ``output`` cannot be written or holds
+            files that are not from an earlier report.
 
     Example:
         >>> import tempfile
@@ -47,16 +47,16 @@ def write_report(runs: Sequence[str | os.PathLike], output: str | os.PathLike | 
     files = {f"{name}.png": png for name, png in drawn.items()}
     try:
         _write(folder, files | {PAGE: page(read, drawn).encode()})
-        for old in {f"{picture.name}.png" for picture in PICTURES} - files.keys():  # of an earlier report
+        for old in {f"{picture.name}.png" for picture in PICTURES} - files.keys():  # from an earlier report
             (folder / old).unlink(missing_ok=True)
     except OSError as error:
-        raise ValueError(f"`output` must be a folder that can be written, and {folder} is not: {error}.") from error
+        raise ValueError(f"`output` must be a writable folder, but {folder} is not: {error}.") from error
     return folder / PAGE
 
 
 def _check(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"`output` must be a folder, and {folder} is a file. Choose another name.")
+        raise ValueError(f"`output` must be a folder, but {folder} is a file. Choose another name.")
     holds_files = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
     if holds_files and not (folder / PAGE).exists():
         raise ValueError(

@@ -1,1 +1,1 @@
-"""A grid of fits over methods, sparsities and seeds: the runs that a folder lacks, and one table of all of them."""
+"""A grid of fits over methods, sparsities and seeds: runs what a folder lacks, and summarizes all runs in a table."""

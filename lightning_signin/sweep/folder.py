@@ -1,8 +1,8 @@
-"""The folder of a sweep: which runs it has, which are to be done, and which are being done now.
+"""The folder of a sweep: which runs are finished, queued and in progress.
 
-The queue is an Optuna study in a journal file, which several processes, on several machines, may use at a time. A run
-that is being done holds the lock of its folder; a lock is free as soon as its process is gone, however that ended, and
-then the run is queued again.
+The queue is an Optuna study in a journal file, which several processes, on several machines, may use at the same time.
+A run in progress holds the lock of its folder. The lock is released as soon as its process ends, for whatever reason,
+and then the run is queued again.
 """
 
 import json
@@ -28,11 +28,11 @@ JOURNAL = "sweep.journal"
 
 @dataclass(frozen=True)
 class Claim:
-    """A run that this process does.
+    """A run that this process has taken from the queue.
 
     Attributes:
         cell: What to run.
-        folder: Where; it exists and is empty but for the lock.
+        folder: Its folder, which is empty except for the lock.
         trial: Its entry in the study.
         lock: Held until the run is recorded.
     """
@@ -47,19 +47,19 @@ class SweepFolder:
     """The runs of a sweep.
 
     Args:
-        path: The folder; it is made if there is none.
-        same: What all of its runs have in common, by what errors call it, as plain values.
+        path: The folder; it is created if it does not exist.
+        same: The settings that all of its runs share, as plain values, by their names in error messages.
 
     Raises:
-        ValueError: If the folder holds other files, a damaged journal, or runs that have something else in common.
+        ValueError: If the folder holds other files, a damaged journal, or runs with other shared settings.
     """
 
     def __init__(self, path: str | os.PathLike, same: dict[str, Any]) -> None:
         self.path = Path(path)
         if self.path.exists() and not (self.path / JOURNAL).exists() and not _is_empty(self.path):
             raise ValueError(
-                f"`--folder` must be a new or empty folder, or one of an earlier sweep, and {self.path} holds other "
-                "things. Choose another."
+                f"`--folder` must be a new or empty folder, or one of an earlier sweep, but {self.path} holds other "
+                "files. Choose another."
             )
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.path / ".lock")
@@ -70,13 +70,13 @@ class SweepFolder:
             for name, value in same.items():
                 if begun_with.get(name) != value:
                     raise ValueError(
-                        f"The sweep in {self.path} was begun with {name}={begun_with.get(name)!r}, and here it is "
-                        f"{value!r}. Pass the same to go on, or choose another `--folder`."
+                        f"The sweep in {self.path} was started with {name}={begun_with.get(name)!r}, but here it is "
+                        f"{value!r}. Pass the same to resume it, or choose another `--folder`."
                     )
                 self._study.set_user_attr(name, value)
 
     def queue(self, cells: Iterable[Cell], retry_failed: bool = False) -> None:
-        """Ask for the cells that have no run yet, and perhaps for those whose run failed."""
+        """Queue the cells that have no run yet, and optionally those whose run failed."""
         with self._lock:
             last = {_cell(trial): trial for trial in self._trials()}
             for cell in cells:
@@ -86,7 +86,7 @@ class SweepFolder:
                     self._study.enqueue_trial({}, user_attrs=asdict(cell))
 
     def claim(self) -> Claim | None:
-        """Take a run that waits, or one whose process is gone; None if there is none."""
+        """Take a queued run, or one whose process is gone; None if there is none."""
         with self._lock:
             self._queue_dead_runs()
             if not self._trials(TrialState.WAITING):
@@ -94,7 +94,7 @@ class SweepFolder:
             trial = self._study.ask()
             cell = Cell(**trial.user_attrs)
             folder = self.path / "runs" / _name(trial.number, cell)
-            shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed just here
+            shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed at this point
             folder.mkdir(parents=True)
             claim = Claim(cell, folder, trial, FileLock(folder / ".lock"))
             claim.lock.acquire()
@@ -102,7 +102,7 @@ class SweepFolder:
             return claim
 
     def record(self, claim: Claim, told: dict[str, Any], metric: str | None) -> None:
-        """Keep what came of a run, attributes of `Result`, and let it go."""
+        """Record the outcome of a run, as attributes of `Result`, and release it."""
         value = told.get("measured", {}).get(metric, math.nan)
         is_number = math.isfinite(value)
         with self._lock:
@@ -113,13 +113,13 @@ class SweepFolder:
         self._claims.pop(claim.trial.number).lock.release()
 
     def let_go(self) -> None:
-        """Leave the runs that are not recorded to others, or to a later sweep. Their processes must be gone."""
+        """Release the runs that are not recorded, for others or a later sweep. Their processes must have ended."""
         for claim in self._claims.values():
             claim.lock.release()
         self._claims.clear()
 
     def results(self) -> list[Result]:
-        """One for each cell, in the order in which they were asked for first."""
+        """One result per cell, in the order in which the cells were first queued."""
         return [_result(trial) for trial in {_cell(trial): trial for trial in self._trials()}.values()]
 
     def _trials(self, *states: TrialState) -> Sequence[FrozenTrial]:
@@ -138,7 +138,7 @@ def _opened(journal: Path) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         _check_lines(journal)
-        # Its default lock is a symbolic link, which some file systems have not.
+        # The default lock is a symbolic link, which some file systems do not support.
         storage = JournalStorage(JournalFileBackend(str(journal), JournalFileOpenLock(str(journal))))
         study = optuna.create_study(storage=storage, study_name="sweep", direction="maximize", load_if_exists=True)
         for trial in study.get_trials(deepcopy=False):
@@ -150,13 +150,13 @@ def _opened(journal: Path) -> optuna.Study:
 
 
 def _check_lines(journal: Path) -> None:
-    """Raise `ValueError` for a line that is no JSON: Optuna may find it only after others were written behind it."""
+    """Raise `ValueError` for a line that is not JSON: Optuna may detect it only after others were appended."""
     if not journal.exists():
         return
     whole, newline, half = journal.read_bytes().rpartition(b"\n")
     for line in whole.splitlines():
         json.loads(line)
-    if half:  # of a process that was killed in a write: the next would be written behind it, into the same line
+    if half:  # from a process that was killed while writing: the next line would be appended to this one
         os.truncate(journal, len(whole + newline))
 
 

@@ -1,9 +1,9 @@
-"""The cells of a grid: one fit each."""
+"""The cells of a grid, each of which is one fit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_LARGEST_SEED = 2**32 - 1  # that numpy takes
+_LARGEST_SEED = 2**32 - 1  # numpy's limit
 
 
 @dataclass(frozen=True)
@@ -11,9 +11,9 @@ class Cell:
     """One fit of the grid.
 
     Attributes:
-        method: A name, as `parse_method` writes it.
+        method: A name in the spelling of `parse_method`.
         sparsity: Fraction of zeros.
-        seed: Of ``seed_everything``.
+        seed: The seed for ``seed_everything``.
 
     Example:
         >>> str(Cell("snip+plain", 0.9, 0))
@@ -29,7 +29,7 @@ class Cell:
 
 
 def grid(methods: Sequence[str], sparsities: Sequence[float], seeds: Sequence[int]) -> list[Cell]:
-    """All cells, seed by seed, so that the table of a sweep that is stopped has something in each place.
+    """All cells, seed by seed, so that the table of a stopped sweep has a value in as many places as possible.
 
     Example:
         >>> [str(cell) for cell in grid(["plain", "sign-in"], [0.9], [0, 1])][:2]
@@ -40,7 +40,7 @@ def grid(methods: Sequence[str], sparsities: Sequence[float], seeds: Sequence[in
 
 
 def parse_seeds(words: Sequence[str]) -> list[int]:
-    """Seeds and ranges of them, which include their ends.
+    """Parse seeds, and ranges of seeds that include their ends.
 
     Raises:
         ValueError: If a word is neither.
@@ -62,10 +62,10 @@ def parse_seeds(words: Sequence[str]) -> list[int]:
 
 
 def parse_sparsities(words: Sequence[str]) -> list[float]:
-    """Fractions of zeros.
+    """Parse fractions of zeros.
 
     Raises:
-        ValueError: If a word is none.
+        ValueError: If a word is not a number in [0, 1).
 
     Example:
         >>> parse_sparsities(["0.8", "0.90"])

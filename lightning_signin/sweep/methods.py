@@ -1,7 +1,7 @@
-"""The names of methods: a mask score, an update rule and a parametrization, any of them, joined by "+".
+"""The names of methods: any of a mask score, an update rule and a parametrization, joined by "+".
 
-A name of `SCORES`, `UPDATES` or `PARAMETRIZATIONS` is a name here. What a method does not name is as the configuration
-has it, and "sign-in" beside a parametrization that has a form with Sign-In is that form.
+The names are those in `SCORES`, `UPDATES` and `PARAMETRIZATIONS`. What a method does not name stays as in the
+configuration. "sign-in" joined with a parametrization that has a Sign-In variant selects that variant.
 """
 
 import json
@@ -25,11 +25,11 @@ _OTHER_SPELLINGS = {"mw": "m-w"}
 
 @dataclass(frozen=True)
 class Method:
-    """What a name stands for.
+    """A method, by name and arguments.
 
     Attributes:
         name: Its parts in the order mask, update, parametrization.
-        arguments: Those of `SignInCallback`.
+        arguments: Its arguments for `SignInCallback`.
     """
 
     name: str
@@ -41,10 +41,10 @@ class Method:
 
 
 def parse_method(text: str) -> Method:
-    """What a name stands for.
+    """Parse the name of a method.
 
     Raises:
-        ValueError: If a part is unknown, or two parts say the same thing.
+        ValueError: If a part is unknown, or two parts set the same argument.
 
     Example:
         >>> parse_method("plain+snip").name
@@ -67,7 +67,7 @@ def parse_method(text: str) -> Method:
 
 
 def _joined_with_sign_in(parts: list[str]) -> list[dict[str, Any]]:
-    """The arguments of each part; "sign-in" and a parametrization that can have it make one."""
+    """The arguments of each part; "sign-in" and a parametrization that supports it are combined into one."""
     outer = [part for part in parts if hasattr(PARAMETRIZATIONS.get(part, object)(), "sign_in")]
     if "sign-in" not in parts or len(outer) != 1:
         return [_ARGUMENTS[part] for part in parts]

@@ -1,4 +1,4 @@
-"""The files that a sweep ends with."""
+"""The result files of a sweep."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +11,13 @@ from lightning_signin.weightfiles.files.paths import write_whole
 
 
 def write_results(folder: Path, results: Sequence[Result], metric: str, methods_first: Sequence[str] = ()) -> str:
-    """Write ``results.md``, ``results.csv`` and, if a run has a number, ``results.png``.
+    """Write ``results.md``, ``results.csv`` and, if any run has a value, ``results.png``.
 
     Args:
-        folder: To write into.
-        results: Of all cells.
-        metric: What to show.
-        methods_first: The first rows; differences are taken from the first of all.
+        folder: The folder to write into.
+        results: The results of all cells.
+        metric: The metric to show.
+        methods_first: The methods of the first rows; differences are taken from the first row.
 
     Returns:
         The text of ``results.md``.

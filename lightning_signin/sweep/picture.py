@@ -1,4 +1,4 @@
-"""The picture of a sweep: the metric over sparsity, one line a method. Needs matplotlib."""
+"""The plot of a sweep: the metric over sparsity, one line per method. Needs matplotlib."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -11,12 +11,12 @@ from lightning_signin.sweep.table import percent
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_MARKERS = "osD^vPX<>"  # their number has no divisor in common with that of the colours
-_STEP = 0.015  # of the width of the axes, between two methods at one sparsity: error bars stay apart
+_MARKERS = "osD^vPX<>"  # their number is coprime to that of the colours
+_STEP = 0.015  # offset between two methods at one sparsity, relative to the width: keeps error bars apart
 
 
 def picture(summary: Summary) -> bytes | None:
-    """The picture as PNG; None if there is no number yet."""
+    """The plot as PNG; None if there are no values yet."""
     return as_png(lambda _: _figure(summary), []) if summary.values else None
 
 

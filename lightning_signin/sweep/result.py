@@ -1,4 +1,4 @@
-"""What is known of the cells of a grid, and what their numbers are together."""
+"""The results of a grid's cells, and their means."""
 
 import math
 import statistics
@@ -12,15 +12,15 @@ DEFAULT_METRICS = ("test_acc", "val_acc")
 
 @dataclass(frozen=True)
 class Result:
-    """What is known of a cell.
+    """The result of a cell.
 
     Attributes:
-        cell: It.
-        folder: Of its last run, below that of the sweep.
-        measured: The last value of all that the run logged; None if it has not ended, or failed.
+        cell: The cell.
+        folder: The folder of its last run, relative to that of the sweep.
+        measured: The last value of each metric that the run logged; None if it has not ended, or failed.
         error: Why it failed.
         seconds: How long it took.
-        warnings: What it warned of; None if it has not ended.
+        warnings: Its warnings; None if it has not ended.
     """
 
     cell: Cell
@@ -32,11 +32,11 @@ class Result:
 
     @property
     def is_finished(self) -> bool:
-        """Whether it ended, well or not."""
+        """Whether it ended, successfully or not."""
         return self.measured is not None or self.error is not None
 
     def trouble(self, metric: str) -> str | None:
-        """Why there is no number to count, or None."""
+        """Why there is no value of the metric, or None if there is one."""
         if self.error is not None:
             return self.error
         if self.measured is None:
@@ -51,9 +51,9 @@ class Mean:
     """The mean of some numbers.
 
     Attributes:
-        value: It.
-        half: Half of its 95 % interval, by Student's t, since seeds are few; None of a single number.
-        count: Of how many numbers.
+        value: The mean.
+        half: Half of its 95 % interval, by Student's t, since seeds are few; None for a single number.
+        count: The number of values.
     """
 
     value: float
@@ -78,17 +78,17 @@ def mean(values: Sequence[float]) -> Mean:
 
 
 def choose_metric(results: Iterable[Result], asked_for: str | None) -> str:
-    """The metric that was asked for, or the first of `DEFAULT_METRICS` that a run has logged.
+    """The requested metric, or the first of `DEFAULT_METRICS` that a run has logged.
 
     Raises:
-        ValueError: If runs logged numbers, and none that one.
+        ValueError: If runs logged values, but none of that metric.
     """
     logged = {name for result in results for name in result.measured or {}}
     wanted = DEFAULT_METRICS if asked_for is None else (asked_for,)
     found = next((name for name in wanted if name in logged), None)
     if found is None and logged:
         raise ValueError(
-            f"`--metric` must be something that a run logs, and none has {' or '.join(wanted)}. They have "
-            f"{', '.join(sorted(logged))}: pass one of these; finished runs are not run again."
+            f"`--metric` must be something that a run logs, but none has {' or '.join(wanted)}. They have "
+            f"{', '.join(sorted(logged))}: pass one of these; finished runs are not repeated."
         )
     return found or wanted[0]

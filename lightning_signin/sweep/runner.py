@@ -1,4 +1,4 @@
-"""Doing the runs of a sweep, each in a process of its own."""
+"""Doing the runs of a sweep, each in its own process."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ from lightning_signin.sweep.folder import Claim, SweepFolder
 from lightning_signin.sweep.result import DEFAULT_METRICS
 
 _RESULT, _LOG = "result.json", "log.txt"
-_PAUSE = 0.1  # seconds between two looks at the processes
+_PAUSE = 0.1  # seconds between two polls of the processes
 _log = logging.getLogger(__name__)
 
 
@@ -28,13 +28,13 @@ class _Running:
 def run_all(
     folder: SweepFolder, arguments_of: Callable[[Claim], list[str]], jobs: int, metric: str | None = None
 ) -> None:
-    """Do all runs that wait, so many at a time. What is under way when this is interrupted is done anew next time.
+    """Do all queued runs, ``jobs`` at a time. Runs in progress when this is interrupted are restarted next time.
 
     Args:
-        folder: Of the sweep.
-        arguments_of: The arguments of the command for a run.
-        jobs: Processes at a time; they share the cores evenly, unless ``OMP_NUM_THREADS`` says otherwise.
-        metric: What to show of a run that ended; None is the first of `DEFAULT_METRICS` that it logged.
+        folder: The folder of the sweep.
+        arguments_of: Returns the command's arguments for a run.
+        jobs: Number of parallel processes; they share the cores evenly, unless ``OMP_NUM_THREADS`` is set.
+        metric: The metric to log when a run ends; None is the first of `DEFAULT_METRICS` that it logged.
     """
     threads = max(1, _cores() // jobs)
     running: list[_Running] = []
@@ -50,7 +50,7 @@ def run_all(
             time.sleep(_PAUSE)
     finally:
         for one in running:
-            _end_input(one.process)  # where ranks that it started end, too
+            _end_input(one.process)  # ends the ranks that it started as well
             one.process.kill()
         for one in running:
             one.process.wait()
@@ -66,12 +66,12 @@ def _started(claim: Claim, arguments: list[str], threads: int) -> subprocess.Pop
             stdout=log,
             stderr=subprocess.STDOUT,
             env={"OMP_NUM_THREADS": str(threads), **os.environ},
-            start_new_session=True,  # else Ctrl-C would reach it, and it would end as if it were done
+            start_new_session=True,  # else Ctrl-C would reach it, and it would end as if it had finished
         )
 
 
 def _end_input(process: subprocess.Popen) -> None:
-    """Close the pipe whose end ends a process that still runs."""
+    """Close the input pipe, which ends a process that is still running."""
     if process.stdin is not None:
         process.stdin.close()
 

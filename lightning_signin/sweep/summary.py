@@ -11,17 +11,17 @@ Place = tuple[str, float]  # method, sparsity
 
 @dataclass(frozen=True)
 class Summary:
-    """What tables and pictures show.
+    """The content of tables and plots.
 
     Attributes:
-        metric: Its name.
-        percent: Whether numbers are shares, here multiplied by 100.
+        metric: The name of the metric.
+        percent: Whether values are shares, multiplied by 100 here.
         methods: In the order of the rows; differences are taken from the first.
         sparsities: In the order of the columns.
-        values: Of each place the numbers by seed.
-        asked: Of each place how many runs there are to be.
-        troubles: The runs without a number, and why they have none.
-        warnings: What runs warned of, and which.
+        values: For each place, the values by seed.
+        asked: For each place, the number of planned runs.
+        troubles: The runs without a value, and why they have none.
+        warnings: For each warning, the cells whose runs gave it.
     """
 
     metric: str
@@ -39,12 +39,12 @@ class Summary:
         return f"{self.metric} (%)" if self.percent else self.metric
 
     def mean_at(self, method: str, sparsity: float) -> Mean | None:
-        """The mean over seeds; None without any."""
+        """The mean over seeds; None if there are none."""
         values = list(self.values.get((method, sparsity), {}).values())
         return mean(values) if values else None
 
     def difference_at(self, method: str, sparsity: float) -> Mean | None:
-        """The mean difference from the first method, over the seeds that both have; None without any."""
+        """The mean difference from the first method, over the seeds that both have; None if there are none."""
         first = self.values.get((self.methods[0], sparsity), {})
         own = self.values.get((method, sparsity), {})
         paired = [own[seed] - first[seed] for seed in own if seed in first]
@@ -55,9 +55,9 @@ def summarize(results: Sequence[Result], metric: str, methods_first: Sequence[st
     """Sort results into places.
 
     Args:
-        results: All that the folder has.
-        metric: What to read of each.
-        methods_first: These methods go first; the others are in the order of the results.
+        results: All results in the folder.
+        metric: The metric to read from each.
+        methods_first: These methods come first; the others follow in the order of the results.
     """
     troubles = [(result, why) for result in results if (why := result.trouble(metric))]
     without = {result.cell for result, _ in troubles}

@@ -1,4 +1,4 @@
-"""The numbers of a sweep as text: Markdown for people, CSV for programs."""
+"""The numbers of a sweep as text: a Markdown table to read, and CSV to process."""
 
 import csv
 import io
@@ -30,7 +30,7 @@ def markdown(summary: Summary) -> str:
 
 
 def as_csv(results: Sequence[Result], metric: str) -> str:
-    """One row a run: its cell, its number as it was logged, why there is none, how long it took, and its folder.
+    """One row per run: its cell, its value as logged, why there is none, how long it took, and its folder.
 
     Example:
         >>> from lightning_signin.sweep.grid import Cell
@@ -50,7 +50,7 @@ def as_csv(results: Sequence[Result], metric: str) -> str:
 
 
 def percent(sparsity: float) -> str:
-    """A sparsity for people.
+    """A sparsity as text.
 
     Example:
         >>> percent(0.9), percent(0.975)
@@ -88,7 +88,7 @@ def _written(found: Mean, is_percent: bool, sign: str = "") -> str:
 
 
 def _some(cells: Sequence[Cell]) -> str:
-    """The first, and how many others."""
+    """The first cell, and the number of others."""
     return f"{cells[0]} and {len(cells) - 1} more" if len(cells) > 1 else str(cells[0])
 
 

@@ -1,4 +1,4 @@
-"""One run of a sweep, in a process of its own: ``python -m lightning_signin.sweep.trial RESULT fit …``."""
+"""One run of a sweep, in its own process: ``python -m lightning_signin.sweep.trial RESULT fit …``."""
 
 import json
 import os
@@ -20,36 +20,36 @@ from lightning_signin.weightfiles.files.paths import write_whole
 
 
 class Diverged(ValueError):
-    """Raised in a fit whose weights are not finite any more."""
+    """Raised in a fit whose weights are no longer finite."""
 
 
 class StopWhereItDiverges(Callback):
-    """Ends a fit after the first epoch that leaves weights which are not finite: hours more would not mend them."""
+    """Ends a fit after the first epoch that leaves non-finite weights: further training cannot recover them."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at all parameters."""
+        """Check all parameters."""
         if not all(parameter.isfinite().all() for parameter in pl_module.parameters()):
             raise Diverged(f"diverged: weights are not finite after epoch {trainer.current_epoch + 1}")
 
 
 class TrialCLI(SignInCLI):
-    """The command ``fit``, which keeps the last value of all that is logged, by the fit and by the test after it."""
+    """The command ``fit``, which keeps the last value of everything logged by the fit and the test after it."""
 
     measured: dict[str, float]
 
     def after_fit(self) -> None:
-        """As `SignInCLI` does."""
+        """Collect the logged values before and after `SignInCLI` tests."""
         self.measured = _numbers(self.trainer)
         super().after_fit()
         self.measured |= _numbers(self.trainer)
 
 
 def run_trial(arguments: list[str]) -> dict[str, Any]:
-    """Run ``fit`` with these arguments: ``measured``, or the ``error`` that it ended with, and ``warnings``."""
+    """Run ``fit`` with these arguments; return ``measured``, or the ``error`` that ended it, and ``warnings``."""
     with _kept_warnings() as kept:
         try:
             silence_lightning()
-            warnings.filterwarnings("ignore", message="Experiment logs directory")  # it has our own files, no logs
+            warnings.filterwarnings("ignore", message="Experiment logs directory")  # ours, not logs
             options: Any = {"save_config_kwargs": {"overwrite": True}}
             cli = TrialCLI(args=arguments, trainer_defaults={"callbacks": [StopWhereItDiverges()]}, **options)
         except Exception as error:
@@ -62,7 +62,7 @@ def run_trial(arguments: list[str]) -> dict[str, Any]:
 
 @contextmanager
 def _kept_warnings() -> Iterator[list[str]]:
-    """What a user is warned of, which is shown as well; without Lightning's advice on speed and logging."""
+    """Collect the warnings, which are still shown, except Lightning's advice on speed and logging."""
     kept: list[str] = []
     show = warnings.showwarning
 
@@ -84,7 +84,7 @@ def _numbers(trainer: Any) -> dict[str, float]:
 
 
 def _end_with_the_sweep() -> None:
-    """Wait for the end of the input, which is a pipe that the sweep holds open as long as it lives."""
+    """Wait for the end of the input, a pipe that the sweep keeps open while it runs, and exit."""
     while os.read(0, 1):
         pass
     os._exit(1)

@@ -104,10 +104,13 @@ def test_networks_are_made_from_the_configuration(checkpoint, capsys, to):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["--to", "onnx"], "'onnx' holds the network, and last.ckpt its weights alone. Pass `model` (--config)"),
-        (["--to", "ckpt", "--zstd"], "`zstd` compresses the format 'compressed', not 'ckpt'"),
+        (["--to", "onnx"], "'onnx' holds the network, but last.ckpt only its weights. Pass `model` (--config)"),
+        (["--to", "ckpt", "--zstd"], "`zstd` needs the format 'compressed', not 'ckpt'"),
         (["--output", "nowhere/x"], "There is no folder nowhere to write x into"),
-        (["--to", "onnx", *CONFIG, "--model.init_args.network.init_args.widths=[40,10]"], "does not fit the model: it"),
+        (
+            ["--to", "onnx", *CONFIG, "--model.init_args.network.init_args.widths=[40,10]"],
+            "does not match the model: it",
+        ),
     ],
     ids=["no config", "zstd", "no folder", "another model"],
 )
@@ -122,7 +125,7 @@ def test_file_is_not_written_over_itself(checkpoint, capsys):
     main(["export", checkpoint])
     with pytest.raises(SystemExit):
         main(["export", "last.safetensors"])
-    assert "last.safetensors is itself of the format 'safetensors'. Name another" in capsys.readouterr().err
+    assert "last.safetensors already has the format 'safetensors'. Name another" in capsys.readouterr().err
 
 
 @SILENT

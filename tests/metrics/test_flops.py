@@ -248,7 +248,7 @@ def test_inspect_names_a_model_that_does_not_fit(tmp_path, capsys):
     torch.save({"fc.weight": torch.eye(4)}, tmp_path / "other.pt")
     with pytest.raises(SystemExit):
         main(["inspect", str(tmp_path / "other.pt"), "--config", "digits"])
-    assert "has a mask of fc.weight, and the model of `--config` has no such weight" in capsys.readouterr().err
+    assert "has a mask of fc.weight, but the model of `--config` has no such weight" in capsys.readouterr().err
 
 
 def test_inspect_refuses_options_of_no_configuration(tmp_path, capsys):

@@ -70,7 +70,7 @@ def test_report_replaces_an_earlier_one_and_nothing_else(tmp_path):
     assert sorted(path.name for path in page.parent.iterdir()) == ["accuracy.png", "notes.txt", "report.html"]
     with pytest.raises(ValueError, match="`output` must be a new or empty folder, or one of an earlier report"):
         write_report([run], run)
-    with pytest.raises(ValueError, match=r"`output` must be a folder, and .*metrics\.csv is a file"):
+    with pytest.raises(ValueError, match=r"`output` must be a folder, but .*metrics\.csv is a file"):
         write_report([run], run / "metrics.csv")
 
 
@@ -81,7 +81,7 @@ def test_failed_write_leaves_the_earlier_report_as_it_was(tmp_path):
     page.with_name("loss.png").mkdir()
     before = {path: path.read_bytes() for path in page.parent.iterdir() if path.is_file()}
     write_run(run, epochs=3, leave_out="signin")
-    with pytest.raises(ValueError, match="must be a folder that can be written"):
+    with pytest.raises(ValueError, match="must be a writable folder"):
         write_report([run])
     assert {path: path.read_bytes() for path in page.parent.iterdir() if path.is_file()} == before
 

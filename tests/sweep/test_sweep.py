@@ -54,7 +54,7 @@ def test_stopped_and_killed_sweep_goes_on_with_what_is_missing(tmp_path, monkeyp
     first.wait_until_there_is("000-sign-in-0.9-seed0/log.txt")
     error = first.stop(signal.SIGINT)
     assert first.process.returncode == 1
-    assert error == "lightning-signin: the sweep was stopped. The same command goes on with what is missing.\n"
+    assert error == "lightning-signin: the sweep was stopped. Run the same command again to resume it.\n"
     second = Started(tmp_path)
     whole = second.wait_until_there_is("001-plain-0.9-seed0/result.json")
     torn = second.wait_until_there_is("002-sign-in-0.9-seed0/log.txt").parent
@@ -84,9 +84,9 @@ def test_stopped_and_killed_sweep_goes_on_with_what_is_missing(tmp_path, monkeyp
     assert "val_acc (%)" in capsys.readouterr().out
     assert "They have signin/model_sparsity, " in refused(capsys, "mnist1d", *GRID, *SHORT, "--metric", "f1")
     more = refused(capsys, "mnist1d", *GRID, *SHORT, "--trainer.max_epochs=2")
-    assert "was begun with options='--trainer.max_epochs=1 " in more
+    assert "was started with options='--trainer.max_epochs=1 " in more
     same_folder = ["--folder", str(folder)]
-    assert "begun with recipe='mnist1d', and here it is 'digits'" in refused(
+    assert "started with recipe='mnist1d', but here it is 'digits'" in refused(
         capsys, "digits", *GRID, *SHORT, *same_folder
     )
     assert when == whole.stat().st_mtime_ns
@@ -138,7 +138,7 @@ def test_other_grid_adds_its_cells(tmp_path):
 def test_folder_with_other_things_or_a_damaged_journal_is_refused(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
-    with pytest.raises(ValueError, match=r"`--folder` must be a new or empty folder.*mine holds other things"):
+    with pytest.raises(ValueError, match=r"`--folder` must be a new or empty folder.*mine holds other files"):
         SweepFolder(tmp_path / "mine", {})
     SweepFolder(tmp_path / "altered", {}).queue([PLAIN])
     whole = (tmp_path / "altered" / "sweep.journal").read_bytes()

@@ -55,6 +55,6 @@ def test_metric_is_the_first_that_runs_have():
     assert choose_metric(results_of({"a": {0: 1.0}}, "val_acc"), None) == "val_acc"
     assert choose_metric(results_of({"a": {0: None}}), None) == "test_acc"
     with pytest.raises(
-        ValueError, match=r"`--metric` must be something that a run logs, and none has f1\. They have x:"
+        ValueError, match=r"`--metric` must be something that a run logs, but none has f1\. They have x:"
     ):
         choose_metric(results_of({"a": {0: 1.0}}, "x"), "f1")

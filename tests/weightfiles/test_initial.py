@@ -132,7 +132,9 @@ def test_missing_file_is_named():
 
 
 def test_sparse_module_is_not_transplanted_into():
-    with pytest.raises(ValueError, match=r"is already sparse, but signs are set on plain weights\. Call `merge"):
+    with pytest.raises(
+        ValueError, match=r"is already sparse, but signs are set on plain weights\. Call `merge_` first"
+    ):
         transplant_(sparsify(nn.Linear(4, 4), sparsity=0.5), names=["weight"])
 
 

@@ -11,16 +11,16 @@ from lightning_signin.export.sparse.linear import SparseLinear
 from lightning_signin.export.sparse.matrix import Rows, SparseMatrix
 
 MAX_DENSITY = 0.5  # above it no kernel here was ever faster than the dense one
-# Without an example the layer is not timed. From these on it was faster for every batch that was measured.
+# Without an example, layers are not timed. Within these limits, they were faster for every measured batch.
 SURE_DENSITY, SURE_WEIGHTS = 0.2, 2**18
 
 
 def sparse_layers(model: nn.Module, only_sure: bool) -> dict[str, SparseMatrix]:
-    """A sparse layer for each that can be replaced, by the name of the layer.
+    """A sparse layer for each layer that can be replaced, by name.
 
     Args:
-        model: Plain, on the CPU.
-        only_sure: Leave out 1×1 convolutions, and linear layers that are too small or too dense to gain for sure.
+        model: A plain model on the CPU.
+        only_sure: Leave out 1×1 convolutions, and linear layers that are too small or too dense for a certain speedup.
     """
     hidden = fused_layers(model)
     fitting = {name: layer for name, layer in model.named_modules() if layer not in hidden and _fits(layer, only_sure)}
@@ -31,7 +31,7 @@ def sparse_layers(model: nn.Module, only_sure: bool) -> dict[str, SparseMatrix]:
     for name, layer in fitting.items():
         key = id(layer.weight)
         if sparse_users[key] < users[key]:
-            continue  # an embedding shares it: the dense weight stays in memory, and the non-zeros would come on top
+            continue  # an embedding shares it: the dense weight stays in memory, so the non-zeros would only add to it
         if key not in rows:
             rows[key] = Rows.of(layer.weight.flatten(1))  # type: ignore[operator]
         kind = SparseLinear if isinstance(layer, nn.Linear) else SparseConv1x1
@@ -40,7 +40,7 @@ def sparse_layers(model: nn.Module, only_sure: bool) -> dict[str, SparseMatrix]:
 
 
 def _fits(layer: nn.Module, only_sure: bool) -> bool:
-    # Another forward, hooks or a parametrization may do more than the plain product.
+    # A custom forward, hooks or a parametrization may do more than the plain product.
     if has_forward_hooks(layer) or hasattr(layer, "parametrizations"):
         return False
     if type(layer).forward is nn.Conv2d.forward and isinstance(layer, nn.Conv2d):

@@ -1,6 +1,6 @@
 """`SparseConv1x1`: a convolution of kernel size 1 on the non-zeros of its weight.
 
-Channels come first already, so `SparseMatrix.bags` takes each image as it is.
+Channels already come first, so each image can be passed to `SparseMatrix.bags` directly.
 """
 
 import torch
@@ -18,13 +18,13 @@ class SparseConv1x1(SparseMatrix):
 
     @classmethod
     def of(cls, layer: nn.Conv2d, rows: Rows | None = None) -> "SparseConv1x1":
-        """Of a convolution; its ``rows`` may be shared with another one."""
+        """Create it from a convolution; ``rows`` may be shared with another layer."""
         stride = (layer.stride[0], layer.stride[1])
         return cls(rows or Rows.of(layer.weight.flatten(1)), layer.in_channels, layer.bias, stride)
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight [outputs, inputs, 1, 1], made anew."""
+        """The dense weight [outputs, inputs, 1, 1], computed on each access."""
         return super().weight[:, :, None, None]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ class SparseConv1x1(SparseMatrix):
         images = x if x.ndim == 4 else x.unsqueeze(0)
         n, _, height, width = images.shape
         if torch.compiler.is_compiling():
-            # One product for the whole batch: a loop over it would fix its size.
+            # One product for the whole batch: a loop over the batch would fix its size.
             features = images.transpose(0, 1).reshape(self.inputs, -1)
             out = self.bags(features).reshape(self.outputs, n, height, width).transpose(0, 1).contiguous()
         else:

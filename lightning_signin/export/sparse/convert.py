@@ -23,14 +23,14 @@ def to_sparse_inference(module: nn.Module, example_input: Tensor | Sequence[Tens
     the non-zeros), compiled and exported (``torch.compile``, ``torch.export``, AOTInductor).
 
     Args:
-        module: A module after `sparsify`, at any moment, or a plain one with zeros in its weights. It is left alone.
-        example_input: What the model is called with, of the batch size that it will see: a tensor, or a tuple of the
-            arguments. Each layer is timed on it, with the threads of the process, and stays dense where that is as
-            fast; if the whole model gains nothing, all of it stays dense. Without it, only linear layers run on their
-            non-zeros, from 2¹⁸ weights and up to a density of 0.2.
+        module: A module after `sparsify`, at any time, or a plain one with zeros in its weights. It is not changed.
+        example_input: The model's input, a tensor or a tuple of the arguments, with the batch size to be used. Each
+            layer is timed on it, with the current number of threads, and stays dense if dense is as fast; if the whole
+            model is not faster, all of it stays dense. Without it, only linear layers with at least 2¹⁸ weights and a
+            density of at most 0.2 run on their non-zeros.
 
     Returns:
-        The copy, merged, in eval mode. `inference_table` says what became of which layer.
+        The copy, merged, in eval mode. `inference_table` shows which layers were converted.
 
     Raises:
         ValueError: If ``example_input`` holds no tensor.
@@ -61,13 +61,13 @@ def to_sparse_inference(module: nn.Module, example_input: Tensor | Sequence[Tens
     else:
         model = _exchange(model, chosen)
     if not chosen:
-        warn("No layer runs on its non-zeros: none has enough zeros to gain by it. The model is the dense merged one.")
+        warn("No layer runs on its non-zeros: none has enough zeros to be faster. The model is the dense merged one.")
     object.__setattr__(model, _TABLE, _table(layers, chosen, times))
     return model
 
 
 def inference_table(model: nn.Module) -> str:
-    """What `to_sparse_inference` made of each layer, as a text table: milliseconds dense and on the non-zeros.
+    """What `to_sparse_inference` chose for each layer, as a text table: milliseconds dense and on the non-zeros.
 
     Raises:
         ValueError: If the model is not one that it returned.
@@ -85,7 +85,7 @@ def _arguments(example_input: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def _exchange(model: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
-    """Put layers in the place of those of the names, wherever those are used; the name "" is the model itself."""
+    """Replace the named layers, wherever they are used; the name "" is the model itself."""
     instead = {model.get_submodule(name): layer for name, layer in layers.items()}
     for parent in list(model.modules()):
         for name, child in registered_modules(parent).items():

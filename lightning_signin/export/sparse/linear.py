@@ -1,7 +1,7 @@
 """`SparseLinear`: ``nn.Linear`` on the non-zeros of its weight.
 
-Two kernels serve it. For few rows it is torch's CSR product, MKL's. For many it is `SparseMatrix.bags`, which reads and
-writes features first, so input and output are turned around, in tiles of rows that stay in a core's cache.
+It uses two kernels: for few rows torch's CSR product (MKL), for many rows `SparseMatrix.bags`. The latter has features
+first in its input and output, so both are transposed, in tiles of rows that fit into a core's cache.
 """
 
 import warnings
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from lightning_signin.export.sparse.matrix import Rows, SparseMatrix
 
-CSR_ROWS = 16  # up to so many rows at once, the CSR product is the faster of the two (benchmarks/sparse_inference.py)
-TILE_VALUES, TILE_ROWS = 2**18, (32, 128)  # a tile of the input: so many values, between so many rows
+CSR_ROWS = 16  # up to this many rows, the CSR product is the faster of the two (benchmarks/sparse_inference.py)
+TILE_VALUES, TILE_ROWS = 2**18, (32, 128)  # size of an input tile: number of values, limits of the number of rows
 
 
 class SparseLinear(SparseMatrix):
@@ -30,16 +30,16 @@ class SparseLinear(SparseMatrix):
 
     @classmethod
     def of(cls, layer: nn.Linear, rows: Rows | None = None) -> "SparseLinear":
-        """Of a linear layer; its ``rows`` may be shared with another one."""
+        """Create it from a linear layer; ``rows`` may be shared with another layer."""
         return cls(rows or Rows.of(layer.weight), layer.in_features, layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[…, inputs] → […, outputs]."""
-        values = self._buffers["values"]  # torch's own attribute look-up is slow enough to count for single rows
+        values = self._buffers["values"]  # torch's attribute look-up is slow enough to matter for single rows
         assert values is not None
-        x = x if x.dtype == values.dtype else x.to(values.dtype)  # under autocast other layers hand on 16 bits
+        x = x if x.dtype == values.dtype else x.to(values.dtype)  # under autocast, other layers return 16 bits
         flat = x if x.ndim == 2 else x.reshape(-1, self.inputs)
-        if torch.compiler.is_compiling():  # compilers and exporters know no CSR; the number of tiles would be fixed
+        if torch.compiler.is_compiling():  # compilers and exporters lack CSR, and would fix the number of tiles
             out = self.bags(flat.t().contiguous()).t().contiguous()
         elif flat.shape[0] <= CSR_ROWS and _has_csr_kernel(flat):
             out = self._csr_product(flat)
@@ -56,7 +56,7 @@ class SparseLinear(SparseMatrix):
         return out if bias is None else out.add_(bias)
 
     def _csr(self) -> Tensor:
-        """The buffers as torch's sparse matrix, which shares their memory; made anew when they are other tensors."""
+        """The buffers as torch's sparse matrix, which shares their memory; rebuilt when the tensors are replaced."""
         parts: tuple[Any, ...] = tuple(self._buffers[name] for name in Rows._fields)
         made = self.__dict__.get("_made_csr")
         if made is None or any(old is not new for old, new in zip(made[0], parts, strict=True)):
@@ -87,7 +87,7 @@ def _has_csr_kernel(x: Tensor) -> bool:
 
 @cache
 def _take_note_that_csr_is_beta() -> None:
-    """Make the first CSR tensor of the process here, since torch warns about it once."""
+    """Create the process's first CSR tensor here, to silence the warning that torch gives once."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.sparse_csr_tensor([0, 0], [], [], (1, 1))

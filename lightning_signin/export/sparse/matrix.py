@@ -1,7 +1,7 @@
-"""A matrix of compressed rows (CSR), and the product that serves any number of columns.
+"""A matrix of compressed rows (CSR), and a product that works for any number of columns.
 
-``embedding_bag`` sums for each output the input's rows that its non-zeros name, each times its value: a sparse product
-through FBGEMM's vector code, which compilers and exporters know too.
+For each output, ``embedding_bag`` sums the input's rows at the columns of its non-zeros, weighted by their values: a
+sparse product through FBGEMM's vectorized code, which compilers and exporters support as well.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ class Rows(NamedTuple):
     """The non-zeros of a matrix [outputs, inputs], row by row.
 
     Attributes:
-        starts: Where each row begins, and the end: int32, [outputs + 1].
+        starts: Start of each row, and the end of the last: int32, [outputs + 1].
         columns: The input of each non-zero: int32, [non-zeros].
         values: The non-zeros.
     """
@@ -26,7 +26,7 @@ class Rows(NamedTuple):
 
     @classmethod
     def of(cls, matrix: Tensor) -> "Rows":
-        """Those of a dense matrix; NaN is a non-zero."""
+        """The non-zeros of a dense matrix; NaN is a non-zero."""
         kept = matrix.detach() != 0
         starts = F.pad(kept.sum(1).cumsum(0), (1, 0)).int()
         return cls(starts, kept.nonzero()[:, 1].int(), matrix.detach()[kept])
@@ -52,13 +52,13 @@ class SparseMatrix(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight, made anew: for code that looks at a layer's weight instead of calling the layer."""
+        """The dense weight, computed on each access, for code that reads a layer's weight instead of calling it."""
         rows = torch.repeat_interleave(torch.arange(self.outputs, device=self.starts.device), self.starts.diff())
         dense = self.values.new_zeros(self.outputs, self.inputs)
         return dense.index_put((rows, self.columns.long()), self.values)
 
     def bags(self, features: Tensor) -> Tensor:
-        """The product with a contiguous [inputs, n], by ``embedding_bag``, with the bias: [outputs, n]."""
+        """The product with a contiguous [inputs, n], through ``embedding_bag``, plus the bias: [outputs, n]."""
         out = F.embedding_bag(
             self.columns, features, self.starts, mode="sum", per_sample_weights=self.values, include_last_offset=True
         )

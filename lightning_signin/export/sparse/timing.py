@@ -1,4 +1,4 @@
-"""What each layer takes on its non-zeros and dense, on the inputs that the model gives it."""
+"""The time of each layer, dense and on its non-zeros, on the inputs that it gets in the model."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -9,9 +9,9 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-PAIRS = (5, 100)  # of runs, dense and sparse in turn: at least, at most
-LAYER_SECONDS, MODEL_SECONDS = 0.1, 2.0  # to spend on one comparison, beyond the least number of pairs
-GAIN = 1.1  # a layer runs on its non-zeros if that is faster by so much: noise alone must not decide
+PAIRS = (5, 100)  # least and largest number of alternating dense and sparse runs
+LAYER_SECONDS, MODEL_SECONDS = 0.1, 2.0  # time budget of one comparison, beyond the least number of pairs
+GAIN = 1.1  # a layer runs on its non-zeros if it is faster by this factor, so that noise does not decide
 
 
 @dataclass
@@ -23,12 +23,12 @@ class Compared:
 
     @property
     def gain(self) -> float:
-        """How many times faster the non-zeros are."""
+        """The speedup of the non-zeros over dense."""
         return self.dense / self.sparse
 
 
 def compare(dense: Callable[[], object], sparse: Callable[[], object], seconds: float) -> Compared:
-    """Time two calls in turn, after one of each that does not count."""
+    """Time two calls alternately, after one warm-up call of each."""
     runs: tuple[list[float], list[float]] = ([], [])
     end = time.perf_counter() + seconds
     dense(), sparse()
@@ -42,15 +42,15 @@ def compare(dense: Callable[[], object], sparse: Callable[[], object], seconds: 
 
 @torch.inference_mode()
 def time_layers(model: nn.Module, layers: Mapping[str, nn.Module], example: tuple[Tensor, ...]) -> dict[str, Compared]:
-    """Run the model once, and at each call of a layer time it and its sparse one on the same input.
+    """Run the model once, and at each call of a layer time it and its sparse replacement on the same input.
 
     Args:
-        model: Dense, in eval mode.
+        model: The dense model, in eval mode.
         layers: The sparse layers by the name of the dense one.
         example: The model's arguments.
 
     Returns:
-        Of the layers that were called; the times of several calls are added up.
+        The times of the layers that were called; those of several calls are added up.
     """
     found: dict[str, Compared] = {}
 
@@ -70,5 +70,5 @@ def time_layers(model: nn.Module, layers: Mapping[str, nn.Module], example: tupl
 
 @torch.inference_mode()
 def time_models(dense: nn.Module, sparse: nn.Module, example: tuple[Tensor, ...]) -> Compared:
-    """Whole models beside each other."""
+    """Time the dense and the sparse model."""
     return compare(partial(dense, *example), partial(sparse, *example), MODEL_SECONDS)

@@ -112,7 +112,7 @@ def test_fit_exports_the_whole_weights(found, folder):
         ("a dense checkpoint", ("was not written by a run with SignInCallback",)),
         ("other names", ("norm.bias is only in the model. Resume with the model of the run",)),
         ("another number", ("factors of net.1.1.weight have shape (323,)", "Give `sparsify` the arguments of the run")),
-        ("another storage", ("which is sharded, (23, 56)", "Give `sparsify` the arguments of the run")),
+        ("another storage", ("which is sharded, have shape (23, 56)", "Give `sparsify` the arguments of the run")),
     ],
 )
 def test_what_cannot_work_is_refused_on_all_ranks(case, words, found):

@@ -48,7 +48,7 @@ class Layout:
     def write(self, tensor: Tensor) -> Tensor:
         """The inverse of `read`."""
         if self.axes == "oi":
-            return tensor
+            return tensor.contiguous()
         parts = tensor.unflatten(0, (self.parts, -1))
         parts = parts.transpose(1, 2) if self.axes[-2:] == "io" else parts
         return (parts if self._stacked else parts.flatten(0, 1)).contiguous()

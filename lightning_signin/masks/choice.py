@@ -87,7 +87,7 @@ class Choice:
         counts = self._counts(read, density, structures, most or {})
         for name in scores:
             mask = structures[name].pick(read(name), counts[name])
-            masks[name] = self.layouts[name].write(mask).contiguous()
+            masks[name] = self.layouts[name].write(mask)
         return masks
 
     def counts(self) -> dict[str, int]:

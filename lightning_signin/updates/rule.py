@@ -105,7 +105,7 @@ class Layer:
         """
         first = 2 * score.max() + 1
         mask = self.structure.pick(self.layout.read(score.where(~survivors, first)), count)
-        return self.layout.write(mask).contiguous()
+        return self.layout.write(mask)
 
 
 @dataclass(frozen=True)

@@ -69,4 +69,4 @@ class SRigL(RigL):
         score = layer.layout.read(gradient).flatten(1)
         order = score.where(~rows, 2 * score.max() + 1).argsort(dim=1, descending=True, stable=True)
         mask = torch.zeros_like(rows).scatter_(1, order[:, :fan_in], True) & left.unsqueeze(1)
-        return layer.layout.write(mask.view(layer.layout.shape(tuple(layer.mask.shape)))).contiguous()
+        return layer.layout.write(mask.view(layer.layout.shape(tuple(layer.mask.shape))))

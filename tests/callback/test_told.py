@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from lightning_signin import SignInCallback, masks, merge_, sparsify
 from lightning_signin.export import export
+from lightning_signin.updates import UPDATES
+from lightning_signin.weightfiles.factor_state import saved_masks
 from tests.compat.hugging_rows import MODELS
 from tests.families import Graph, WordModel
 from tests.small import Small, callback, loader, seeded, trainer
@@ -93,8 +95,6 @@ def test_line_at_the_start(text, log):
     chosen = callback(**options)
     size = 18 + 24 * 48 + 3 * 24
     if rule is not None:
-        from lightning_signin.updates import UPDATES
-
         chosen = callback(**options, update=UPDATES[rule](update_every_n_steps=5))
     watch = Counted()
     trainer(chosen, watch, epochs=2).fit(module, loader())
@@ -116,8 +116,6 @@ class Counted(Callback):
 
 
 def masks_of(done: SignInCallback) -> dict[str, Tensor]:
-    from lightning_signin.weightfiles.factor_state import saved_masks
-
     return saved_masks(done.state_dict())
 
 

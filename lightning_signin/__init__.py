@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from lightning_signin._version import __version__
 from lightning_signin.core.kinds import add_kind
 from lightning_signin.core.plain_view import plain_view
+from lightning_signin.errors import SignInError
 from lightning_signin.objective.training_data import TrainingData
 from lightning_signin.updates import MaskUpdates
 from lightning_signin.verbs.model import effective_weights, masks, merge_, rescale_, sparsify
@@ -19,6 +20,7 @@ __all__ = [
     "IterativePruning",
     "MaskUpdates",
     "SignInCallback",
+    "SignInError",
     "TrainingData",
     "__version__",
     "add_kind",

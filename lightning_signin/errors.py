@@ -9,7 +9,23 @@ ALTERED = "the file was altered, or another version wrote it. Use another one, o
 
 
 class SignInError(ValueError):
-    """A `ValueError` worded by this package: it names the argument, the cause, and a remedy."""
+    """An error worded by this package: it names the argument or file, the cause, and a remedy.
+
+    The command line prints these errors in one line, and lets all others through with their traceback.
+    """
+
+
+class MissingFileError(FileNotFoundError, SignInError):
+    """A file or folder does not exist."""
+
+
+class WrongTypeError(TypeError, SignInError):
+    """An argument is of a type that cannot be used."""
+
+
+# Users see and catch them as `lightning_signin.SignInError`, wherever this file is.
+for _error in (SignInError, MissingFileError, WrongTypeError):
+    _error.__module__ = __name__.partition(".")[0]
 
 
 def in_one_line(error: BaseException) -> str:
@@ -47,7 +63,7 @@ def some(names: Sequence[str], most: int = 5) -> str:
 
 @contextmanager
 def told_if_altered(what: str, *also: type[Exception]) -> Iterator[None]:
-    """Turn the errors of code that unpacks a saved state into a readable `ValueError`.
+    """Turn the errors of code that unpacks a saved state into a readable `SignInError`.
 
     Args:
         what: The part of the file that is read in the block.
@@ -57,11 +73,11 @@ def told_if_altered(what: str, *also: type[Exception]) -> Iterator[None]:
         >>> with told_if_altered("The checkpoint's position"):
         ...     {}["epoch"]
         Traceback (most recent call last):
-        ValueError: The checkpoint's position does not have the expected structure (KeyError: 'epoch'): ...
+        lightning_signin.SignInError: The checkpoint's position does not have the expected structure ...
     """
     kinds: tuple[type[Exception], ...] = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, *also)
     try:
         yield
     except kinds as error:
         reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{what} does not have the expected structure ({reason}): {ALTERED}") from error
+        raise SignInError(f"{what} does not have the expected structure ({reason}): {ALTERED}") from error

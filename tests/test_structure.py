@@ -147,3 +147,13 @@ def test_package_itself_imports_no_lightning():
 @EVERY_FILE
 def test_file_is_short(name):
     assert len(FILES[name].read_text(encoding="utf-8").splitlines()) <= LONGEST
+
+
+@EVERY_FILE
+def test_errors_for_users_are_of_our_own_type(name):
+    # The command line prints these in one line, and shows the traceback of all others.
+    raised = [
+        node.exc for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))) if isinstance(node, ast.Raise)
+    ]
+    types = {call.func.id for call in raised if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)}
+    assert not types & {"ValueError", "FileNotFoundError"}

@@ -20,6 +20,7 @@ from lightning_signin.callback.two_packages import in_both
 from lightning_signin.callback.wrapped_hooks import replaced_on_instances
 from lightning_signin.core.plain_view import show_plain
 from lightning_signin.core.weights import SparseWeight, sparse_weights
+from lightning_signin.errors import SignInError
 
 Shown = list[tuple[SparseWeight, nn.Parameter]]
 
@@ -36,7 +37,7 @@ class Averaging:
         merge: Merges the module; called when training ends, before the average becomes its weights.
 
     Raises:
-        ValueError: For two averaging callbacks, and for strategies that shard the model.
+        SignInError: For two averaging callbacks, and for strategies that shard the model.
     """
 
     def __init__(self, trainer: Trainer, module: LightningModule, moves: bool, merge: Callable[[], None]) -> None:
@@ -45,11 +46,11 @@ class Averaging:
         found = [c for c in everyone if isinstance(c, in_both(WeightAveraging, StochasticWeightAveraging))]
         names = [type(callback).__name__ for callback in found]
         if len(found) > 1:
-            raise ValueError(
+            raise SignInError(
                 f"{' and '.join(names)} would exchange each other's weights. Give the Trainer one of them."
             )
         if found and trainer.strategy.restore_checkpoint_after_setup:
-            raise ValueError(
+            raise SignInError(
                 f"{names[0]} copies the whole model, which {type(trainer.strategy).__name__} shards. Use it with one "
                 "device or with DDP, or leave it out."
             )
@@ -79,13 +80,13 @@ class Averaging:
         """Put the masked weights into the average, which was copied from the module before it was sparse.
 
         Raises:
-            ValueError: If the copy lacks layers of the module.
+            SignInError: If the copy lacks layers of the module.
         """
         if self.callback is None:
             return
         weights, there = sparse_weights(self.module), dict(self._average().named_parameters())
         if missing := [name for name in weights if name not in there]:
-            raise ValueError(
+            raise SignInError(
                 f"{type(self.callback).__name__} copied the module before it had {', '.join(missing)}, made in its "
                 "`setup`. Make the layers in `__init__` or `configure_model`."
             )
@@ -113,9 +114,9 @@ class Averaging:
                 self.callback.on_validation_epoch_start(self.trainer, self.module)
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raise `ValueError` if an averaged run's checkpoint is loaded into a run without averaging."""
+        """Raise `SignInError` if an averaged run's checkpoint is loaded into a run without averaging."""
         if "current_model_state" in checkpoint and not isinstance(self.callback, in_both(WeightAveraging)):
-            raise ValueError(
+            raise SignInError(
                 "The checkpoint's state_dict holds the averages of a WeightAveraging callback, and the Trainer has "
                 "none: it would mix them with the factors of the trained weights. Add the callback to resume."
             )

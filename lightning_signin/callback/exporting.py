@@ -19,7 +19,7 @@ def parse_exports(names: str | Sequence[str] | None) -> tuple[str, ...]:
     """The formats that the argument ``export`` names.
 
     Raises:
-        ValueError: For other names than "safetensors" and "compressed".
+        SignInError: For other names than "safetensors" and "compressed".
 
     Example:
         >>> parse_exports("compressed"), parse_exports(None)

@@ -19,6 +19,7 @@ from lightning_signin.callback.training import TrainingOptions
 from lightning_signin.callback.two_packages import in_both
 from lightning_signin.core.sharded import EXPORT, has_shards, is_sharded
 from lightning_signin.core.weights import SparseWeight, sparse_weights
+from lightning_signin.errors import SignInError
 from lightning_signin.masks.distributions import budget
 from lightning_signin.weightfiles.factor_state import check_factor_state
 
@@ -28,10 +29,10 @@ _COMPARED = ("sparsity", "parametrization")
 
 
 def check_one_file(trainer: Trainer) -> None:
-    """Raise `ValueError` before a fit whose checkpoints would be folders of shards instead of whole weights."""
+    """Raise `SignInError` before a fit whose checkpoints would be folders of shards instead of whole weights."""
     strategy: Any = trainer.strategy
     if isinstance(strategy, in_both(ModelParallelStrategy)) and saves_shards(strategy):
-        raise ValueError(
+        raise SignInError(
             "save_distributed_checkpoint=True writes folders in which every rank keeps its shards of the factors: they "
             f"are neither plain nor resumable here. {_ONE_FILE} `lightning-signin export CHECKPOINT --to ckpt` merges "
             "that file."
@@ -48,7 +49,7 @@ def adopt(module: LightningModule, start: Start, options: TrainingOptions) -> No
         options: The other arguments.
 
     Raises:
-        ValueError: If they disagree, or ask for what a sharded module cannot do.
+        SignInError: If they disagree, or ask for what a sharded module cannot do.
     """
     weights = sparse_weights(module)
     for weight in weights.values():  # `fully_shard` may have moved the parameters, but not their indices
@@ -56,30 +57,30 @@ def adopt(module: LightningModule, start: Start, options: TrainingOptions) -> No
     for field in fields(start):
         value = getattr(start, field.name)
         if field.name not in (*_COMPARED, "update") and value != _OF_SPARSIFY.get(field.name):
-            raise ValueError(
+            raise SignInError(
                 f"`{field.name}`={value!r} of SignInCallback has no effect: `configure_model` has already called "
                 "`sparsify`. Pass it there, and leave it out here."
             )
     _check_sparsity(start, weights)
     _check_parametrization(start, weights)
     if start.rule is not None:
-        raise ValueError(
+        raise SignInError(
             f"`update`: {type(start.rule).__name__} does not move masks that `configure_model` has made. Leave out "
             "`sparsify` there, and `fully_shard` as well: masks can move on one device and under DDP."
         )
     if not any(is_sharded(weight.factors[0]) for weight in weights.values()):
         return
     if options.sharpness_every_n_epochs is not None:
-        raise ValueError(
+        raise SignInError(
             "`sharpness_every_n_epochs` measures on a copy of the module, and FSDP2 modules cannot be copied. "
             "Leave it out; `lightning_signin.metrics.sharpness` measures the plain model with a checkpoint's weights."
         )
 
 
 def check_not_sharded(module: LightningModule) -> None:
-    """Raise `ValueError` if ranks with different masks hold shards of one weight: masks cannot be exchanged then."""
+    """Raise `SignInError` if ranks with different masks hold shards of one weight: masks cannot be exchanged then."""
     if has_shards(module):
-        raise ValueError(
+        raise SignInError(
             "The ranks have chosen different masks in `configure_model`: they started from different weights, or "
             "scored on different data. Call `seed_everything` before the model is built, and score on the same batches."
         )
@@ -93,23 +94,23 @@ def resuming_sharded(module: LightningModule, path: Any) -> Iterator[None]:
     it would have checked is checked here: that the plain names are those of the module.
 
     Raises:
-        ValueError: If the checkpoint is a folder of shards, is not from a sparse run, or has other names or shapes,
+        SignInError: If the checkpoint is a folder of shards, is not from a sparse run, or has other names or shapes,
             with which loading would fail halfway.
     """
     if not sparse_weights(module) or not has_shards(module):
         yield
         return
     if os.path.isdir(path):
-        raise ValueError(f"{path} is a folder of shards, which a sparse run cannot resume. {_ONE_FILE}")
+        raise SignInError(f"{path} is a folder of shards, which a sparse run cannot resume. {_ONE_FILE}")
     saved = torch.load(Path(path), map_location="cpu", weights_only=True, mmap=True)
     if STATE_KEY not in saved.get("callbacks", {}):
-        raise ValueError(NOT_SPARSE)
+        raise SignInError(NOT_SPARSE)
     check_complete(saved["callbacks"][STATE_KEY])
     check_factor_state(module, saved["callbacks"][STATE_KEY])
     here = module.state_dict()
     if module.strict_loading and (other := set(here).symmetric_difference(saved["state_dict"])):
         name = min(other)
-        raise ValueError(
+        raise SignInError(
             f"{name} is only in the {'model' if name in here else 'checkpoint'}. Resume with the "
             "model of the run that wrote it, or set `strict_loading = False` on it."
         )
@@ -131,7 +132,7 @@ def _check_sparsity(start: Start, weights: dict[str, SparseWeight]) -> None:
         sum(w.storage.shape.numel() for w in weights.values()),
     )
     if start.sparsity is not None and kept != budget(start.sparsity, size):
-        raise ValueError(
+        raise SignInError(
             f"`configure_model` has called `sparsify`, which kept {kept} of {size} weights, but `sparsity`="
             f"{start.sparsity} of SignInCallback asks for {budget(start.sparsity, size)}. Leave it out here."
         )
@@ -141,7 +142,7 @@ def _check_parametrization(start: Start, weights: dict[str, SparseWeight]) -> No
     for name, weight in weights.items():
         there, asked = weight.parametrization, start.form.build(weight.storage, 1.0)
         if type(there) is not type(asked) or there.outer != asked.outer:
-            raise ValueError(
+            raise SignInError(
                 f"`parametrization`={start.parametrization!r} of SignInCallback is not that of {name}: "
                 "`configure_model` has chosen another. Pass the same one to `sparsify` and to SignInCallback."
             )

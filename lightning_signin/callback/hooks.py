@@ -23,7 +23,7 @@ from lightning_signin.callback.wrapped_hooks import wrapped_hooks
 from lightning_signin.core.plain_view import exchange_parameters
 from lightning_signin.core.sharded import has_shards
 from lightning_signin.core.weights import SparseWeight, sparse_weights
-from lightning_signin.errors import told_if_altered
+from lightning_signin.errors import SignInError, told_if_altered
 from lightning_signin.verbs.model import merge_
 from lightning_signin.weightfiles.factor_state import (
     factor_state,
@@ -82,7 +82,7 @@ class FitHooks(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that the optimizers train every weight and that a checkpoint to resume is from a sparse run."""
         if trainer.ckpt_path and not self._resumed and not trainer.strategy.restore_checkpoint_after_setup:
-            raise ValueError(NOT_SPARSE)
+            raise SignInError(NOT_SPARSE)
         for optimizer in trainer.optimizers:  # LightningCLI builds its --optimizer before any fit
             exchange_parameters(optimizer, {key: weight for key, (_, weight) in self._replaced.items()})
         self._replaced = {}
@@ -150,7 +150,7 @@ class FitHooks(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: State) -> None:
         """Reject checkpoints that are not from a sparse run."""
         if self._training is not None and STATE_KEY not in checkpoint["callbacks"]:
-            raise ValueError(NOT_SPARSE)
+            raise SignInError(NOT_SPARSE)
         if self._training is not None:
             self._averaging.check_checkpoint(checkpoint)
 

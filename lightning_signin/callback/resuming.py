@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lightning_signin.errors import ALTERED
+from lightning_signin.errors import ALTERED, SignInError
 
 # Lightning prints this key where a checkpoint is resumed without the callback, and asks to add it.
 STATE_KEY = "lightning_signin.SignInCallback"
@@ -19,7 +19,7 @@ _INCOMPLETE = f"The checkpoint's state of SignInCallback has {{}}: {ALTERED}"
 
 
 def check_same_run(saved: dict[str, Any], here: dict[str, Any], any_seed: bool) -> None:
-    """Raise `ValueError` if the arguments of the run that wrote a checkpoint differ from this run's.
+    """Raise `SignInError` if the arguments of the run that wrote a checkpoint differ from this run's.
 
     Args:
         saved: The arguments that decide masks and factors, from the checkpoint.
@@ -28,9 +28,9 @@ def check_same_run(saved: dict[str, Any], here: dict[str, Any], any_seed: bool) 
     """
     for name, value in here.items():
         if name not in saved:
-            raise ValueError(_INCOMPLETE.format(f"'arguments' without {name!r}"))
+            raise SignInError(_INCOMPLETE.format(f"'arguments' without {name!r}"))
         if saved[name] != value and not (name == "seed" and any_seed):
-            raise ValueError(
+            raise SignInError(
                 f"The checkpoint was trained with {name}={saved[name]!r}, but this callback has {name}={value!r}, "
                 f"which means another mask or other factors. Pass {name}={saved[name]!r} to resume; to start anew from "
                 "its weights, load its state_dict into the model and call `fit` without `ckpt_path`."
@@ -38,13 +38,13 @@ def check_same_run(saved: dict[str, Any], here: dict[str, Any], any_seed: bool) 
 
 
 def check_complete(state: dict[str, Any]) -> None:
-    """Raise `ValueError` where the callback's state in a checkpoint is of another version, or has lost a part."""
+    """Raise `SignInError` where the callback's state in a checkpoint is of another version, or has lost a part."""
     if state.get("version") != VERSION:
-        raise ValueError(
+        raise SignInError(
             f"The checkpoint's state of SignInCallback has version {state.get('version')}, and this release of "
             f"lightning-signin reads version {VERSION}. Resume with the release that wrote it, or start a new run from "
             "the checkpoint's state_dict."
         )
     for key in _PARTS:
         if key not in state:
-            raise ValueError(_INCOMPLETE.format(f"no {key!r}"))
+            raise SignInError(_INCOMPLETE.format(f"no {key!r}"))

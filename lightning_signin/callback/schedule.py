@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import inf
 
 from lightning_signin.core.numbers import exact
+from lightning_signin.errors import SignInError
 
 
 @dataclass(frozen=True)
@@ -24,21 +25,21 @@ class RescaleSchedule:
     def __post_init__(self) -> None:
         for argument, value in (("epochs", self.every_n_epochs), ("steps", self.every_n_steps)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(
+                raise SignInError(
                     f"`rescale_every_n_{argument}` must be an integer of at least 1, or None for never, got {value!r}."
                 )
         if self.every_n_epochs is not None and self.every_n_steps is not None:
-            raise ValueError(
+            raise SignInError(
                 f"`rescale_every_n_steps`={self.every_n_steps} and `rescale_every_n_epochs`={self.every_n_epochs} are "
                 "both set. To count in steps, pass rescale_every_n_epochs=None."
             )
         fraction = isinstance(self.until, float)
         if isinstance(self.until, bool) or not isinstance(self.until, int | float) or not self.until >= 0:
-            raise ValueError(f"`rescale_until` must be an epoch or a fraction of the run, got {self.until!r}.")
+            raise SignInError(f"`rescale_until` must be an epoch or a fraction of the run, got {self.until!r}.")
         if fraction:
             object.__setattr__(self, "until", float(self.until))  # as of NumPy, whose numbers print otherwise
         if fraction and self.until > 1:
-            raise ValueError(f"`rescale_until` as a fraction must be in [0, 1], got {self.until}. An epoch is an int.")
+            raise SignInError(f"`rescale_until` as a fraction must be in [0, 1], got {self.until}. An epoch is an int.")
 
     @property
     def ever(self) -> bool:
@@ -46,9 +47,9 @@ class RescaleSchedule:
         return self.every_n_epochs is not None or self.every_n_steps is not None
 
     def check_run(self, max_epochs: int | None, max_steps: int) -> None:
-        """Raise `ValueError` if ``until`` is a fraction of a run without an end (−1 means no end)."""
+        """Raise `SignInError` if ``until`` is a fraction of a run without an end (−1 means no end)."""
         if self.ever and isinstance(self.until, float) and not _ends(max_epochs) and not _ends(max_steps):
-            raise ValueError(
+            raise SignInError(
                 f"`rescale_until`={self.until} is a fraction of the run, which has neither `max_epochs` nor "
                 "`max_steps`. Pass an epoch (int), or give the Trainer one of these limits."
             )

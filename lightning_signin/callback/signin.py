@@ -62,7 +62,7 @@ class SignInCallback(FitHooks):
             as ``merged`` into the log folder, and each file that a ModelCheckpoint kept is exported next to itself.
 
     Raises:
-        ValueError: For values out of range and unknown names, here; for what the model or the run does not allow, at
+        SignInError: For values out of range and unknown names, here; for what the model or the run does not allow, at
             the start of ``fit``.
 
     Example:
@@ -70,7 +70,7 @@ class SignInCallback(FitHooks):
         0.3
         >>> SignInCallback(sparsity=90)
         Traceback (most recent call last):
-        ValueError: `sparsity` must be in [0, 1), got 90. Pass the fraction of zeros, e.g. 0.9.
+        lightning_signin.SignInError: `sparsity` must be in [0, 1), got 90. Pass the fraction of zeros, e.g. 0.9.
     """
 
     def __init__(

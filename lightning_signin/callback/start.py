@@ -20,6 +20,7 @@ from lightning_signin.callback.two_packages import in_both
 from lightning_signin.core.functional import check_beta
 from lightning_signin.core.naming import name_of, shown
 from lightning_signin.core.selection import check_patterns, select_weights
+from lightning_signin.errors import SignInError
 from lightning_signin.masks.build import check_choice
 from lightning_signin.masks.distributions import budget
 from lightning_signin.masks.groups import Distribution, check_distribution, has_groups_alone
@@ -39,7 +40,7 @@ class Start:
     """The arguments of `SignInCallback` that determine masks and first factors; documented there.
 
     Raises:
-        ValueError: For values out of range, unknown names, and arguments that exclude each other.
+        SignInError: For values out of range, unknown names, and arguments that exclude each other.
     """
 
     sparsity: float | None
@@ -69,12 +70,12 @@ class Start:
         for structure in read.values():
             parse_structure(structure)
         if self.mask_from is not None and (self.mask, self.distribution, self.structure) != _DEFAULTS:
-            raise ValueError(
+            raise SignInError(
                 "`mask_from` reads the whole mask from a file: leave out `mask`, `distribution` and `structure`."
             )
         self._check_update()
         if not 0 <= self.flip_signs <= 1:
-            raise ValueError(f"`flip_signs` must be in [0, 1], got {self.flip_signs}. Pass the share, e.g. 0.05.")
+            raise SignInError(f"`flip_signs` must be in [0, 1], got {self.flip_signs}. Pass the share, e.g. 0.05.")
         check_choice("storage", self.storage, ("auto", "compact", "dense"))
         for beta in self.beta.values() if isinstance(self.beta, Mapping) else [self.beta]:
             check_beta(beta)
@@ -179,7 +180,7 @@ class Start:
         if self.rule is None or self.rule.keeps_counts or not has_buckets:
             return self.storage
         if self.storage == "compact":
-            raise ValueError(
+            raise SignInError(
                 f"{type(self.rule).__name__} changes the number of weights of a layer, and under DDP and on several "
                 "ranks the factors must keep their shape. Pass storage='dense' or 'auto'."
             )
@@ -191,11 +192,11 @@ class Start:
             return
         name = type(rule).__name__
         if rule.structure is not None and self.structure not in (None, rule.structure):
-            raise ValueError(
+            raise SignInError(
                 f"`update`: {name} needs structure={rule.structure!r}, got {self.structure!r}. Leave `structure` out."
             )
         if rule.start_sparsity == 0 and (self.mask != "random" or self.mask_from is not None):
-            raise ValueError(
+            raise SignInError(
                 f"`update`: {name} starts from all weights, so `mask` and `mask_from` have no effect. Leave them out, "
                 "or choose a rule that starts sparse, e.g. 'rigl'."
             )
@@ -206,7 +207,7 @@ class Start:
         masks = masks_from_file(self.mask_from, shapes)
         kept, size = sum(int(mask.sum()) for mask in masks.values()), sum(mask.numel() for mask in masks.values())
         if self.sparsity is not None and kept != budget(self.sparsity, size):
-            raise ValueError(
+            raise SignInError(
                 f"The mask in {self.mask_from} keeps {kept} of {size} weights, a sparsity of {1 - kept / size:.4f}, "
                 f"but `sparsity`={self.sparsity} asks for {budget(self.sparsity, size)}. Leave out `sparsity` (None) "
                 "to take the mask as it is."

@@ -17,7 +17,7 @@ from lightning_signin.callback.told import Reached, say_untrained
 from lightning_signin.core.numbers import check_at_least_one
 from lightning_signin.core.optimizers import MOMENTUM, add_frobenius_decay_, check_optimizers, check_rescale
 from lightning_signin.core.weights import sign_in_weights, sparse_weights
-from lightning_signin.errors import told_if_altered, warn
+from lightning_signin.errors import SignInError, told_if_altered, warn
 from lightning_signin.masks.build import check_choice
 from lightning_signin.metrics.numbers import layer_numbers, whole_numbers
 from lightning_signin.metrics.sign_flips import SignFlips
@@ -34,7 +34,7 @@ class TrainingOptions:
     """The arguments of `SignInCallback` that control training; documented there.
 
     Raises:
-        ValueError: For values out of range and unknown names.
+        SignInError: For values out of range and unknown names.
     """
 
     schedule: RescaleSchedule
@@ -50,7 +50,7 @@ class TrainingOptions:
         check_choice("rescale_momentum", self.rescale_momentum, MOMENTUM)
         check_choice("sharpness_mode", self.sharpness_mode, ("eval", "train"))
         if not self.frobenius_decay >= 0:
-            raise ValueError(f"`frobenius_decay` must be at least 0, got {self.frobenius_decay}. The paper uses 1e-4.")
+            raise SignInError(f"`frobenius_decay` must be at least 0, got {self.frobenius_decay}. The paper uses 1e-4.")
         for name in ("warmup_epochs", "sharpness_every_n_epochs", "sharpness_batches"):
             if (value := getattr(self, name)) is not None:
                 check_at_least_one(**{name: value})
@@ -86,7 +86,7 @@ class Training:
         self._lost = False  # whether a weight is not finite, and the warning was given
 
     def check(self) -> None:
-        """Raise `ValueError` if the optimizers leave out a weight, or one does not support rescales."""
+        """Raise `SignInError` if the optimizers leave out a weight, or one does not support rescales."""
         check_optimizers(self.weights.values(), self.trainer.optimizers)
         if self.rescales:
             check_rescale(self.options.rescale_momentum, self.trainer.optimizers)
@@ -226,7 +226,7 @@ class Training:
         finally:
             loop.max_epochs = in_force
         if total == float("inf"):
-            raise ValueError(
+            raise SignInError(
                 "The length of the run is unknown, but the schedule of the mask or the decay depends on it. Give the "
                 "Trainer `max_epochs` and data that has a length, or `max_steps`."
             )

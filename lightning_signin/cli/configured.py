@@ -31,7 +31,7 @@ class Configured:
         sample of the first training batch.
 
         Raises:
-            ValueError: If the input is not found.
+            SignInError: If the input is not found.
         """
         source: Any = self.model if self.cli.datamodule is None else self.cli.datamodule
         data = TrainingData(_training_step, example_input=self.model.example_input_array)

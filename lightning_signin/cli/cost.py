@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_signin.callback import SignInCallback
 from lightning_signin.cli.configured import configured
-from lightning_signin.errors import told_if_altered
+from lightning_signin.errors import SignInError, told_if_altered
 from lightning_signin.metrics.flops import flops
 from lightning_signin.metrics.memory import memory
 from lightning_signin.objective.network import in_double
@@ -33,12 +33,12 @@ def cost_tables(file: str | os.PathLike, arguments: list[str]) -> str:
         arguments: The arguments of ``fit``.
 
     Raises:
-        ValueError: If the file has no masks or they do not fit the model, or the network's input is not found.
+        SignInError: If the file has no masks or they do not fit the model, or the network's input is not found.
     """
     run = configured(arguments)
     found = masks_from_file(file)
     if missing := found.keys() - dict(run.model.named_parameters()).keys():
-        raise ValueError(f"{file} has a mask of {min(missing)}, but the model of `--config` has no such weight.")
+        raise SignInError(f"{file} has a mask of {min(missing)}, but the model of `--config` has no such weight.")
     network = run.network(list(found))
     with in_double():
         _as_trained(network.module, {network.names[name]: mask for name, mask in found.items()}, run.cli)

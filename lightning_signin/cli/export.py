@@ -7,6 +7,7 @@ from inspect import signature
 from torch import Tensor, nn
 
 from lightning_signin.core.torch_internals import tree_map
+from lightning_signin.errors import SignInError
 from lightning_signin.export.batches import Inputs
 from lightning_signin.export.formats import FORMATS, export, load_exactly, output_beside
 from lightning_signin.weightfiles.files.paths import opened
@@ -48,7 +49,7 @@ def _network(weights: SavedWeights, arguments: list[str]) -> tuple[nn.Module, In
     part = run.model.get_submodule(prefix)  # in its own precision, unlike `network`, which is in float64
     call = signature(part.forward).bind(*network.args, **network.kwargs)
     if call.kwargs:
-        raise ValueError(
+        raise SignInError(
             f"The network takes {', '.join(call.kwargs)} by name only. Export it from Python, inside a wrapper module."
         )
     return part, tree_map(_in_single, call.args)

@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from lightning_signin._version import __version__
+from lightning_signin.errors import SignInError
 
 _EXTRAS = {
     **dict.fromkeys(("jsonargparse", "safetensors"), "cli"),
@@ -50,11 +51,11 @@ def main(arguments: list[str] | None = None) -> None:
             print(__version__ if command == "--version" else _USAGE)
         else:
             sys.exit(f"lightning-signin: unknown command {command!r}\n\n{_USAGE}")
-    except (ValueError, TypeError, FileNotFoundError, ModuleNotFoundError) as error:
-        told = _told(error)
-        if told is None:
+    except Exception as error:
+        line = _one_line(error)
+        if line is None:
             raise
-        print(f"lightning-signin: {told}", file=sys.stderr)
+        print(f"lightning-signin: {line}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -68,7 +69,7 @@ def with_recipes(arguments: list[str]) -> list[str]:
     """Replace recipe names after ``--config`` by their files; an existing file of that name takes precedence.
 
     Raises:
-        ValueError: If a bare name is neither a file nor a recipe.
+        SignInError: If a bare name is neither a file nor a recipe.
 
     Example:
         >>> with_recipes(["--config", "digits", "--trainer.max_epochs", "1"])[1].endswith("recipes/digits.yaml")
@@ -80,7 +81,9 @@ def with_recipes(arguments: list[str]) -> list[str]:
         is_flag = flag in ("--config", "-c") and equals
         name = value if is_flag else argument if previous in ("--config", "-c") else None
         if name and name not in bundled and Path(name).name == name and not Path(name).exists():
-            raise ValueError(f"`--config {name}` is neither a file nor a recipe. The recipes are {', '.join(bundled)}.")
+            raise SignInError(
+                f"`--config {name}` is neither a file nor a recipe. The recipes are {', '.join(bundled)}."
+            )
         if name in bundled and not Path(name).exists():
             argument = f"{flag}={bundled[name]}" if is_flag else str(bundled[name])
         result.append(argument)
@@ -146,23 +149,17 @@ _COMMANDS = {
 }
 
 
-def _told(error: Exception) -> str | None:
-    """One line for an error that this package raised, or for a missing package of an extra; None for all others."""
-    ours = error if isinstance(error, ModuleNotFoundError) else _ours(error)
-    if isinstance(ours, ModuleNotFoundError):
-        extra = _EXTRAS.get(ours.name or "")
-        return extra and f"needs {ours.name}: pip install 'lightning-signin[{extra}]'"
-    return _from_parser(error) if ours is None else str(ours)
-
-
-def _ours(error: BaseException | None) -> BaseException | None:
-    """The error that this package raised, possibly as the cause of another; None for all others."""
-    while error is not None:
-        frames = traceback.extract_tb(error.__traceback__)
-        if frames and Path(frames[-1].filename).is_relative_to(Path(__file__).parent.parent):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
+def _one_line(error: Exception) -> str | None:
+    """One line for an error that this package words, or for a missing package of an extra; None for all others."""
+    if isinstance(error, ModuleNotFoundError):
+        extra = _EXTRAS.get(error.name or "")
+        return extra and f"needs {error.name}: pip install 'lightning-signin[{extra}]'"
+    cause: BaseException | None = error
+    while cause is not None:  # jsonargparse and Lightning raise their own errors from ours
+        if isinstance(cause, SignInError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return _from_parser(error)
 
 
 def _from_parser(error: Exception) -> str | None:

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from lightning_signin.callback import SignInCallback
+from lightning_signin.errors import SignInError
 from lightning_signin.iterative import IterativePruning
 from lightning_signin.iterative.arguments import arguments_of
 from lightning_signin.lightning_cli.fit import finish, silence_lightning, tested
@@ -29,7 +30,7 @@ def prune(arguments: ArgsType) -> None:
     """Train the levels that the folder lacks; then test, write ``merged.safetensors`` there, print a summary.
 
     Raises:
-        ValueError: If the configuration has no SignInCallback, or one with arguments that pruning decides.
+        SignInError: If the configuration has no SignInCallback, or one with arguments that pruning decides.
     """
     silence_lightning()
     logging.basicConfig(format="%(message)s")
@@ -62,7 +63,7 @@ class PruneCLI(LightningCLI):
         given = {name: self.config[name] for name in ("folder", "rewind", "rewind_epoch", "prune_rate")}
         template = next((c for c in self.trainer.callbacks if isinstance(c, SignInCallback)), None)  # type: ignore[attr-defined]
         if template is None:
-            raise ValueError(
+            raise SignInError(
                 "`trainer.callbacks` must have a SignInCallback, whose `sparsity` and other arguments all levels "
                 "use. Add one, as in the recipes."
             )
@@ -84,7 +85,7 @@ def arguments_for_pruning(template: SignInCallback) -> dict[str, Any]:
     """The arguments of `IterativePruning` that correspond to a callback's.
 
     Raises:
-        ValueError: If the callback has arguments that pruning decides.
+        SignInError: If the callback has arguments that pruning decides.
 
     Example:
         >>> arguments_for_pruning(SignInCallback(sparsity=0.95))["sparsity"]
@@ -93,7 +94,7 @@ def arguments_for_pruning(template: SignInCallback) -> dict[str, Any]:
     given = arguments_of(template)
     for name, default in _LEFT_OUT.items():
         if (value := given.pop(name)) != default:
-            raise ValueError(
+            raise SignInError(
                 f"`prune` decides {name!r} itself, but the configuration's SignInCallback has {name}={value!r}. Leave "
                 "it out, or use `fit`."
             )

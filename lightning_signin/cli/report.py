@@ -2,6 +2,7 @@
 
 import argparse
 
+from lightning_signin.errors import SignInError
 from lightning_signin.report import write_report
 
 
@@ -9,7 +10,7 @@ def report(arguments: list[str]) -> None:
     """Write the page and print where it is.
 
     Raises:
-        ValueError: If matplotlib is missing, or if `write_report` raises it.
+        SignInError: If matplotlib is missing, or if `write_report` raises it.
     """
     parser = argparse.ArgumentParser("lightning-signin report", description="A page with the plots of runs.")
     parser.add_argument("runs", metavar="RUN_DIR", nargs="+", help="a folder with the metrics.csv of CSVLogger")
@@ -18,5 +19,5 @@ def report(arguments: list[str]) -> None:
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
-        raise ValueError("`report` needs matplotlib. Install it: pip install 'lightning-signin[plot]'.") from error
+        raise SignInError("`report` needs matplotlib. Install it: pip install 'lightning-signin[plot]'.") from error
     print(write_report(options.runs, options.output))

@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningCLI
 
 from lightning_signin.callback import SignInCallback
 from lightning_signin.cli.main import recipes, with_recipes
+from lightning_signin.errors import SignInError
 from lightning_signin.lightning_cli.fit import silence_lightning
 from lightning_signin.sweep.folder import Claim, SweepFolder
 from lightning_signin.sweep.grid import Cell, grid, parse_seeds, parse_sparsities
@@ -29,14 +30,14 @@ def sweep(arguments: list[str]) -> None:
     """Do the runs that the folder lacks, write its tables and its plot, print the tables.
 
     Raises:
-        ValueError: If the grid, the folder or ``fit`` raises it.
+        SignInError: If the grid, the folder or ``fit`` raises it.
     """
     options, overrides = _parser().parse_known_args(arguments)
     config, overrides = _configuration(options.recipe), with_recipes(overrides)
     methods = [parse_method(text).name for text in options.method]
     cells = grid(methods, parse_sparsities(options.sparsity), parse_seeds(options.seeds))
     if options.jobs < 1:
-        raise ValueError(f"`--jobs` must be at least 1, got {options.jobs}. Pass the number of processes.")
+        raise SignInError(f"`--jobs` must be at least 1, got {options.jobs}. Pass the number of processes.")
     _check(config, overrides, {cell.method: cell for cell in cells}.values())
     content = hashlib.sha256(config.read_bytes()).hexdigest()[:16]
     same = {"recipe": config.stem, "sha256_of_recipe": content, "options": shlex.join(overrides)}
@@ -98,7 +99,7 @@ def _configuration(recipe: str) -> Path:
     bundled = recipes()
     path = Path(recipe) if Path(recipe).is_file() else bundled.get(recipe)
     if path is None:
-        raise ValueError(f"RECIPE must be a file or a recipe, got {recipe!r}. The recipes are {', '.join(bundled)}.")
+        raise SignInError(f"RECIPE must be a file or a recipe, got {recipe!r}. The recipes are {', '.join(bundled)}.")
     return path
 
 
@@ -110,7 +111,7 @@ def _check(config: Path, overrides: list[str], cells: Iterable[Cell]) -> None:
     """Raise, before any training, the errors that ``fit`` would raise when it creates its objects."""
     for override in overrides:
         if override.partition("=")[0] in _DECIDED:
-            raise ValueError(f"`sweep` decides {override.partition('=')[0]} itself. Use --seeds and --sparsity.")
+            raise SignInError(f"`sweep` decides {override.partition('=')[0]} itself. Use --seeds and --sparsity.")
     silence_lightning()
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # these trainers do not train
@@ -118,7 +119,7 @@ def _check(config: Path, overrides: list[str], cells: Iterable[Cell]) -> None:
     given, made = (some["trainer"]["callbacks"] or [] for some in (plain.config, plain.config_init))
     last = made[: len(given)][-1:] if isinstance(given, list) else [made]  # behind them are Lightning's own
     if not any(isinstance(callback, SignInCallback) for callback in last):
-        raise ValueError(
+        raise SignInError(
             f"`trainer.callbacks` must end with SignInCallback, which gets the arguments of every run, but in {config} "
             "it does not. Move it to the end, as in the recipes."
         )

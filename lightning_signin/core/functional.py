@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from lightning_signin.errors import SignInError, WrongTypeError
+
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -30,7 +32,7 @@ def factorize(theta: Tensor, beta: float) -> tuple[Tensor, Tensor]:
         others: half-precision weights are computed in float32, and no float16 holds m = √β for every β.
 
     Raises:
-        ValueError: If ``beta`` is not a positive, finite number, or ``theta`` has an entry that is infinite or NaN.
+        SignInError: If ``beta`` is not a positive, finite number, or ``theta`` has an entry that is infinite or NaN.
         TypeError: If ``theta`` is not floating-point.
 
     Example:
@@ -42,7 +44,7 @@ def factorize(theta: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """
     check_beta(beta)
     if not theta.isfinite().all():
-        raise ValueError("`theta` must be finite, got inf or NaN: an infinity has no factors. Fix the weights first.")
+        raise SignInError("`theta` must be finite, got inf or NaN: an infinity has no factors. Fix the weights first.")
     return factors_of(theta, beta)
 
 
@@ -52,7 +54,9 @@ def factors_of(theta: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     An infinite θ gives m = ∞ and w = NaN.
     """
     if not theta.is_floating_point():
-        raise TypeError(f"`theta` must be floating-point, got {theta.dtype}. Convert it first, e.g. `theta.float()`.")
+        raise WrongTypeError(
+            f"`theta` must be floating-point, got {theta.dtype}. Convert it first, e.g. `theta.float()`."
+        )
     theta = theta.float() if theta.dtype in _HALF else theta
     check_beta_fits(beta / 2, theta.dtype)
     alpha = theta.new_tensor(beta / 2)
@@ -98,13 +102,13 @@ def sign_flips(before: Tensor, after: Tensor) -> Tensor:
 
 
 def check_beta_fits(value: float, dtype: torch.dtype) -> None:
-    """Raise `ValueError` unless ``value``, which is computed from β, is a normal number of ``dtype``."""
+    """Raise `SignInError` unless ``value``, which is computed from β, is a normal number of ``dtype``."""
     limits = torch.finfo(dtype)
     if not limits.tiny <= value <= limits.max:
-        raise ValueError(f"`beta` is too small or too large for {dtype}: it needs {value}. The paper uses 1.0.")
+        raise SignInError(f"`beta` is too small or too large for {dtype}: it needs {value}. The paper uses 1.0.")
 
 
 def check_beta(beta: float) -> None:
-    """Raise `ValueError` unless ``beta`` is a positive, finite number."""
+    """Raise `SignInError` unless ``beta`` is a positive, finite number."""
     if not (isinstance(beta, int | float) and not isinstance(beta, bool) and math.isfinite(beta) and beta > 0):
-        raise ValueError(f"`beta` must be a positive, finite number, got {beta!r}. The paper uses 1.0 everywhere.")
+        raise SignInError(f"`beta` must be a positive, finite number, got {beta!r}. The paper uses 1.0 everywhere.")

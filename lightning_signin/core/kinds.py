@@ -49,7 +49,7 @@ def add_kind(layer: type[nn.Module], **weights: str) -> None:
             in ``nn.Linear``, "io" as in ``x @ weight``, "eoi" or "eio" for layers that are stacked in one tensor.
 
     Raises:
-        ValueError: If an order is not one of these.
+        SignInError: If an order is not one of these.
 
     Example:
         >>> import torch

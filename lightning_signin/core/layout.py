@@ -4,15 +4,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lightning_signin.errors import SignInError
+
 Shape = tuple[int, ...]
 
 AXES = ("oi", "io", "eoi", "eio")
 
 
 def check_axes(axes: str) -> None:
-    """Raise `ValueError` for axes that are not in `AXES`."""
+    """Raise `SignInError` for axes that are not in `AXES`."""
     if axes not in AXES:
-        raise ValueError(
+        raise SignInError(
             f"`axes` must be one of {', '.join(map(repr, AXES))}; got {axes!r}. 'o' stands for outputs, 'i' for "
             "inputs, 'e' for layers that are stacked in one tensor, like experts; kernel axes come last."
         )

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, TypeVar
 
+from lightning_signin.errors import SignInError
+
 Kind = TypeVar("Kind")
 
 
@@ -19,7 +21,7 @@ def named(argument: str, value: Any, table: Mapping[str, Callable[[], Any]]) -> 
         The object; an instance, if a class was named or given.
 
     Raises:
-        ValueError: If a string is neither a name nor an import path.
+        SignInError: If a string is neither a name nor an import path.
     """
     found = value
     if isinstance(value, str):
@@ -28,7 +30,7 @@ def named(argument: str, value: Any, table: Mapping[str, Callable[[], Any]]) -> 
             found = table[value] if value in table else getattr(import_module(path), attribute)
         except (ImportError, AttributeError, ValueError) as error:
             reason = f" ({error})" if path else ""
-            raise ValueError(
+            raise SignInError(
                 f"`{argument}` must be one of {', '.join(map(repr, table))}, or the import path of a function or "
                 f"class; got {value!r}{reason}."
             ) from None
@@ -39,12 +41,12 @@ def resolve(argument: str, value: str | Kind, table: Mapping[str, Callable[[], K
     """The object of a given kind that an argument stands for; see `named`.
 
     Raises:
-        ValueError: If it is not of that kind.
+        SignInError: If it is not of that kind.
     """
     found = named(argument, value, table)
     if not isinstance(found, kind):
         names = ", ".join(map(repr, table))
-        raise ValueError(f"`{argument}` must be one of {names}, or a class with arguments; got {value!r}.")
+        raise SignInError(f"`{argument}` must be one of {names}, or a class with arguments; got {value!r}.")
     return found
 
 

@@ -2,18 +2,20 @@
 
 from fractions import Fraction
 
+from lightning_signin.errors import SignInError
+
 
 def check_at_least_one(**arguments: object) -> None:
-    """Raise `ValueError` unless every argument is a whole number of at least 1.
+    """Raise `SignInError` unless every argument is a whole number of at least 1.
 
     Example:
         >>> check_at_least_one(num_batches=True)
         Traceback (most recent call last):
-        ValueError: `num_batches` must be a whole number of at least 1, got True.
+        lightning_signin.SignInError: `num_batches` must be a whole number of at least 1, got True.
     """
     for name, value in arguments.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
+            raise SignInError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
 
 
 def exact(value: float) -> Fraction:

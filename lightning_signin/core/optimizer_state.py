@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_signin.core.torch_internals import without_step_hooks
+from lightning_signin.errors import SignInError
 
 # Adagrad makes its state in the constructor, so it cannot be tried on a fresh parameter. The state starts from zeros,
 # except for `initial_accumulator_value`; an entry that enters the mask then starts from 0 all the same.
@@ -16,7 +17,7 @@ _KNOWN = ("Adagrad",)
 
 
 def check_movable(optimizers: Iterable[Optimizer], ndim: int = 1) -> None:
-    """Raise `ValueError` unless every optimizer itself starts an entry's state at zero.
+    """Raise `SignInError` unless every optimizer itself starts an entry's state at zero.
 
     This is found out by experiment: the optimizer takes a step on a parameter of ones with a zero gradient, and its
     state is inspected. What cannot follow a moving mask: state that is copied from the parameter or starts elsewhere
@@ -32,18 +33,18 @@ def check_movable(optimizers: Iterable[Optimizer], ndim: int = 1) -> None:
         if name in _KNOWN or not optimizer.param_groups:
             continue
         if inner := [value for value in vars(optimizer).values() if isinstance(value, Optimizer)]:
-            raise ValueError(_refusal(name, f"it wraps {type(inner[0]).__name__}, whose state cannot be reached"))
+            raise SignInError(_refusal(name, f"it wraps {type(inner[0]).__name__}, whose state cannot be reached"))
         for group in optimizer.param_groups:
             for key, value in fresh_state(optimizer, group, ndim).items():
                 if reason := _why_not(key, value, (3,) * ndim):
-                    raise ValueError(_refusal(name, reason))
+                    raise SignInError(_refusal(name, reason))
 
 
 def fresh_state(optimizer: Optimizer, group: dict[str, Any], ndim: int = 1) -> dict[str, Any]:
     """The state that an optimizer makes for a parameter of 3, 3 × 3, … ones in a group, whose gradient is zero.
 
     Raises:
-        ValueError: If the optimizer's step fails on it.
+        SignInError: If the optimizer's step fails on it.
     """
     device = group["params"][0].device if group["params"] else torch.device("cpu")
     parameter = nn.Parameter(torch.ones((3,) * ndim, device=device))
@@ -58,7 +59,7 @@ def fresh_state(optimizer: Optimizer, group: dict[str, Any], ndim: int = 1) -> d
         type(optimizer).step(twin)
     except Exception as error:
         name = type(optimizer).__name__
-        raise ValueError(_refusal(name, f"its step fails on a small parameter ({error})")) from error
+        raise SignInError(_refusal(name, f"its step fails on a small parameter ({error})")) from error
     return dict(twin.state[parameter])
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_signin.core.weights import SparseWeight
+from lightning_signin.errors import SignInError
 
 MOMENTUM = ("keep", "carry", "clear")
 
@@ -60,27 +61,27 @@ def at_rescale(
 
 
 def check_rescale(momentum: str, optimizers: Iterable[Optimizer]) -> None:
-    """Raise `ValueError`, before training, if a later rescale has no rule for an optimizer's state."""
+    """Raise `SignInError`, before training, if a later rescale has no rule for an optimizer's state."""
     for optimizer in optimizers if momentum != "keep" else ():
         name = type(optimizer).__name__
         if name not in _STATE_DEGREES:
-            raise ValueError(_no_rule(name))
+            raise SignInError(_no_rule(name))
         if name == "RMSprop" and any(group["momentum"] for group in optimizer.param_groups):
-            raise ValueError(_no_rule("the momentum of RMSprop, which averages steps and not gradients"))
+            raise SignInError(_no_rule("the momentum of RMSprop, which averages steps and not gradients"))
 
 
 def check_optimizers(weights: Iterable[SparseWeight], optimizers: Iterable[Optimizer]) -> None:
     """Raise unless every trainable weight is in an optimizer that can train it.
 
     Raises:
-        ValueError: If a weight's factors are in no optimizer, or in one whose update depends on the weight's shape.
+        SignInError: If a weight's factors are in no optimizer, or in one whose update depends on the weight's shape.
     """
     groups = [(optimizer, group["params"]) for optimizer in optimizers for group in optimizer.param_groups]
     owner = {id(parameter): optimizer for optimizer, parameters in groups for parameter in parameters}
     for weight in weights:
         for factor in weight.tensors:
             if id(factor) not in owner and factor.requires_grad:
-                raise ValueError(
+                raise SignInError(
                     f"{weight.name} is in no optimizer: it would never train. Give it to one in "
                     "`configure_optimizers`, freeze it, or leave it dense with `exclude`. In your own loop, build the "
                     "optimizer inside `with plain_view(module):`."
@@ -113,7 +114,7 @@ def _degrees(optimizer: Optimizer, state: dict[str, object], factor: Tensor) -> 
     known = _STATE_DEGREES.get(type(optimizer).__name__, {})
     tensors = [key for key, value in state.items() if isinstance(value, Tensor) and value.shape == factor.shape]
     if unknown := [key for key in tensors if key not in known]:
-        raise ValueError(_no_rule(f"the state {unknown} of {type(optimizer).__name__}"))
+        raise SignInError(_no_rule(f"the state {unknown} of {type(optimizer).__name__}"))
     return {key: known[key] for key in tensors}
 
 
@@ -125,15 +126,15 @@ def _no_rule(what: str) -> str:
 
 
 def check_elementwise(weight: SparseWeight, optimizer: Optimizer) -> None:
-    """Raise `ValueError` if an optimizer cannot train the factors of a weight: it mixes entries, or needs its shape."""
+    """Raise `SignInError` if an optimizer cannot train the factors of a weight: it mixes entries or needs shapes."""
     names = {cls.__name__ for cls in type(optimizer).__mro__}
     if names.intersection(_MIXES_ENTRIES):
-        raise ValueError(
+        raise SignInError(
             f"{type(optimizer).__name__} mixes the entries of a weight, which would fill the zeros of {weight.name}. "
             "Use an elementwise optimizer (SGD, Adam, AdamW, …) for the sparse weights."
         )
     if names.intersection(_NEEDS_SHAPE) and weight.storage.name == "compact":
-        raise ValueError(
+        raise SignInError(
             f"The update of {type(optimizer).__name__} depends on the shape of a weight, and {weight.name} is stored "
             "as a vector of its non-zeros. Pass storage='dense', or use an elementwise optimizer (SGD, Adam, AdamW, …)."
         )

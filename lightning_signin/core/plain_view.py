@@ -16,6 +16,7 @@ from lightning_signin.core.torch_internals import (
     registered_parameters,
 )
 from lightning_signin.core.weights import SparseWeight, sparse_weights
+from lightning_signin.errors import SignInError
 
 Factors = dict[int, SparseWeight]
 
@@ -32,7 +33,7 @@ def plain_view(module: nn.Module) -> Iterator[nn.Module]:
         module: A module after `sparsify`. Without sparse weights, nothing happens.
 
     Raises:
-        ValueError: While an optimizer is built that mixes the entries of a weight, or needs its shape.
+        SignInError: While an optimizer is built that mixes the entries of a weight, or needs its shape.
 
     Example:
         >>> import torch
@@ -82,7 +83,7 @@ def show_plain(module: nn.Module) -> "tuple[list[PlainLayer], Factors]":
         The layers, which can be restored, and the sparse weight behind each new parameter, by its id.
 
     Raises:
-        ValueError: If a layer has been given another parametrization meanwhile.
+        SignInError: If a layer has been given another parametrization meanwhile.
     """
     layers: dict[int, PlainLayer] = {}
     behind: Factors = {}
@@ -93,7 +94,7 @@ def show_plain(module: nn.Module) -> "tuple[list[PlainLayer], Factors]":
             layers.setdefault(id(owner), PlainLayer(owner)).shown[attribute] = parameter
     for layer in layers.values():
         if others := set(layer.owner.parametrizations) - set(layer.shown):  # type: ignore[arg-type]
-            raise ValueError(
+            raise SignInError(
                 f"{', '.join(sorted(others))} of a sparse {type(layer.owner).__name__} got a parametrization after "
                 "`sparsify`. Remove it before the module is made plain."
             )

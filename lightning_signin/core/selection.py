@@ -13,7 +13,7 @@ from lightning_signin.core.layout import PLAIN, Layout
 from lightning_signin.core.matrices import dense_matrices, layers_of, own_parameters
 from lightning_signin.core.sharded import SHARD_AFTER, is_sharded
 from lightning_signin.core.torch_internals import registered_parameters
-from lightning_signin.errors import some, warn
+from lightning_signin.errors import SignInError, some, warn
 
 Owners = list[tuple[nn.Module, str]]
 Users = dict[str, tuple[nn.Module, str]]
@@ -40,7 +40,7 @@ def select_weights(
         stay dense, with a warning. A module that is used twice counts once.
 
     Raises:
-        ValueError: If a pattern matches nothing, nothing is left, or a chosen weight cannot be made sparse: already
+        SignInError: If a pattern matches nothing, nothing is left, or a chosen weight cannot be made sparse: already
             parametrized or pruned, scripted, not materialized, or sharded.
     """
     candidates = _candidates(module)
@@ -67,7 +67,7 @@ def select_weights(
         are, stay = ("is", "it stays") if len(frozen) == 1 else ("are", "they stay")
         warn(f"{some(frozen)} {are} frozen (requires_grad=False): {stay} dense.")
     if not selected:
-        raise ValueError(
+        raise SignInError(
             "Nothing to sparsify: the model has no trainable weight of a known kind that `include` and `exclude` "
             f"leave. Check both, name other weights in `include`, e.g. include=['embedding.weight'], or {_MAKE_KNOWN}."
         )
@@ -86,9 +86,9 @@ def layout_of(owners: Owners) -> Layout:
 
 
 def check_patterns(argument: str, patterns: Sequence[str] | None) -> list[str] | None:
-    """The patterns as a list; a bare string, which would be iterated letter by letter, raises `ValueError`."""
+    """The patterns as a list; a bare string, which would be iterated letter by letter, raises `SignInError`."""
     if isinstance(patterns, str):
-        raise ValueError(f"`{argument}` must be a list of glob patterns, got the string {patterns!r}. Write [...].")
+        raise SignInError(f"`{argument}` must be a list of glob patterns, got the string {patterns!r}. Write [...].")
     return None if patterns is None else list(patterns)
 
 
@@ -119,7 +119,7 @@ def _match(
         for pattern in check_patterns(argument, patterns) or ():
             matched = {name for name, (owner, _) in candidates.items() if _matches(name, owner, pattern)}
             if not matched:
-                raise ValueError(_no_match(module, argument, pattern, candidates))
+                raise SignInError(_no_match(module, argument, pattern, candidates))
             chosen = chosen | matched if argument == "include" else chosen - matched
     return chosen
 
@@ -164,24 +164,28 @@ def _say_dense(module: nn.Module, known: Sequence[str]) -> None:
 def _check_can_be_sparse(owner: nn.Module, attribute: str, name: str) -> nn.Parameter:
     leave_out = f"Leave it out with exclude=['{name}']."
     if isinstance(owner, ScriptModule):
-        raise ValueError(f"{name} belongs to a scripted layer, which has compiled how it reads its weight. {leave_out}")
+        raise SignInError(
+            f"{name} belongs to a scripted layer, which has compiled how it reads its weight. {leave_out}"
+        )
     if is_parametrized(owner):
         own = attribute if is_parametrized(owner, attribute) else next(iter(owner.parametrizations))  # type: ignore[arg-type]
         kind = type(owner.parametrizations[own][0]).__name__  # type: ignore[index, operator]
         which = name if own == attribute else f"The {own} beside {name}"
-        raise ValueError(f"{which} is already parametrized ({kind}). Merge or remove that first. {leave_out}")
+        raise SignInError(f"{which} is already parametrized ({kind}). Merge or remove that first. {leave_out}")
     parameter = registered_parameters(owner).get(attribute)
     if not isinstance(parameter, nn.Parameter):
-        raise ValueError(
+        raise SignInError(
             f"{name} is not a parameter of its {type(owner).__name__}: pruning or weight normalization has replaced "
             f"it. Make that permanent first (e.g. torch.nn.utils.prune.remove). {leave_out}"
         )
     if isinstance(parameter, UninitializedParameter):
-        raise ValueError(f"{name} has no shape yet (a lazy module). Run one batch through the model first. {leave_out}")
+        raise SignInError(
+            f"{name} has no shape yet (a lazy module). Run one batch through the model first. {leave_out}"
+        )
     if parameter.is_meta:
-        raise ValueError(
+        raise SignInError(
             f"{name} has no values yet (the meta device). Build the model without `empty_init`. {leave_out}"
         )
     if is_sharded(parameter):
-        raise ValueError(f"{name} is sharded over ranks already. {SHARD_AFTER}")
+        raise SignInError(f"{name} is sharded over ranks already. {SHARD_AFTER}")
     return parameter

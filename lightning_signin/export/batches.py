@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from lightning_signin.core.torch_internals import tree_leaves, tree_map
+from lightning_signin.errors import SignInError
 
 Inputs = tuple[Tensor, ...]
 
@@ -21,7 +22,7 @@ def example_batch(module: nn.Module, example_input: Any) -> Inputs:
         example_input: A tensor or a tuple of tensors, with the batch in dimension 0 of each.
 
     Raises:
-        ValueError: If there is none, or it is not of this kind.
+        SignInError: If there is none, or it is not of this kind.
 
     Example:
         >>> [tuple(x.shape) for x in example_batch(nn.Identity(), torch.zeros(1, 3))]
@@ -29,18 +30,18 @@ def example_batch(module: nn.Module, example_input: Any) -> Inputs:
     """
     given = getattr(module, "example_input_array", None) if example_input is None else example_input
     if given is None:
-        raise ValueError("The network's input is not known. Pass `example_input`, or set `example_input_array`.")
+        raise SignInError("The network's input is not known. Pass `example_input`, or set `example_input_array`.")
     inputs = tuple(given) if isinstance(given, list | tuple) else (given,)
     for value in inputs:
         if not isinstance(value, Tensor) or value.ndim == 0 or len(value) == 0:
             shown = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
+            raise SignInError(
                 "`example_input` must be a tensor or a tuple of tensors with the batch in dimension 0, got "
                 f"{shown}. Wrap the network in a module that takes such inputs."
             )
     if len({len(value) for value in inputs}) > 1:
         sizes = ", ".join(str(len(value)) for value in inputs)
-        raise ValueError(f"`example_input` has several batch sizes: {sizes}. Give each tensor the same dimension 0.")
+        raise SignInError(f"`example_input` has several batch sizes: {sizes}. Give each tensor the same dimension 0.")
     return tuple((torch.cat([v, v]) if len(v) == 1 else v).detach().cpu() for v in inputs)
 
 
@@ -61,7 +62,7 @@ def check_outputs(module: nn.Module, exported: Callable[..., Any], inputs: Input
         kind: The format's name in error messages.
 
     Raises:
-        ValueError: If outputs differ, or either does not run.
+        SignInError: If outputs differ, or either does not run.
     """
     for batch in (inputs, tuple(torch.cat([value, value[:1]]) for value in inputs)):
         try:
@@ -69,14 +70,14 @@ def check_outputs(module: nn.Module, exported: Callable[..., Any], inputs: Input
                 expected, found = _tensors(module(*batch)), _tensors(exported(*batch))
         except Exception as error:  # a forward, or the runtime of a format, can raise anything
             size = len(batch[0])
-            raise ValueError(f"The {kind} export does not run with a batch of {size}. {_FIX} {error}") from error
+            raise SignInError(f"The {kind} export does not run with a batch of {size}. {_FIX} {error}") from error
         if [tuple(a.shape) for a in found] != [tuple(b.shape) for b in expected]:
-            raise ValueError(f"The {kind} export has outputs of other shapes than the module. {_FIX}")
+            raise SignInError(f"The {kind} export has outputs of other shapes than the module. {_FIX}")
         for ours, theirs in zip(expected, found, strict=True):
             scale = max(float(ours.abs().max()), 1.0) if ours.numel() and ours.is_floating_point() else 1.0
             if not torch.allclose(theirs, ours.to(theirs.dtype), rtol=0, atol=tolerance * scale, equal_nan=True):
                 worst = float((theirs - ours).abs().max())
-                raise ValueError(
+                raise SignInError(
                     f"The {kind} export differs from the module by {worst:.1e} with a batch of {len(batch[0])}. {_FIX}"
                 )
 

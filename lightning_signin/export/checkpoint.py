@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_signin.errors import SignInError
 from lightning_signin.weightfiles.files.paths import PathLike, write_whole
 from lightning_signin.weightfiles.files.safe import checked
 from lightning_signin.weightfiles.saved import SavedWeights
@@ -27,8 +28,8 @@ def write_checkpoint(weights: SavedWeights, output: PathLike) -> PathLike:
         The path.
 
     Raises:
-        FileNotFoundError: If the folder does not exist.
-        ValueError: If the hyper-parameters hold other than tensors and plain values.
+        MissingFileError: If the folder does not exist.
+        SignInError: If the hyper-parameters hold other than tensors and plain values.
     """
     tensors = {name: checked(name, value).cpu() for name, value in weights.tensors.items()}
     start = {"epoch": 0, "global_step": 0, "pytorch-lightning_version": version("lightning")}
@@ -38,7 +39,7 @@ def write_checkpoint(weights: SavedWeights, output: PathLike) -> PathLike:
     try:
         torch.load(file, map_location="meta", weights_only=True)
     except Exception as error:  # pickle's, and those of whatever was pickled
-        raise ValueError(
+        raise SignInError(
             "The checkpoint would not load with weights_only=True: besides weights it may hold only plain values. "
             "Remove modules from the hyper-parameters: save_hyperparameters(ignore=[…])."
         ) from error

@@ -23,8 +23,8 @@ def save_compressed(source: nn.Module | Mapping[str, Tensor], path: PathLike, zs
         The path.
 
     Raises:
-        FileNotFoundError: If the folder does not exist.
-        ValueError: If an entry is not a dense tensor; its name is given.
+        MissingFileError: If the folder does not exist.
+        SignInError: If an entry is not a dense tensor; its name is given.
         ModuleNotFoundError: If ``zstd`` is set, but neither Python 3.14 or later nor ``zstandard`` is available.
 
     Example:
@@ -55,8 +55,8 @@ def load_compressed(path: PathLike) -> dict[str, Tensor]:
         The plain state dict, on the CPU, bit for bit as it was saved; a tied tensor is one tensor under all its names.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged or altered, in another format, or of a later version.
+        MissingFileError: If there is no such file.
+        SignInError: If it is damaged or altered, in another format, or of a later version.
         ModuleNotFoundError: If it is compressed with Zstandard, which is not installed.
     """
     with opened(path) as file:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_signin.errors import SignInError
 from lightning_signin.export.batches import example_batch
 from lightning_signin.export.checkpoint import rest_of, write_checkpoint
 from lightning_signin.export.compressed import write_compressed
@@ -73,9 +74,9 @@ def export(
         The path.
 
     Raises:
-        FileNotFoundError: If the source or the output's folder does not exist.
+        MissingFileError: If the source or the output's folder does not exist.
         ModuleNotFoundError: If a package that a format needs is missing.
-        ValueError: If arguments contradict each other, the source is damaged, or the network cannot be traced.
+        SignInError: If arguments contradict each other, the source is damaged, or the network cannot be traced.
 
     Example:
         >>> from safetensors.torch import load_file
@@ -87,7 +88,7 @@ def export(
     """
     check_choice("to", to, FORMATS)
     if zstd and to != "compressed":
-        raise ValueError(f"`zstd` needs the format 'compressed', not {to!r}. Leave it out, or use that format.")
+        raise SignInError(f"`zstd` needs the format 'compressed', not {to!r}. Leave it out, or use that format.")
     chosen = FORMATS[to]
     if chosen.runs:
         network = _network(source, model, to)
@@ -102,7 +103,7 @@ def output_beside(source: PathLike, to: str, zstd: bool = False) -> str:
     """The default path for the export of a file: next to it, with the format's suffix.
 
     Raises:
-        ValueError: If that is the file itself.
+        SignInError: If that is the file itself.
 
     Example:
         >>> output_beside("runs/last.ckpt", "compressed"), output_beside("s3://b/last.merged.ckpt", "onnx")
@@ -114,7 +115,7 @@ def output_beside(source: PathLike, to: str, zstd: bool = False) -> str:
     suffix = next((suffix for suffix in known if bare.endswith(suffix)), PurePath(bare).suffix)
     output = bare.removesuffix(suffix) + FORMATS[to].suffix + (_ZSTD_SUFFIX if zstd else "")
     if output == whole:
-        raise ValueError(f"{whole} already has the format {to!r}. Name another file with --output.")
+        raise SignInError(f"{whole} already has the format {to!r}. Name another file with --output.")
     return output
 
 
@@ -122,7 +123,7 @@ def _network(source: PathLike | nn.Module, model: nn.Module | None, to: str) -> 
     if isinstance(source, nn.Module):
         return plain_copy(source)
     if model is None:
-        raise ValueError(f"{to!r} holds the network, but {source} only its weights. Pass `model` (--config) as well.")
+        raise SignInError(f"{to!r} holds the network, but {source} only its weights. Pass `model` (--config) as well.")
     return load_exactly(plain_copy(model), read_weights(source).tensors, str(source))
 
 
@@ -130,7 +131,7 @@ def load_exactly(network: nn.Module, tensors: Mapping[str, Tensor], source: str)
     """Load a plain state dict into a network whose names and shapes must match exactly.
 
     Raises:
-        ValueError: If they differ; the first difference is given.
+        SignInError: If they differ; the first difference is given.
     """
     own = network.state_dict()
     names = [f"has no {name}" for name in own if name not in tensors]
@@ -142,7 +143,7 @@ def load_exactly(network: nn.Module, tensors: Mapping[str, Tensor], source: str)
     ]
     if differences := [*shapes, *names]:
         more = f" ({len(differences)} differences)" if len(differences) > 1 else ""
-        raise ValueError(
+        raise SignInError(
             f"{source} does not match the model: it {differences[0]}{more}. Pass the model that was trained."
         )
     network.load_state_dict(tensors, strict=True)

@@ -9,6 +9,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from lightning_signin.errors import SignInError
 from lightning_signin.export.batches import Inputs, check_outputs, dynamic_shapes
 from lightning_signin.weightfiles.files.paths import PathLike, write_whole
 
@@ -28,9 +29,9 @@ def write_onnx(module: nn.Module, inputs: Inputs, output: PathLike) -> PathLike:
         The path. The content is checked with ONNX's checker and ONNX Runtime before it is written.
 
     Raises:
-        FileNotFoundError: If the folder does not exist.
+        MissingFileError: If the folder does not exist.
         ModuleNotFoundError: If a package of the extra ``[onnx]`` is missing.
-        ValueError: If the network is too large, cannot be traced, or has other outputs in ONNX Runtime.
+        SignInError: If the network is too large, cannot be traced, or has other outputs in ONNX Runtime.
     """
     import onnx
     import onnxruntime  # noqa: F401  (fail now rather than after minutes of tracing)
@@ -38,7 +39,7 @@ def write_onnx(module: nn.Module, inputs: Inputs, output: PathLike) -> PathLike:
 
     size = sum(tensor.nbytes for tensor in chain(module.parameters(), module.buffers()))
     if size > _LARGEST:
-        raise ValueError(
+        raise SignInError(
             f"The weights take {size / 1e9:.1f} GB, but one ONNX file holds at most 2 GiB. Use the format "
             "'torch-export'."
         )
@@ -48,7 +49,7 @@ def write_onnx(module: nn.Module, inputs: Inputs, output: PathLike) -> PathLike:
             shapes = dynamic_shapes(module, inputs)
             program = torch.onnx.export(module, inputs, dynamo=True, dynamic_shapes=shapes, verbose=False)
     except Exception as error:  # a user's forward, or its translation, can raise anything
-        raise ValueError(
+        raise SignInError(
             f"{type(module).__name__} cannot be exported to ONNX with a batch of any size: {error}\n"
             "Use the format 'torch-export', or export its weights as 'safetensors'."
         ) from error

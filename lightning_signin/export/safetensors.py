@@ -1,6 +1,7 @@
 """Merged weights as one safetensors file, written atomically."""
 
 from lightning_signin._version import __version__
+from lightning_signin.errors import SignInError
 from lightning_signin.weightfiles.files.paths import PathLike, write_whole
 from lightning_signin.weightfiles.files.safe import checked
 from lightning_signin.weightfiles.saved import SavedWeights
@@ -17,8 +18,8 @@ def write_safetensors(weights: SavedWeights, output: PathLike) -> PathLike:
         The path.
 
     Raises:
-        FileNotFoundError: If the folder does not exist.
-        ValueError: If an entry is not a dense tensor of a dtype that safetensors supports.
+        MissingFileError: If the folder does not exist.
+        SignInError: If an entry is not a dense tensor of a dtype that safetensors supports.
     """
     from safetensors.torch import save
 
@@ -27,6 +28,6 @@ def write_safetensors(weights: SavedWeights, output: PathLike) -> PathLike:
     try:
         data = save(tensors, metadata)
     except KeyError as error:
-        raise ValueError(f"Safetensors files cannot hold tensors of {error}. Use the format 'compressed'.") from error
+        raise SignInError(f"Safetensors files cannot hold tensors of {error}. Use the format 'compressed'.") from error
     write_whole(output, data)
     return output

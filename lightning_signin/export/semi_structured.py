@@ -8,7 +8,7 @@ Measure both on your GPU with your batches before you choose.
 import torch
 from torch import Tensor, nn
 
-from lightning_signin.errors import warn
+from lightning_signin.errors import SignInError, warn
 from lightning_signin.export.fused import fused_layers
 from lightning_signin.export.plain_copy import plain_copy
 
@@ -33,7 +33,7 @@ def to_semi_structured(module: nn.Module, *, dtype: torch.dtype = torch.float16)
         The copy, on the current CUDA device, in eval mode.
 
     Raises:
-        ValueError: If the precision is another one, a layer has zeros but more than 2 non-zeros in a group of 4
+        SignInError: If the precision is another one, a layer has zeros but more than 2 non-zeros in a group of 4
             consecutive inputs, or no layer is left to pack. These checks need no GPU.
         RuntimeError: If there is no CUDA GPU of compute capability 8.0 or more.
 
@@ -41,10 +41,10 @@ def to_semi_structured(module: nn.Module, *, dtype: torch.dtype = torch.float16)
         >>> from lightning_signin import sparsify
         >>> to_semi_structured(sparsify(nn.Linear(64, 32), sparsity=0.5))  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ValueError: 2:4 kernels read at most 2 non-zeros of every 4 weights along the inputs. More...
+        lightning_signin.SignInError: 2:4 kernels read at most 2 non-zeros of every 4 weights along the inputs. More...
     """
     if dtype not in DTYPES:
-        raise ValueError(f"`dtype` must be torch.float16 or torch.bfloat16, got {dtype}.")
+        raise SignInError(f"`dtype` must be torch.float16 or torch.bfloat16, got {dtype}.")
     twin = plain_copy(module)
     layers = _to_pack(twin)  # before rounding to `dtype`, which makes zeros of small weights
     _check_groups(layers)
@@ -75,7 +75,7 @@ def _to_pack(module: nn.Module) -> dict[str, nn.Linear]:
     linear = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
     sparse = {name: layer for name, layer in linear.items() if (layer.weight == 0).float().mean() > _FEW_ZEROS}
     if not sparse:
-        raise ValueError(f"No nn.Linear of this module has zeros, so there is nothing to pack. {_WAY_OUT}")
+        raise SignInError(f"No nn.Linear of this module has zeros, so there is nothing to pack. {_WAY_OUT}")
     dense = {
         name: "read by fused attention" if layer in fused else f"{layer.out_features}×{layer.in_features}"
         for name, layer in sparse.items()
@@ -86,7 +86,7 @@ def _to_pack(module: nn.Module) -> dict[str, nn.Linear]:
         f"These stay dense: {', '.join(f'{_shown(name)} ({why})' for name, why in dense.items())}."
     )
     if len(dense) == len(sparse):
-        raise ValueError(f"{text} No layer is left to pack: run the merged module itself.")
+        raise SignInError(f"{text} No layer is left to pack: run the merged module itself.")
     if dense:
         warn(text)
     return {name: layer for name, layer in sparse.items() if name not in dense}
@@ -96,7 +96,7 @@ def _check_groups(layers: dict[str, nn.Linear]) -> None:
     crowded = {name: (crowded_groups(layer.weight), layer.weight.numel() // 4) for name, layer in layers.items()}
     found = [f"{_shown(name)} ({count} of {groups} groups)" for name, (count, groups) in crowded.items() if count]
     if found:
-        raise ValueError(
+        raise SignInError(
             "2:4 kernels read at most 2 non-zeros of every 4 weights along the inputs. More have: "
             f"{', '.join(found)}. {_WAY_OUT}"
         )

@@ -5,6 +5,7 @@ import io
 import torch
 from torch import nn
 
+from lightning_signin.errors import SignInError
 from lightning_signin.export.batches import Inputs, check_outputs, dynamic_shapes
 from lightning_signin.weightfiles.files.paths import PathLike, write_whole
 
@@ -23,14 +24,14 @@ def write_torch_export(module: nn.Module, inputs: Inputs, output: PathLike) -> P
         The path. The file was loaded again and compared before it was written.
 
     Raises:
-        FileNotFoundError: If the folder does not exist.
-        ValueError: If the network cannot be traced, or the traced one has other outputs.
+        MissingFileError: If the folder does not exist.
+        SignInError: If the network cannot be traced, or the traced one has other outputs.
     """
     try:
         with torch.no_grad():
             program = torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes(module, inputs))
     except Exception as error:  # a user's forward, or tracing it, can raise anything
-        raise ValueError(
+        raise SignInError(
             f"torch.export cannot trace {type(module).__name__} with a batch of any size: {error}\n"
             "Make its forward depend only on the tensors, or export its weights as 'safetensors'."
         ) from error

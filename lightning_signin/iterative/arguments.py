@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning_signin.callback import SignInCallback
 from lightning_signin.core.naming import shown
+from lightning_signin.errors import SignInError
 from lightning_signin.masks.build import StructureOf
 
 State = dict[str, Any]
@@ -28,7 +29,7 @@ def plain_sign_in(sign_in: Mapping[str, Any]) -> State:
         sign_in: Arguments of `SignInCallback`.
 
     Raises:
-        ValueError: For values out of range, and arguments that IterativePruning decides.
+        SignInError: For values out of range, and arguments that IterativePruning decides.
 
     Example:
         >>> plain_sign_in({"parametrization": "plain"})["frobenius_decay"]
@@ -36,14 +37,14 @@ def plain_sign_in(sign_in: Mapping[str, Any]) -> State:
     """
     for name in OWNED:
         if name in sign_in:
-            raise ValueError(
+            raise SignInError(
                 f"`sign_in` must not have {name!r}: IterativePruning decides it, and has its own `sparsity`, "
                 "`distribution` and `structure`."
             )
     callback = SignInCallback(**sign_in)
     start = callback.start
     if start.form.prunes:
-        raise ValueError(
+        raise SignInError(
             f"`sign_in`: parametrization={shown(start.parametrization)!r} makes zeros by itself, so the sparsity "
             "would not be exact. Use 'sign-in', 'plain' or 'powerprop'."
         )
@@ -75,10 +76,10 @@ def plain_structure(structure: StructureOf) -> Any:
 
 
 def check_same_arguments(begun_with: State, here: State, folder: os.PathLike) -> None:
-    """Raise `ValueError` if a folder was started with other arguments than this run's."""
+    """Raise `SignInError` if a folder was started with other arguments than this run's."""
     for name, value in here.items():
         if begun_with.get(name) != value:
-            raise ValueError(
+            raise SignInError(
                 f"The run in {folder} was started with {name}={begun_with.get(name)!r}, but here it is {value!r}. Pass "
                 f"{name}={begun_with.get(name)!r} to resume it, or choose another folder."
             )

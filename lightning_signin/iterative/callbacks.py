@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_signin.callback import SignInCallback
 from lightning_signin.core.selection import layout_of, select_weights
+from lightning_signin.errors import SignInError
 from lightning_signin.iterative.folder import Folder, State
 from lightning_signin.iterative.levels import Levels
 from lightning_signin.iterative.seeds import enter_level
@@ -104,14 +105,14 @@ def load_weights(module: LightningModule, folder: Folder, path: Path) -> None:
     """Load the weights of a file of the folder.
 
     Raises:
-        ValueError: If the file is damaged, or of another model.
+        SignInError: If the file is damaged, or of another model.
     """
     weights = folder.read(path)["state_dict"]
     there, here = _sizes(weights), _sizes(module.state_dict())
     # torch itself ignores the weights of a layer that is None until it is built
     for name in {**there, **here}:
         if there.get(name, "none") != here.get(name, "none"):
-            raise ValueError(
+            raise SignInError(
                 f"The weights in {path} do not match the module: {name} is {there.get(name, 'missing')} there, and "
                 f"{here.get(name, 'missing')} in the module. Use the model of that run, with all its layers (call "
                 "`configure_model` first if that builds some), or another folder."

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
+from lightning_signin.errors import SignInError
 from lightning_signin.weightfiles.files.archive import check_archive
 
 State = dict[str, Any]
@@ -26,13 +27,13 @@ class Folder:
         rewinds: Whether level 0 writes ``rewind.ckpt``.
 
     Raises:
-        ValueError: If the path is a file.
+        SignInError: If the path is a file.
     """
 
     def __init__(self, path: str | os.PathLike, rewinds: bool) -> None:
         self.path, self.rewinds = Path(path), rewinds
         if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"`folder` must be a folder, but {self.path} is a file. Choose another name.")
+            raise SignInError(f"`folder` must be a folder, but {self.path} is a file. Choose another name.")
         self.start, self.rewind = self.path / "start.ckpt", self.path / "rewind.ckpt"
 
     def mask(self, level: int) -> Path:
@@ -58,7 +59,7 @@ class Folder:
         """The content of a file of this folder.
 
         Raises:
-            ValueError: If it is damaged.
+            SignInError: If it is damaged.
         """
         try:
             with open(path, "rb") as file:
@@ -67,7 +68,7 @@ class Folder:
         except FileNotFoundError:
             raise
         except Exception as error:  # the bytes of a truncated file can raise anything
-            raise ValueError(
+            raise SignInError(
                 f"{path} is damaged, or holds objects beyond tensors and plain values. Delete it: the level that wrote "
                 "it is then trained again."
             ) from error

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_signin.core.layout import Layout
 from lightning_signin.core.numbers import exact
-from lightning_signin.errors import warn
+from lightning_signin.errors import SignInError, warn
 from lightning_signin.masks.build import StructureOf, check_choice, make_choice
 from lightning_signin.masks.choice import Choice
 from lightning_signin.masks.distributions import DISTRIBUTIONS, budget
@@ -30,7 +30,7 @@ class Levels:
         structure: The pattern of the last mask; see `build_masks`. Masks before it are unstructured.
 
     Raises:
-        ValueError: For values out of range and unknown names.
+        SignInError: For values out of range and unknown names.
 
     Example:
         >>> levels = Levels(sparsity=0.9, prune_rate=0.5)
@@ -47,7 +47,7 @@ class Levels:
         budget(self.sparsity, 1)
         rate = self.prune_rate
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < 1:
-            raise ValueError(f"`prune_rate` must be in (0, 1), got {rate!r}. Pass the share to prune, e.g. 0.2.")
+            raise SignInError(f"`prune_rate` must be in (0, 1), got {rate!r}. Pass the share to prune, e.g. 0.2.")
         check_choice("distribution", self.distribution, [*DISTRIBUTIONS, "global"])
         given = self.structure
         for structure in given.values() if isinstance(given, Mapping) else [given]:
@@ -73,7 +73,7 @@ class Levels:
             layouts: The layouts of weights that are not stored as (outputs, inputs, …).
 
         Raises:
-            ValueError: If the structure does not fit a weight, or the last level is below one unit per layer.
+            SignInError: If the structure does not fit a weight, or the last level is below one unit per layer.
         """
         return make_choice(shapes, self.sparsity, self.distribution, self.structure, layouts)
 
@@ -92,7 +92,7 @@ class Levels:
             before: The masks of the previous level.
 
         Raises:
-            ValueError: If a weight is not finite.
+            SignInError: If a weight is not finite.
 
         Example:
             >>> import torch
@@ -103,7 +103,7 @@ class Levels:
         """
         for name, weight in theta.items():
             if not weight.isfinite().all():
-                raise ValueError(
+                raise SignInError(
                     f"{name} is not finite at the end of level {level - 1}, so its magnitudes are meaningless. Train "
                     "with a lower learning rate, in a new folder."
                 )

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lightning_signin.errors import SignInError
 from lightning_signin.iterative.arguments import check_same_arguments, plain_sign_in, plain_structure
 from lightning_signin.iterative.callbacks import EpochEnds, LevelSignIn, load_weights
 from lightning_signin.iterative.folder import Folder
@@ -51,14 +52,14 @@ class IterativePruning:
         sign_in: Further arguments of the `SignInCallback` of every level, e.g. ``{"parametrization": "plain"}``.
 
     Raises:
-        ValueError: For values out of range, unknown names, and arguments in ``sign_in`` that are decided here.
+        SignInError: For values out of range, unknown names, and arguments in ``sign_in`` that are decided here.
 
     Example:
         >>> IterativePruning("runs/tickets", sparsity=0.9, rewind="wr", rewind_epoch=2).levels.last
         11
         >>> IterativePruning("runs/tickets", rewind="wr")
         Traceback (most recent call last):
-        ValueError: `rewind_epoch` must be an integer of at least 1 for rewind='wr', got None. E.g. rewind_epoch=2.
+        lightning_signin.SignInError: `rewind_epoch` must be an integer of at least 1 for rewind='wr', got ...
     """
 
     def __init__(
@@ -75,12 +76,12 @@ class IterativePruning:
     ) -> None:
         check_choice("rewind", rewind, REWINDS)
         if rewind == "wr" and (isinstance(rewind_epoch, bool) or not isinstance(rewind_epoch, int) or rewind_epoch < 1):
-            raise ValueError(
+            raise SignInError(
                 f"`rewind_epoch` must be an integer of at least 1 for rewind='wr', got {rewind_epoch!r}. "
                 "E.g. rewind_epoch=2."
             )
         if rewind != "wr" and rewind_epoch is not None:
-            raise ValueError(f"`rewind_epoch`={rewind_epoch} has no effect with rewind={rewind!r}. Leave it out.")
+            raise SignInError(f"`rewind_epoch`={rewind_epoch} has no effect with rewind={rewind!r}. Leave it out.")
         self.levels = Levels(sparsity, prune_rate, distribution, structure)
         self.folder = Folder(folder, rewinds=rewind == "wr")
         self.rewind, self.rewind_epoch = rewind, rewind_epoch
@@ -109,11 +110,11 @@ class IterativePruning:
             options: As in ``trainer.fit``, without ``ckpt_path``.
 
         Raises:
-            ValueError: If the folder was started with other arguments, one of its files is damaged or of another model,
-                the Trainer does not meet the requirements, or a weight is not finite.
+            SignInError: If the folder was started with other arguments, one of its files is damaged or of another
+                model, the Trainer does not meet the requirements, or a weight is not finite.
         """
         if "ckpt_path" in options:
-            raise ValueError("`ckpt_path` must be left out: the run resumes from its folder.")
+            raise SignInError("`ckpt_path` must be left out: the run resumes from its folder.")
         finished, last = self.folder.finished(), self.levels.last
         if self.folder.start.exists():
             begun_with = self.folder.read(self.folder.start)["arguments"]
@@ -164,7 +165,7 @@ class IterativePruning:
 
     def _check_rewind_epoch(self, epochs: int) -> None:
         if self.rewind_epoch is not None and self.rewind_epoch > epochs:
-            raise ValueError(
+            raise SignInError(
                 f"`rewind_epoch`={self.rewind_epoch} must be an epoch of level 0, which has {epochs}. Lower it, or "
                 "train longer."
             )
@@ -177,17 +178,17 @@ def _made(make_trainer: Callable[[list[Callback]], Trainer], added: list[Callbac
     except RuntimeError as error:
         if "more than one stateful callback" not in str(error) or "SignIn" not in str(error):
             raise
-        raise ValueError(
+        raise SignInError(
             "`make_trainer` must not add a SignInCallback: every level adds its own. Pass its arguments as sign_in={…} "
             "to IterativePruning."
         ) from error
     if not all(any(callback is one for one in trainer.callbacks) for callback in added):
-        raise ValueError(
+        raise SignInError(
             "`make_trainer` must build a new Trainer with the callbacks that are passed to it. Write "
             "`lambda callbacks: Trainer(callbacks=[*others, *callbacks])`."
         )
     if trainer.fast_dev_run:
-        raise ValueError(
+        raise SignInError(
             "`fast_dev_run` writes no checkpoints, but its levels would count as finished. Use `limit_train_batches` "
             "and `max_epochs` in a separate folder."
         )

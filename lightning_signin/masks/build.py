@@ -55,8 +55,8 @@ def build_masks(
         the choice is random, with a warning.
 
     Raises:
-        ValueError: If a name is unknown, ``sparsity`` is out of range, a structure does not fit, or the budget is below
-            one unit per layer.
+        SignInError: If a name is unknown, ``sparsity`` is out of range, a structure does not fit, or the budget is
+            below one unit per layer.
         SignInError: If a score fails, is undefined or not finite, or leaves a choice among zeros where layers compete.
 
     Example:
@@ -93,11 +93,11 @@ def make_choice(
 
 
 def check_choice(argument: str, value: object, allowed: object) -> None:
-    """Raise `ValueError` unless ``value`` is among the names ``allowed``."""
+    """Raise `SignInError` unless ``value`` is among the names ``allowed``."""
     names = list(allowed)  # type: ignore[call-overload]
     if value not in names:
         shown = ", ".join(repr(name) for name in names if name is not None)
-        raise ValueError(f"`{argument}` must be one of {shown}; got {value!r}.")
+        raise SignInError(f"`{argument}` must be one of {shown}; got {value!r}.")
 
 
 def _scored(score: Score, task: Task) -> Mapping[str, Tensor]:

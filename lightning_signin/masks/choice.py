@@ -6,7 +6,7 @@ from math import prod
 from torch import Tensor
 
 from lightning_signin.core.layout import PLAIN, Layout
-from lightning_signin.errors import warn
+from lightning_signin.errors import SignInError, warn
 from lightning_signin.masks.distributions import DISTRIBUTIONS, allocate, global_counts
 from lightning_signin.masks.groups import Distribution, Group, make_groups
 from lightning_signin.masks.structures import Structure, Unstructured
@@ -26,7 +26,7 @@ class Choice:
         layouts: The layouts of weights that are not stored as (outputs, inputs, kernel…).
 
     Raises:
-        ValueError: If a structure does not fit a weight, a pattern matches nothing, a weight is in no group, or the
+        SignInError: If a structure does not fit a weight, a pattern matches nothing, a weight is in no group, or the
             budget is below one unit per layer.
     """
 
@@ -148,7 +148,7 @@ class Choice:
                 misfits[name] = f"{name} of shape {self._stored[name]}: {error}"
         if misfits:
             instead = ", ".join(f"'{name}': 'unstructured'" for name in misfits)
-            raise ValueError(
+            raise SignInError(
                 f"`structure` does not fit {'; '.join(misfits.values())}. Leave them out with exclude={list(misfits)}, "
                 f"or choose another structure: structure={{{instead}, '*': …}}."
             )
@@ -161,7 +161,7 @@ class Choice:
             if group.total < needed:
                 least = "one weight" if set(units) == {1} else "one unit of the structure"
                 least = "what `max_sparsity` leaves it" if group.least else f"at least {least}"
-                raise ValueError(
+                raise SignInError(
                     f"`sparsity`={group.sparsity:.6g} keeps {group.total} of {group.size} weights, but each of "
                     f"{len(group.names)} layers must keep {least}, together {needed}. Lower `sparsity`, or leave "
                     "layers dense with `exclude`."

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_signin.core.numbers import exact
+from lightning_signin.errors import SignInError
 from lightning_signin.masks.largest import kth_largest
 from lightning_signin.masks.rounding import round_to_units
 
@@ -26,14 +27,14 @@ def budget(sparsity: float, size: int) -> int:
         size: Number of weights.
 
     Raises:
-        ValueError: If ``sparsity`` is outside [0, 1).
+        SignInError: If ``sparsity`` is outside [0, 1).
 
     Example:
         >>> budget(0.9, 25), budget(0.9, 35)  # 2.5 and 3.5: half to even
         (2, 4)
     """
     if not 0 <= sparsity < 1:
-        raise ValueError(f"`sparsity` must be in [0, 1), got {sparsity}. Pass the fraction of zeros, e.g. 0.9.")
+        raise SignInError(f"`sparsity` must be in [0, 1), got {sparsity}. Pass the fraction of zeros, e.g. 0.9.")
     return round((1 - exact(sparsity)) * size)
 
 

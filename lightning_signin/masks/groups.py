@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from lightning_signin.errors import SignInError
 from lightning_signin.masks.distributions import DISTRIBUTIONS, budget
 from lightning_signin.masks.patterns import by_first_match
 
@@ -38,24 +39,24 @@ class Group:
 
 
 def check_distribution(sparsity: float | None, distribution: Distribution | None) -> None:
-    """Raise `ValueError` for values out of range and unknown names."""
+    """Raise `SignInError` for values out of range and unknown names."""
     if sparsity is not None:
         budget(sparsity, 1)
     if not isinstance(distribution, Mapping):
         if distribution is not None and distribution not in SPREADS:
-            raise ValueError(f"`distribution` must be one of {_names()}; got {distribution!r}.")
+            raise SignInError(f"`distribution` must be one of {_names()}; got {distribution!r}.")
         return
     spreads = {value for value in distribution.values() if isinstance(value, str)}
     for pattern, value in distribution.items():
         _check_share(pattern, value)
     if len(spreads) > 1:
-        raise ValueError(f"`distribution` can spread the rest in one way, got {', '.join(sorted(spreads))}.")
+        raise SignInError(f"`distribution` can spread the rest in one way, got {', '.join(sorted(spreads))}.")
     if not spreads and any(isinstance(value, Mapping) for value in distribution.values()):
-        raise ValueError(
+        raise SignInError(
             f"`distribution` has a {_LIMIT} and no spread by which these weights compete. End it with '*': 'global'."
         )
     if not spreads and sparsity is not None:
-        raise ValueError(
+        raise SignInError(
             "`sparsity` must be left out where `distribution` gives it for each group; got both. To spread the rest of "
             "one budget, end `distribution` with '*': 'erk' (or 'balanced', 'uniform', 'global')."
         )
@@ -80,8 +81,8 @@ def make_groups(sizes: Mapping[str, int], sparsity: float, distribution: Distrib
             least the share 1 − s.
 
     Raises:
-        ValueError: If a pattern matches nothing, a weight is in no group, or the numbers leave nothing for the rest, or
-            more than it can keep.
+        SignInError: If a pattern matches nothing, a weight is in no group, or the numbers leave nothing for the rest,
+            or more than it can keep.
 
     Example:
         >>> [g.total for g in make_groups({"a": 100, "b": 100, "c": 200}, 0.9, {"a": 0.8, "*": "erk"})]
@@ -115,7 +116,7 @@ def _rest(
     least = {n: budget(limit[_LIMIT], sizes[n]) for n, limit in limits.items() if isinstance(limit, Mapping)}
     size, total = sum(sizes[name] for name in names), budget(sparsity, sum(sizes.values())) - taken
     if not 0 < total <= size:
-        raise ValueError(
+        raise SignInError(
             f"`sparsity`={sparsity} keeps {total + taken} of {sum(sizes.values())} weights, and the groups of "
             f"`distribution` take {taken} of them: {total} would be left for the {size} weights of the others. Change "
             "`sparsity` or the groups."
@@ -131,7 +132,7 @@ def _check_share(pattern: str, value: object) -> None:
     elif isinstance(value, int | float) and not isinstance(value, bool):
         budget(value, 1)
     else:
-        raise ValueError(
+        raise SignInError(
             f"`distribution` of {pattern!r} must be a sparsity in [0, 1), one of {_names()} for the rest, or "
             f"{{'{_LIMIT}': s}}; got {value!r}."
         )

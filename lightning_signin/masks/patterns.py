@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
+from lightning_signin.errors import SignInError
+
 Value = TypeVar("Value")
 
 
@@ -16,7 +18,7 @@ def by_first_match(argument: str, patterns: Mapping[str, object], names: Sequenc
         names: Names of the weights.
 
     Raises:
-        ValueError: If a pattern matches no name, or only names of earlier patterns, or a name is matched by none.
+        SignInError: If a pattern matches no name, or only names of earlier patterns, or a name is matched by none.
 
     Example:
         >>> by_first_match("structure", {"fc.*": "2:4", "*": "unstructured"}, ["conv.weight", "fc.weight"])
@@ -25,14 +27,14 @@ def by_first_match(argument: str, patterns: Mapping[str, object], names: Sequenc
     first = {name: next((p for p in patterns if fnmatchcase(name, p)), None) for name in names}
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"`{argument}` pattern {pattern!r} matches no sparse weight of: {', '.join(names)}.")
+            raise SignInError(f"`{argument}` pattern {pattern!r} matches no sparse weight of: {', '.join(names)}.")
         if pattern not in first.values():
-            raise ValueError(
+            raise SignInError(
                 f"`{argument}` pattern {pattern!r} has no effect: earlier ones match all that it matches, and the "
                 "first match wins. Put it before them."
             )
     if missing := [name for name, pattern in first.items() if pattern is None]:
-        raise ValueError(f"`{argument}` has no pattern for {', '.join(missing)}. End it with a default, '*': value.")
+        raise SignInError(f"`{argument}` has no pattern for {', '.join(missing)}. End it with a default, '*': value.")
     return {name: pattern for name, pattern in first.items() if pattern is not None}
 
 

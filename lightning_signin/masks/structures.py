@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_signin.errors import SignInError
 from lightning_signin.masks.largest import top
 
 Shape = tuple[int, ...]
@@ -24,7 +25,7 @@ class Structure(Protocol):
         """The layer keeps a multiple of this many weights.
 
         Raises:
-            ValueError: If the pattern does not fit the shape.
+            SignInError: If the pattern does not fit the shape.
         """
         ...
 
@@ -73,7 +74,7 @@ class NMCap:
 
     def __init__(self, n: int, m: int) -> None:
         if not 1 <= n <= m:
-            raise ValueError(f"`structure` '{n}:{m}' must keep 1 to {m} of each {m} weights.")
+            raise SignInError(f"`structure` '{n}:{m}' must keep 1 to {m} of each {m} weights.")
         self.n, self.m = n, m
 
     def unit(self, shape: Shape) -> int:
@@ -120,7 +121,7 @@ class NM(NMCap):
     def unit(self, shape: Shape) -> int:
         """The n weights of one group."""
         if shape[1] % self.m:
-            raise ValueError(f"groups of {self.m} do not divide its {shape[1]} inputs")
+            raise SignInError(f"groups of {self.m} do not divide its {shape[1]} inputs")
         return self.n
 
     def values(self, score: Tensor) -> Tensor:
@@ -146,14 +147,14 @@ class Blocks:
 
     def __init__(self, outputs: int, inputs: int) -> None:
         if outputs < 1 or inputs < 1:
-            raise ValueError(f"`structure` '{outputs}x{inputs}-block' must have at least one row and one column.")
+            raise SignInError(f"`structure` '{outputs}x{inputs}-block' must have at least one row and one column.")
         self.block = (outputs, inputs)
 
     def unit(self, shape: Shape) -> int:
         """The weights of a block."""
         for size, step, side in zip(shape, self.block, ("outputs", "inputs"), strict=False):
             if size % step:
-                raise ValueError(f"blocks of {step} do not divide its {size} {side}")
+                raise SignInError(f"blocks of {step} do not divide its {size} {side}")
         return prod(self.block)
 
     def capacity(self, shape: Shape) -> int:
@@ -207,7 +208,7 @@ def parse_structure(structure: str | Structure) -> Structure:
             inputs, e.g. "4x4-block"; "constant-fan-in".
 
     Raises:
-        ValueError: If it is none of these.
+        SignInError: If it is none of these.
 
     Example:
         >>> parse_structure("2:4-cap").capacity((8, 16))
@@ -222,7 +223,7 @@ def parse_structure(structure: str | Structure) -> Structure:
         return (NMCap if match[3] else NM)(int(match[1]), int(match[2]))
     if match := re.fullmatch(r"(\d+)x(\d+)-block", name):
         return Blocks(int(match[1]), int(match[2]))
-    raise ValueError(
+    raise SignInError(
         "`structure` must be 'unstructured', 'n:m' (e.g. '2:4'), 'n:m-cap' (e.g. '2:4-cap'), 'axb-block' (e.g. "
         f"'4x4-block'), 'constant-fan-in', or a structure; got {structure!r}. (In YAML, quote '2:4'.)"
     )

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_signin.errors import SignInError
 from lightning_signin.objective.training_data import Losses, TrainingData
 from lightning_signin.objective.unfused import unfused
 from lightning_signin.randomness.generators import untouched
@@ -31,7 +32,7 @@ class HessianOperator:
         products: How many products have been computed.
 
     Raises:
-        ValueError: If the loss is linear in the parameters.
+        SignInError: If the loss is linear in the parameters.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class HessianOperator:
         found = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
         self._gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
         if not any(gradient.requires_grad for gradient in self._gradients):
-            raise ValueError("The loss is linear in the parameters: its Hessian is zero.")
+            raise SignInError("The loss is linear in the parameters: its Hessian is zero.")
         self.gradient = self._gather([gradient.detach() for gradient in self._gradients])
         self.size = self.gradient.numel()
 
@@ -92,7 +93,7 @@ def hessian(
         train: Leave dropout and batch statistics on; by default the copy is in eval mode.
 
     Raises:
-        ValueError: If there is no batch, or a loss is not one finite number.
+        SignInError: If there is no batch, or a loss is not one finite number.
     """
     known = masks(module)
     plain = merge_(data.copy(module))
@@ -105,7 +106,7 @@ def hessian(
         stack.enter_context(unfused())
         losses = [_check(_one(data.loss(plain, batch))) for batch in batches]
         if not losses:
-            raise ValueError("`batches` is empty. (An iterator gives its batches once: pass a list or a DataLoader.)")
+            raise SignInError("`batches` is empty. (An iterator gives its batches once: pass a list or a DataLoader.)")
         yield HessianOperator(torch.stack(losses).mean(), list(names.values()), supports, data.average)
 
 
@@ -113,7 +114,7 @@ def _one(losses: Losses) -> object:
     if not isinstance(losses, Sequence):
         return losses
     if len({id(loss) for loss, _ in losses}) != 1:  # several optimizers may step on one loss
-        raise ValueError(
+        raise SignInError(
             f"A step of this manual optimization has {len(losses)} losses, and the Hessian is that of one. Measure "
             "each with `sharpness(module, loss_fn, batches)`."
         )
@@ -123,7 +124,7 @@ def _one(losses: Losses) -> object:
 def _check(loss: object) -> Tensor:
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         shown = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
-        raise ValueError(f"`loss_fn` must return a tensor of one number, got {shown}.")
+        raise SignInError(f"`loss_fn` must return a tensor of one number, got {shown}.")
     if not loss.isfinite().all():
-        raise ValueError(f"The loss is {loss.item()}: its curvature is not defined. Check the data and the weights.")
+        raise SignInError(f"The loss is {loss.item()}: its curvature is not defined. Check the data and the weights.")
     return loss.reshape(())

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from lightning_signin.core.optimizer_state import fresh_state
 from lightning_signin.core.storage import Compact
 from lightning_signin.core.weights import sparse_weights
+from lightning_signin.errors import SignInError
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def memory(module: nn.Module, optimizer: Optimizer | int = 1) -> ByteCount:
             small parameter.
 
     Raises:
-        ValueError: If a parameter is not in the optimizer, or the optimizer's state cannot be found out before a step.
+        SignInError: If a parameter is not in the optimizer, or the optimizer's state cannot be found out before a step.
 
     Example:
         >>> from lightning_signin import sparsify
@@ -118,11 +119,11 @@ def _state_bytes(optimizer: Optimizer, parameter: nn.Parameter, name: str) -> tu
         return _split(optimizer.state[parameter].values(), parameter.numel())
     group = next((g for g in optimizer.param_groups if any(p is parameter for p in g["params"])), None)
     if group is None:
-        raise ValueError(f"`optimizer` does not train {name}. Build it in `plain_view`, or freeze the parameter.")
+        raise SignInError(f"`optimizer` does not train {name}. Build it in `plain_view`, or freeze the parameter.")
     try:
         state = fresh_state(optimizer, group)
     except ValueError as error:
-        raise ValueError(
+        raise SignInError(
             f"`optimizer`: the state that {type(optimizer).__name__} makes is not known before its first step. Take a "
             "step, or pass the number of its tensors of a weight's shape, e.g. optimizer=2."
         ) from error

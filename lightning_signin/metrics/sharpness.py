@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_signin.errors import SignInError
 from lightning_signin.metrics.hessian import hessian
 from lightning_signin.objective.training_data import TrainingData
 
@@ -60,7 +61,7 @@ def sharpness(
         seed: Seed of the start vector.
 
     Raises:
-        ValueError: For values out of range, and where the loss is not finite.
+        SignInError: For values out of range, and where the loss is not finite.
 
     Example:
         >>> x = torch.randn(50, 3)
@@ -85,7 +86,9 @@ def sharpness_of(
 ) -> Sharpness:
     """`sharpness` for `TrainingData`, e.g. that of a fit on several ranks."""
     if k < 1 or tol <= 0 or max_products < k:
-        raise ValueError(f"`k`={k} must be at least 1, `tol`={tol} positive, `max_products`={max_products} at least k.")
+        raise SignInError(
+            f"`k`={k} must be at least 1, `tol`={tol} positive, `max_products`={max_products} at least k."
+        )
     with hessian(module, data, batches, train=train) as operator:
         # Starting from the gradient would save one product late in training, but cost five or six early on.
         start = torch.randn(operator.size, generator=torch.Generator().manual_seed(seed)).to(operator.gradient)
@@ -150,10 +153,10 @@ def hessian_trace(
         The estimate and its standard error.
 
     Raises:
-        ValueError: If ``samples`` is below 2, or the loss is not finite.
+        SignInError: If ``samples`` is below 2, or the loss is not finite.
     """
     if samples < 2:
-        raise ValueError(f"`samples` must be at least 2 for a standard error, got {samples}.")
+        raise SignInError(f"`samples` must be at least 2 for a standard error, got {samples}.")
     with hessian(module, TrainingData(loss_fn), batches, train=train) as operator:
         generator = torch.Generator().manual_seed(seed)
         found = []

@@ -8,6 +8,7 @@ from lightning_signin.core.elementwise_maps import Power, SoftThreshold
 from lightning_signin.core.masked import Masked, SignIn
 from lightning_signin.core.naming import resolve
 from lightning_signin.core.storage import Storage
+from lightning_signin.errors import SignInError
 from lightning_signin.parametrizations.decay import AdaptiveDecay, ConstantDecay, FactorDecay
 
 
@@ -103,14 +104,14 @@ class Powerprop(_WithSignIn):
         alpha: α > 1.
 
     Raises:
-        ValueError: If ``alpha`` is not above 1.
+        SignInError: If ``alpha`` is not above 1.
     """
 
     alpha: float = 2.0
 
     def __post_init__(self) -> None:
         if not self.alpha > 1:
-            raise ValueError(f"`alpha` of powerprop must be above 1, got {self.alpha}. At 1 it is the plain weight.")
+            raise SignInError(f"`alpha` of powerprop must be above 1, got {self.alpha}. At 1 it is the plain weight.")
 
     def build(self, storage: Storage, beta: float) -> Masked:
         """The parametrization of one weight."""
@@ -131,7 +132,7 @@ class Spred(_WithSignIn):
         decay_strength: α of α · (‖m‖² + ‖w‖²), in addition to the optimizer's ``weight_decay``.
 
     Raises:
-        ValueError: If ``decay_strength`` is negative.
+        SignInError: If ``decay_strength`` is negative.
     """
 
     decay_strength: float = 5e-5
@@ -140,7 +141,7 @@ class Spred(_WithSignIn):
 
     def __post_init__(self) -> None:
         if not self.decay_strength >= 0:
-            raise ValueError(f"`decay_strength` must be at least 0, got {self.decay_strength}. Try 5e-5.")
+            raise SignInError(f"`decay_strength` must be at least 0, got {self.decay_strength}. Try 5e-5.")
 
     def build(self, storage: Storage, beta: float) -> Masked:
         """The parametrization of one weight."""
@@ -165,7 +166,7 @@ class PILoT(Spred):
         least_l1_norm: K, the ‖m ⊙ w‖₁ below which the strength no longer grows.
 
     Raises:
-        ValueError: If ``delta`` is not above 1.
+        SignInError: If ``delta`` is not above 1.
     """
 
     delta: float = 1.05
@@ -174,7 +175,7 @@ class PILoT(Spred):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.delta > 1:
-            raise ValueError(f"`delta` must be above 1, got {self.delta}. The strength changes by it every epoch.")
+            raise SignInError(f"`delta` must be above 1, got {self.delta}. The strength changes by it every epoch.")
 
     def decay(self) -> FactorDecay | None:
         """One that adapts."""
@@ -195,7 +196,7 @@ def parse_parametrization(parametrization: str | Parametrization) -> Parametriza
     """The parametrization that an argument stands for: a name, an import path, or an object with arguments.
 
     Raises:
-        ValueError: If it is none of these.
+        SignInError: If it is none of these.
 
     Example:
         >>> parse_parametrization("str") == STR()

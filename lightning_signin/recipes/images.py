@@ -8,6 +8,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_signin.errors import MissingFileError, SignInError
+
 
 class Images(LightningDataModule):
     """A training and a test set of images; the validation set is the test set, so do not use it for model selection.
@@ -36,7 +38,7 @@ class Images(LightningDataModule):
         """Training images per step and device.
 
         Raises:
-            ValueError: If devices cannot share the batch evenly.
+            SignInError: If devices cannot share the batch evenly.
 
         Example:
             >>> CIFAR10("data", batch_size=512).batch_of_device()
@@ -44,7 +46,7 @@ class Images(LightningDataModule):
         """
         devices = self.trainer.world_size if self.trainer else 1
         if self.batch_size % devices:
-            raise ValueError(
+            raise SignInError(
                 f"`batch_size` must be a multiple of the number of devices, {devices}, which share it; got "
                 f"{self.batch_size}. Pass --data.init_args.batch_size={max(self.batch_size // devices, 1) * devices}."
             )
@@ -143,14 +145,14 @@ class ImageNet(Images):
         """1,281,167 and 50,000 images.
 
         Raises:
-            FileNotFoundError: If ``root`` lacks these folders.
+            MissingFileError: If ``root`` lacks these folders.
         """
         from timm.data import create_transform
         from torchvision.datasets import ImageFolder
 
         folder = self.root / ("train" if train else "val")
         if not folder.is_dir():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"There is no folder {folder}. The data's `root` must have the folders train and val, each with a "
                 "folder of images for every class. Pass --data.init_args.root=FOLDER."
             )

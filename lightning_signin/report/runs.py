@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lightning_signin.errors import MissingFileError, SignInError
 from lightning_signin.report.layers import depth_order
 
 METRICS = "metrics.csv"
@@ -84,14 +85,14 @@ def read_runs(folders: Sequence[str | os.PathLike]) -> list[Run]:
     """Read the runs in folders of CSVLogger, and name each by the end of its path that makes it unique.
 
     Raises:
-        FileNotFoundError: If there is no such folder, or no ``metrics.csv`` in it.
-        ValueError: If a folder is given twice, or its file is empty, damaged or from another program.
+        MissingFileError: If there is no such folder, or no ``metrics.csv`` in it.
+        SignInError: If a folder is given twice, or its file is empty, damaged or from another program.
     """
     paths = [Path(folder) for folder in folders]
     whole = [path.resolve() for path in paths]
     for path, resolved in zip(paths, whole, strict=True):
         if whole.count(resolved) > 1:
-            raise ValueError(f"{path} is given more than once. Name each run once.")
+            raise SignInError(f"{path} is given more than once. Name each run once.")
     runs = []
     for index, (path, name) in enumerate(zip(paths, _names(whole), strict=True)):
         columns = _read(path)
@@ -114,39 +115,41 @@ def _names(paths: list[Path]) -> list[str]:
 def _read(folder: Path) -> dict[str, Series]:
     path = folder / METRICS
     if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}. Pass a run's folder, e.g. runs/digits/version_0.")
+        raise MissingFileError(f"There is no folder {folder}. Pass a run's folder, e.g. runs/digits/version_0.")
     if not path.is_file():
         below = sorted(found.parent for found in folder.glob(f"*/{METRICS}"))
         way_out = f"Its runs are {', '.join(map(str, below))}." if below else "Train with that logger first."
-        raise FileNotFoundError(f"There is no {METRICS} in {folder}, which Lightning's CSVLogger writes. {way_out}")
+        raise MissingFileError(f"There is no {METRICS} in {folder}, which Lightning's CSVLogger writes. {way_out}")
     try:
         with path.open(encoding="utf-8", newline="") as file:
             return _series(path, list(csv.reader(file, strict=True)))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is not a text file of comma-separated values: {error}. Name another run.") from error
+        raise SignInError(f"{path} is not a text file of comma-separated values: {error}. Name another run.") from error
 
 
 def _series(path: Path, rows: list[list[str]]) -> dict[str, Series]:
     header, *rows = rows or [[]]
     if not {"epoch", "step"} <= set(header):
         has = ", ".join(header)[:60] or "nothing"
-        raise ValueError(f"{path} is not from CSVLogger: it needs the columns epoch and step, but has {has}.")
+        raise SignInError(f"{path} is not from CSVLogger: it needs the columns epoch and step, but has {has}.")
     if rows and len(rows[-1]) < len(header):
         rows.pop()  # incomplete: the run is still writing it, or was killed while doing so
     columns: dict[str, Series] = {name: [] for name in header if name not in ("epoch", "step")}
     epochs = 1
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header):
-            raise ValueError(f"{path} has {len(row)} cells in line {number}, but its header has {len(header)}.")
+            raise SignInError(f"{path} has {len(row)} cells in line {number}, but its header has {len(header)}.")
         cells = {name: _number(path, number, name, cell) for name, cell in zip(header, row, strict=True) if cell}
         if "epoch" in cells:  # a row that a user's logger wrote without one belongs to the epoch of the row before
             if not math.isfinite(cells["epoch"]):
-                raise ValueError(f"{path} has {cells['epoch']} for the epoch in line {number}, which must be a number.")
+                raise SignInError(
+                    f"{path} has {cells['epoch']} for the epoch in line {number}, which must be a number."
+                )
             epochs = int(cells["epoch"]) + 1  # Lightning counts from 0, and logs at the end of an epoch
         for name in columns.keys() & cells.keys():
             columns[name].append((epochs, cells[name]))
     if not any(columns.values()):
-        raise ValueError(f"{path} has no numbers yet. Wait for the run's first epoch to end.")
+        raise SignInError(f"{path} has no numbers yet. Wait for the run's first epoch to end.")
     return columns
 
 
@@ -154,4 +157,6 @@ def _number(path: Path, line: int, column: str, cell: str) -> float:
     try:
         return float(cell)
     except ValueError:
-        raise ValueError(f"{path} has {cell[:30]!r} in line {line}, column {column}, which must be a number.") from None
+        raise SignInError(
+            f"{path} has {cell[:30]!r} in line {line}, column {column}, which must be a number."
+        ) from None

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from lightning_signin.errors import SignInError
 from lightning_signin.report.drawing import as_png
 from lightning_signin.report.page import page
 from lightning_signin.report.pictures import PICTURES
@@ -24,8 +25,8 @@ def write_report(runs: Sequence[str | os.PathLike], output: str | os.PathLike | 
         The path of the page.
 
     Raises:
-        FileNotFoundError: If a folder, or the ``metrics.csv`` in it, does not exist.
-        ValueError: If a run's file is empty, damaged or from another program, or ``output`` cannot be written or holds
+        MissingFileError: If a folder, or the ``metrics.csv`` in it, does not exist.
+        SignInError: If a run's file is empty, damaged or from another program, or ``output`` cannot be written or holds
             files that are not from an earlier report.
 
     Example:
@@ -50,16 +51,16 @@ def write_report(runs: Sequence[str | os.PathLike], output: str | os.PathLike | 
         for old in {f"{picture.name}.png" for picture in PICTURES} - files.keys():  # from an earlier report
             (folder / old).unlink(missing_ok=True)
     except OSError as error:
-        raise ValueError(f"`output` must be a writable folder, but {folder} is not: {error}.") from error
+        raise SignInError(f"`output` must be a writable folder, but {folder} is not: {error}.") from error
     return folder / PAGE
 
 
 def _check(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"`output` must be a folder, but {folder} is a file. Choose another name.")
+        raise SignInError(f"`output` must be a folder, but {folder} is a file. Choose another name.")
     holds_files = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
     if holds_files and not (folder / PAGE).exists():
-        raise ValueError(
+        raise SignInError(
             f"`output` must be a new or empty folder, or one of an earlier report, and {folder} holds other files. "
             f"Choose another, e.g. {folder / 'report'}."
         )

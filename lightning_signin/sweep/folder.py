@@ -20,6 +20,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from lightning_signin.errors import SignInError
 from lightning_signin.sweep.grid import Cell
 from lightning_signin.sweep.result import Result
 
@@ -51,13 +52,13 @@ class SweepFolder:
         same: The settings that all of its runs share, as plain values, by their names in error messages.
 
     Raises:
-        ValueError: If the folder holds other files, a damaged journal, or runs with other shared settings.
+        SignInError: If the folder holds other files, a damaged journal, or runs with other shared settings.
     """
 
     def __init__(self, path: str | os.PathLike, same: dict[str, Any]) -> None:
         self.path = Path(path)
         if self.path.exists() and not (self.path / JOURNAL).exists() and not _is_empty(self.path):
-            raise ValueError(
+            raise SignInError(
                 f"`--folder` must be a new or empty folder, or one of an earlier sweep, but {self.path} holds other "
                 "files. Choose another."
             )
@@ -69,7 +70,7 @@ class SweepFolder:
             begun_with = self._study.user_attrs or same
             for name, value in same.items():
                 if begun_with.get(name) != value:
-                    raise ValueError(
+                    raise SignInError(
                         f"The sweep in {self.path} was started with {name}={begun_with.get(name)!r}, but here it is "
                         f"{value!r}. Pass the same to resume it, or choose another `--folder`."
                     )
@@ -145,12 +146,14 @@ def _opened(journal: Path) -> optuna.Study:
             _cell(trial)
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{journal} is damaged ({reason}). Choose another `--folder`, or restore the file.") from error
+        raise SignInError(
+            f"{journal} is damaged ({reason}). Choose another `--folder`, or restore the file."
+        ) from error
     return study
 
 
 def _check_lines(journal: Path) -> None:
-    """Raise `ValueError` for a line that is not JSON: Optuna may detect it only after others were appended."""
+    """Raise `SignInError` for a line that is not JSON: Optuna may detect it only after others were appended."""
     if not journal.exists():
         return
     whole, newline, half = journal.read_bytes().rpartition(b"\n")

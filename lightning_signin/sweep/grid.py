@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lightning_signin.errors import SignInError
+
 _LARGEST_SEED = 2**32 - 1  # numpy's limit
 
 
@@ -43,7 +45,7 @@ def parse_seeds(words: Sequence[str]) -> list[int]:
     """Parse seeds, and ranges of seeds that include their ends.
 
     Raises:
-        ValueError: If a word is neither.
+        SignInError: If a word is neither.
 
     Example:
         >>> parse_seeds(["0-3", "10"])
@@ -54,7 +56,7 @@ def parse_seeds(words: Sequence[str]) -> list[int]:
         first, _, last = word.partition("-")
         ends = (first, last or first)
         if not all(end.isdecimal() for end in ends) or not int(ends[0]) <= int(ends[1]) <= _LARGEST_SEED:
-            raise ValueError(
+            raise SignInError(
                 f"`--seeds` must be integers from 0 to {_LARGEST_SEED}, or ranges of them, got {word!r}. E.g. 0-9."
             )
         seeds += range(int(ends[0]), int(ends[1]) + 1)
@@ -65,7 +67,7 @@ def parse_sparsities(words: Sequence[str]) -> list[float]:
     """Parse fractions of zeros.
 
     Raises:
-        ValueError: If a word is not a number in [0, 1).
+        SignInError: If a word is not a number in [0, 1).
 
     Example:
         >>> parse_sparsities(["0.8", "0.90"])
@@ -78,6 +80,6 @@ def parse_sparsities(words: Sequence[str]) -> list[float]:
         except ValueError:
             value = -1.0
         if not 0 <= value < 1:
-            raise ValueError(f"`--sparsity` must be in [0, 1), got {word}. Pass the fraction of zeros, e.g. 0.9.")
+            raise SignInError(f"`--sparsity` must be in [0, 1), got {word}. Pass the fraction of zeros, e.g. 0.9.")
         sparsities.append(value)
     return list(dict.fromkeys(sparsities))

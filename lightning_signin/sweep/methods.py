@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_signin.errors import SignInError
 from lightning_signin.masks.scores import SCORES
 from lightning_signin.parametrizations import PARAMETRIZATIONS
 from lightning_signin.updates import UPDATES
@@ -44,7 +45,7 @@ def parse_method(text: str) -> Method:
     """Parse the name of a method.
 
     Raises:
-        ValueError: If a part is unknown, or two parts set the same argument.
+        SignInError: If a part is unknown, or two parts set the same argument.
 
     Example:
         >>> parse_method("plain+snip").name
@@ -56,12 +57,12 @@ def parse_method(text: str) -> Method:
     for part in parts:
         if part not in _ARGUMENTS:
             known = "; ".join(f"{kind} {', '.join(names)}" for kind, names in _KINDS.items())
-            raise ValueError(f"`--method` must be names joined by +, got {text!r}: {part!r} is none of {known}.")
+            raise SignInError(f"`--method` must be names joined by +, got {text!r}: {part!r} is none of {known}.")
     parts.sort(key=list(_ARGUMENTS).index)
     arguments: dict[str, Any] = {}
     for of_part in _joined_with_sign_in(parts):
         if both := arguments.keys() & of_part.keys():
-            raise ValueError(f"`--method` must name at most one {min(both)}, got {text!r}. Leave one out.")
+            raise SignInError(f"`--method` must name at most one {min(both)}, got {text!r}. Leave one out.")
         arguments |= of_part
     return Method("+".join(parts), arguments)
 

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from lightning_signin.errors import SignInError
 from lightning_signin.sweep.grid import Cell
 
 DEFAULT_METRICS = ("test_acc", "val_acc")
@@ -81,13 +82,13 @@ def choose_metric(results: Iterable[Result], asked_for: str | None) -> str:
     """The requested metric, or the first of `DEFAULT_METRICS` that a run has logged.
 
     Raises:
-        ValueError: If runs logged values, but none of that metric.
+        SignInError: If runs logged values, but none of that metric.
     """
     logged = {name for result in results for name in result.measured or {}}
     wanted = DEFAULT_METRICS if asked_for is None else (asked_for,)
     found = next((name for name in wanted if name in logged), None)
     if found is None and logged:
-        raise ValueError(
+        raise SignInError(
             f"`--metric` must be something that a run logs, but none has {' or '.join(wanted)}. They have "
             f"{', '.join(sorted(logged))}: pass one of these; finished runs are not repeated."
         )

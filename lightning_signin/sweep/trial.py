@@ -15,11 +15,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 
+from lightning_signin.errors import SignInError
 from lightning_signin.lightning_cli.fit import SignInCLI, silence_lightning
 from lightning_signin.weightfiles.files.paths import write_whole
 
 
-class Diverged(ValueError):
+class Diverged(SignInError):
     """Raised in a fit whose weights are no longer finite."""
 
 

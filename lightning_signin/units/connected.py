@@ -27,7 +27,7 @@ def check_connected(masks: Mapping[str, Tensor], network: Callable[[], Network])
         network: Returns the network; called only if the masks alone do not decide.
 
     Raises:
-        ValueError: If no path leads from the input through weights to the output.
+        SignInError: If no path leads from the input through weights to the output.
 
     Warns:
         UserWarning: For layers whose kept weights are on no path, and if this cannot be checked, for whatever reason.
@@ -68,7 +68,7 @@ def cut_layers(network: Network, masks: Mapping[str, Tensor]) -> list[str]:
         Plain names, in the order in which the layers run. Layers that the forward does not run are left out.
 
     Raises:
-        ValueError: If the forward cannot be traced.
+        SignInError: If the forward cannot be traced.
     """
     return trace(network.module, network.args, network.kwargs, network.names).cut(masks)
 

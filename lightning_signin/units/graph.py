@@ -169,7 +169,7 @@ class Graph:
         return found
 
     def check_units(self, mask: str, why: str) -> None:
-        """Raise `ValueError` if an operation mixes units.
+        """Raise `SignInError` if an operation mixes units.
 
         Args:
             mask: The name of the score that follows single units.

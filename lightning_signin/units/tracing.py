@@ -40,7 +40,7 @@ def trace(module: nn.Module, args: tuple, kwargs: Mapping[str, Any], names: Mapp
         or not; a weight that is used twice has two layers.
 
     Raises:
-        ValueError: If the forward cannot be recorded, writes into a part of a tensor, or does not depend on its input.
+        SignInError: If the forward cannot be recorded, writes into a part of a tensor, or does not depend on its input.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 5)).eval()

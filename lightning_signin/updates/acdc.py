@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import torch
 
+from lightning_signin.errors import SignInError
 from lightning_signin.updates.gmp import magnitudes
 from lightning_signin.updates.rule import Layer, Masks, Moment, UpdateRule, check_share, of_run
 
@@ -26,7 +27,7 @@ class ACDC(UpdateRule):
         final_sparse: Length of the last sparse phase.
 
     Raises:
-        ValueError: If shares are out of range, or leave no room for a sparse phase between warm-up and final phases.
+        SignInError: If shares are out of range, or leave no room for a sparse phase between warm-up and final phases.
 
     Example:
         >>> ACDC().steps(total=100)
@@ -46,7 +47,7 @@ class ACDC(UpdateRule):
         for name in ("warmup", "phase", "final_dense", "final_sparse"):
             check_share(name, getattr(self, name))
         if self.warmup + self.phase + self.final_dense + self.final_sparse > 1 + 1e-9:
-            raise ValueError(
+            raise SignInError(
                 "`warmup` + `phase` + `final_dense` + `final_sparse` of AC/DC must be at most 1: they are shares of "
                 f"the run, and are {self.warmup}, {self.phase}, {self.final_dense}, {self.final_sparse}."
             )

@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from lightning_signin.core.storage import Compact, Storage, make_storage
 from lightning_signin.core.weights import SparseWeight
+from lightning_signin.errors import SignInError
 
 
 @torch.no_grad()
@@ -39,7 +40,7 @@ def change_mask_(
     come = new.pack(mask & ~before)
     grown = weight.parametrization.grown or ()
     if bool(come.any()) and not grown:
-        raise ValueError(f"{weight.name} cannot grow weights: its parametrization has no gradient at 0.")
+        raise SignInError(f"{weight.name} cannot grow weights: its parametrization has no gradient at 0.")
     for factor, start in zip(weight.factors, grown or [0.0] * len(weight.factors), strict=True):
         for optimizer in optimizers:
             _move_state(optimizer, factor, old, new)

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from lightning_signin.core.optimizer_state import check_movable
 from lightning_signin.core.weights import SparseWeight, sparse_weights
-from lightning_signin.errors import warn
+from lightning_signin.errors import SignInError, warn
 from lightning_signin.masks.build import StructureOf, make_choice
 from lightning_signin.masks.groups import Distribution, has_groups_alone
 from lightning_signin.updates.change import change_mask_
@@ -47,7 +47,7 @@ class MaskUpdates:
         mask_change: Share of the mask that the last update replaced.
 
     Raises:
-        ValueError: If the rule, the parametrization, the optimizers and the length of the run are not compatible.
+        SignInError: If the rule, the parametrization, the optimizers and the length of the run are not compatible.
 
     Example:
         >>> from lightning_signin import plain_view, sparsify
@@ -162,7 +162,7 @@ class MaskUpdates:
             check_movable([lane.optimizer], max(f.ndim for weight in lane.weights.values() for f in weight.factors))
         for name, weight in self.weights.items():
             if self.rule.grows and weight.parametrization.grown is None:
-                raise ValueError(
+                raise SignInError(
                     f"{type(self.rule).__name__} lets weights come back at θ = 0, where the parametrization of {name} "
                     "has no gradient: they would stay there. Use 'sign-in', 'plain', 'spred' or 'pilot' with it, or a "
                     "rule that only drops weights, e.g. 'gmp'."

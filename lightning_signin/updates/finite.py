@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from lightning_signin.core.weights import SparseWeight
+from lightning_signin.errors import SignInError
 
 ADVICE = "The mask stays as it is. Resume an earlier checkpoint with a lower learning rate or clipped gradients."
 
@@ -13,9 +14,9 @@ def not_finite(weights: Mapping[str, SparseWeight]) -> str | None:
 
 
 def check_finite(weights: Mapping[str, SparseWeight], step: int) -> None:
-    """Raise `ValueError` if a weight is not finite: NaN cannot be ranked, so a mask could keep any number."""
+    """Raise `SignInError` if a weight is not finite: NaN cannot be ranked, so a mask could keep any number."""
     if name := not_finite(weights):
-        raise ValueError(
+        raise SignInError(
             f"{name} is not finite at step {step}, where the mask changes: the training loss or a gradient was not "
             f"finite before. {ADVICE}"
         )

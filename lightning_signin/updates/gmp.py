@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from lightning_signin.errors import SignInError
 from lightning_signin.updates.rule import Layer, Masks, Moment, PeriodicRule, UpdateRule, check_share, of_run
 
 
@@ -26,7 +27,7 @@ class GMP(PeriodicRule):
         initial_sparsity: S_i in [0, 1).
 
     Raises:
-        ValueError: For values out of range.
+        SignInError: For values out of range.
 
     Example:
         >>> gmp = GMP(update_every_n_steps=100)
@@ -45,9 +46,9 @@ class GMP(PeriodicRule):
         super().__post_init__()
         check_share("update_from", self.update_from, zero=True)
         if self.update_from > self.update_until:
-            raise ValueError(f"`update_from`={self.update_from} is after `update_until`={self.update_until}.")
+            raise SignInError(f"`update_from`={self.update_from} is after `update_until`={self.update_until}.")
         if not 0 <= self.initial_sparsity < 1:
-            raise ValueError(f"`initial_sparsity` must be in [0, 1), got {self.initial_sparsity}.")
+            raise SignInError(f"`initial_sparsity` must be in [0, 1), got {self.initial_sparsity}.")
 
     @property
     def start_sparsity(self) -> float:  # type: ignore[override]
@@ -58,7 +59,7 @@ class GMP(PeriodicRule):
         """S_i must not be above S_f."""
         super().check(density, total, capacity)
         if self.initial_sparsity > 1 - density:
-            raise ValueError(
+            raise SignInError(
                 f"`initial_sparsity`={self.initial_sparsity} is above the sparsity of the run, {1 - density:.4g}."
             )
 
@@ -89,7 +90,7 @@ class OneShot(UpdateRule):
         at: When to prune, as a share of the run in [0, 1].
 
     Raises:
-        ValueError: If ``at`` is out of range.
+        SignInError: If ``at`` is out of range.
     """
 
     at: float = 0.75

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch.optim import Optimizer
 
 from lightning_signin.core.weights import SparseWeight
+from lightning_signin.errors import SignInError
 
 
 @dataclass
@@ -27,7 +28,7 @@ def lanes_of(weights: Mapping[str, SparseWeight], optimizers: Iterable[Optimizer
     """A lane for each optimizer that trains sparse weights.
 
     Raises:
-        ValueError: If none does.
+        SignInError: If none does.
     """
     lanes = []
     for optimizer in optimizers:
@@ -36,5 +37,5 @@ def lanes_of(weights: Mapping[str, SparseWeight], optimizers: Iterable[Optimizer
         if theirs:
             lanes.append(Lane(optimizer, theirs))
     if not lanes:
-        raise ValueError("`optimizers` train no sparse weight: build them inside `with plain_view(module):`.")
+        raise SignInError("`optimizers` train no sparse weight: build them inside `with plain_view(module):`.")
     return lanes

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from lightning_signin.errors import SignInError
 from lightning_signin.masks.distributions import allocate
 from lightning_signin.updates.rule import Layer, Masks, Moment, PeriodicRule, check_share
 
@@ -30,7 +31,7 @@ class MEST(PeriodicRule):
         gradient_weight: λ ≥ 0; the default is ours.
 
     Raises:
-        ValueError: For values out of range.
+        SignInError: For values out of range.
     """
 
     update_until: float = 1.0
@@ -45,9 +46,9 @@ class MEST(PeriodicRule):
         super().__post_init__()
         check_share("mutation", self.mutation, zero=True)
         if not self.gradient_weight >= 0:
-            raise ValueError(f"`gradient_weight` must be at least 0, got {self.gradient_weight}. It is MEST's λ.")
+            raise SignInError(f"`gradient_weight` must be at least 0, got {self.gradient_weight}. It is MEST's λ.")
         if self.update_until <= _STAGES[-1][0]:
-            raise ValueError(
+            raise SignInError(
                 f"`update_until` of MEST must be above {_STAGES[-1][0]}, where the mask gets its final number of "
                 f"weights, got {self.update_until}."
             )
@@ -61,17 +62,17 @@ class MEST(PeriodicRule):
         """μ must leave weights and fit the structure; the last update must be late enough to reach the final number."""
         super().check(density, total, capacity)
         if self.soft_memory_bound and capacity <= density:
-            raise ValueError(
+            raise SignInError(
                 f"MEST has no room to grow beyond a density of {density:.4g}, which is all that the `structure` can "
                 "keep. Pass soft_memory_bound=False, or a higher `sparsity`."
             )
         if self.steps(total)[-1] < _STAGES[-1][0] * total:
-            raise ValueError(
+            raise SignInError(
                 f"`update_every_n_steps`={self.update_every_n_steps} gives MEST no update in the last quarter of a run "
                 f"of {total} steps, where the mask gets its final number of weights. Lower it."
             )
         if not self.soft_memory_bound and self.mutation >= density:
-            raise ValueError(
+            raise SignInError(
                 f"`mutation`={self.mutation} would drop all of a density of {density:.4g}. Pass less than the density."
             )
 

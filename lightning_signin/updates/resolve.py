@@ -26,7 +26,7 @@ def parse_update(update: str | UpdateRule) -> UpdateRule:
     """The rule that an argument stands for: a name in `UPDATES`, an import path, or a rule with arguments.
 
     Raises:
-        ValueError: If it is none of these.
+        SignInError: If it is none of these.
 
     Example:
         >>> parse_update("rigl") == parse_update("lightning_signin.updates.RigL") == RigL()

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_signin.core.layout import Layout
 from lightning_signin.core.numbers import check_at_least_one, exact
 from lightning_signin.core.weights import SparseWeight
+from lightning_signin.errors import SignInError
 from lightning_signin.masks.choice import Choice
 from lightning_signin.masks.largest import top
 from lightning_signin.masks.structures import Structure
@@ -163,7 +164,7 @@ class UpdateRule:
         raise TypeError(f"{type(self).__name__} must define `steps`.")
 
     def check(self, density: float, total: int, capacity: float) -> None:
-        """Raise `ValueError` if the rule cannot work.
+        """Raise `SignInError` if the rule cannot work.
 
         Args:
             density: Share of the weights that the run keeps in the end.
@@ -171,7 +172,7 @@ class UpdateRule:
             capacity: The largest share of the weights that the structure can keep.
         """
         if not self.steps(total):
-            raise ValueError(
+            raise SignInError(
                 f"{self} never changes the mask in a run of {total} optimizer steps. Lower `update_every_n_steps`, or "
                 "train longer."
             )
@@ -190,7 +191,7 @@ class PeriodicRule(UpdateRule):
         update_until: Share of the run in (0, 1] after which the mask stays.
 
     Raises:
-        ValueError: For values out of range.
+        SignInError: For values out of range.
     """
 
     update_every_n_steps: int = 100
@@ -211,7 +212,7 @@ def of_run(share: float, total: int) -> int:
 
 
 def check_share(argument: str, value: float, zero: bool = False) -> None:
-    """Raise `ValueError` unless a share is in (0, 1], or with ``zero`` in [0, 1]."""
+    """Raise `SignInError` unless a share is in (0, 1], or with ``zero`` in [0, 1]."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not (0 < value <= 1 or (zero and value == 0)):
         interval = "[0, 1]" if zero else "(0, 1]"
-        raise ValueError(f"`{argument}` must be in {interval}, got {value!r}. Pass a fraction, e.g. 0.3.")
+        raise SignInError(f"`{argument}` must be in {interval}, got {value!r}. Pass a fraction, e.g. 0.3.")

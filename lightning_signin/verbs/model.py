@@ -19,6 +19,7 @@ from lightning_signin.core.state_dict import install_plain_state, plain_order, u
 from lightning_signin.core.storage import make_storage
 from lightning_signin.core.torch_internals import registered_parameters
 from lightning_signin.core.weights import sign_in_weights, sparse_weights
+from lightning_signin.errors import SignInError
 from lightning_signin.masks.build import StructureOf, build_masks, check_choice
 from lightning_signin.masks.groups import Distribution, has_groups_alone
 from lightning_signin.masks.patterns import by_pattern
@@ -73,7 +74,7 @@ def sparsify(
         The same module. Scoring leaves weights, buffers and process-wide random generators as they were.
 
     Raises:
-        ValueError: For values out of range, unknown names, patterns that match nothing, masks that do not fit or that
+        SignInError: For values out of range, unknown names, patterns that match nothing, masks that do not fit or that
             cut the network, kept values that are not finite, or a module that is sparse already. Nothing is changed
             then.
 
@@ -85,7 +86,7 @@ def sparsify(
     check_choice("storage", storage, ("auto", "compact", "dense"))
     chosen = parse_parametrization(parametrization)
     if sparse_weights(module):
-        raise ValueError("The module is sparse already. Call `merge_` first to make it plain again.")
+        raise SignInError("The module is sparse already. Call `merge_` first to make it plain again.")
     selected = select_weights(module, include, exclude)
     weights = {name: registered_parameters(owners[0][0])[owners[0][1]] for name, owners in selected.items()}
     layouts = {name: layout_of(owners) for name, owners in selected.items()}
@@ -114,7 +115,7 @@ def sparsify(
         assert weight is not None
         built[name] = chosen.build(make_storage(storage, mask[name].to(weight.device)), betas[name])  # type: ignore[union-attr]
         if (reason := built[name].refusal(name, weight)) is not None:
-            raise ValueError(reason)
+            raise SignInError(reason)
     for name, owners in selected.items():
         built[name].layout = layouts[name]
         _parametrize(owners, built[name])
@@ -136,7 +137,7 @@ def rescale_(module: nn.Module, *, optimizers: Iterable[Optimizer] = (), momentu
         The same module. Entries that are no longer finite cannot be rescaled: their factors stay as they are.
 
     Raises:
-        ValueError: If ``momentum`` is unknown, or "carry" or "clear" has no rule for an optimizer's state.
+        SignInError: If ``momentum`` is unknown, or "carry" or "clear" has no rule for an optimizer's state.
 
     Example:
         >>> net = sparsify(nn.Linear(10, 10), sparsity=0.5)
@@ -169,7 +170,7 @@ def merge_(module: nn.Module) -> nn.Module:
     Outputs stay the same bit for bit; parameters have their plain order, and tied weights are one parameter again.
 
     Raises:
-        ValueError: If ``fully_shard`` has sharded the module; the message has the command that merges its checkpoint.
+        SignInError: If ``fully_shard`` has sharded the module; the message has the command that merges its checkpoint.
 
     Example:
         >>> net = merge_(sparsify(nn.Linear(10, 10), sparsity=0.5))
@@ -177,7 +178,7 @@ def merge_(module: nn.Module) -> nn.Module:
         (['weight', 'bias'], 50)
     """
     if any(is_sharded(weight.factors[0]) for weight in sparse_weights(module).values()):
-        raise ValueError(f"The module is sharded over ranks, and cannot be merged in place. {EXPORT}")
+        raise SignInError(f"The module is sharded over ranks, and cannot be merged in place. {EXPORT}")
     layers, _ = show_plain(module)
     for layer in layers:
         uninstall_plain_state(layer.owner)
@@ -212,9 +213,9 @@ def _check_masks(masks: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) 
     for name in [*shapes, *masks]:
         if name not in masks or name not in shapes:
             where = "has none" if name not in masks else "is not a selected weight"
-            raise ValueError(f"`mask` must have one mask for each selected weight, and {name} {where}.")
+            raise SignInError(f"`mask` must have one mask for each selected weight, and {name} {where}.")
         if masks[name].dtype != torch.bool or masks[name].shape != shapes[name] or not masks[name].any():
-            raise ValueError(
+            raise SignInError(
                 f"`mask` of {name} must be a bool tensor of shape {tuple(shapes[name])} that keeps at least one, got "
                 f"{masks[name].dtype}, shape {tuple(masks[name].shape)}, {int(masks[name].sum())} kept."
             )

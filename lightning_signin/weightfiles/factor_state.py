@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lightning_signin.core.sharded import gathered, is_sharded, sharded_like
 from lightning_signin.core.storage import make_storage
 from lightning_signin.core.weights import SparseWeight, sparse_weights
+from lightning_signin.errors import SignInError
 from lightning_signin.verbs.model import masks
 from lightning_signin.weightfiles.bits import pack_bits, unpack_bits
 
@@ -50,10 +51,10 @@ def saved_masks(state: State) -> dict[str, Tensor]:
     """The masks in a `factor_state`.
 
     Raises:
-        ValueError: If they do not match their digest: the file was altered.
+        SignInError: If they do not match their digest: the file was altered.
     """
     if _digest(state["masks"]) != state["digest"]:
-        raise ValueError("The checkpoint's masks do not match their digest: the file is damaged. Use another one.")
+        raise SignInError("The checkpoint's masks do not match their digest: the file is damaged. Use another one.")
     return {name: unpack_bits(saved["bits"], tuple(saved["shape"])) for name, saved in state["masks"].items()}
 
 
@@ -65,7 +66,7 @@ def load_factor_state(module: nn.Module, state: State) -> None:
     built.
 
     Raises:
-        ValueError: If the module has other sparse weights, shapes or factors than were saved.
+        SignInError: If the module has other sparse weights, shapes or factors than were saved.
     """
     weights, saved = sparse_weights(module), check_factor_state(module, state)
     for name, weight in weights.items():
@@ -89,7 +90,7 @@ def check_factor_state(module: nn.Module, state: State) -> dict[str, Tensor]:
     for name in [*weights, *saved]:
         if name not in weights or name not in saved:
             here = "not sparse in this run" if name in saved else "not sparse in the checkpoint"
-            raise ValueError(f"The checkpoint has other sparse weights than this run: {name} is {here}. {_FIX}")
+            raise SignInError(f"The checkpoint has other sparse weights than this run: {name} is {here}. {_FIX}")
     for name, weight in weights.items():
         _check_fits(name, weight, saved[name], state)
     return saved
@@ -100,22 +101,22 @@ _FIX = "Resume with the callback's arguments and the model of the run that wrote
 
 def _check_fits(name: str, weight: SparseWeight, mask: Tensor, state: State) -> None:
     if weight.storage.shape != mask.shape:
-        raise ValueError(
+        raise SignInError(
             f"The checkpoint's mask of {name} has shape {tuple(mask.shape)}, but the weight has shape "
             f"{tuple(weight.storage.shape)}. {_FIX}"
         )
     factors = state["factors"].get(name, ())
     if len(factors) != len(weight.tensors):
-        raise ValueError(f"The checkpoint was written with another `parametrization` of {name}. {_FIX}")
+        raise SignInError(f"The checkpoint was written with another `parametrization` of {name}. {_FIX}")
     shape = tuple(make_storage(state["storage"].get(name, "auto"), mask).pack(mask).shape)
     if is_sharded(weight.factors[0]) and tuple(weight.factors[0].shape) != shape:
-        raise ValueError(
+        raise SignInError(
             f"The checkpoint's factors of {name} have shape {shape}, but those of this run, which is sharded, have "
             f"shape {tuple(weight.factors[0].shape)}. Give `sparsify` the arguments of the run that wrote it."
         )
     for value in factors[: len(weight.factors)]:
         if tuple(value.shape) != shape:
-            raise ValueError(
+            raise SignInError(
                 f"The checkpoint's factors of {name} have shape {tuple(value.shape)}, but its mask needs {shape}: the "
                 "file is damaged. Use another one."
             )

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_signin.errors import some
+from lightning_signin.errors import SignInError, some
 
 Tensors = dict[str, Tensor]
 
@@ -28,7 +28,7 @@ def plain_weights(tensors: Mapping[str, Tensor], source: str) -> tuple[Tensors, 
         The state dict under plain names, with the masks applied and removed, and the bool masks by plain name.
 
     Raises:
-        ValueError: If a mask holds other values than 0 and 1.
+        SignInError: If a mask holds other values than 0 and 1.
 
     Example:
         >>> pruned = {"fc.weight_orig": torch.ones(1, 3), "fc.weight_mask": torch.tensor([[1.0, 0.0, 1.0]])}
@@ -61,11 +61,11 @@ def as_mask(tensor: Tensor, name: str, source: str) -> Tensor:
     """The bool tensor of a mask in any dtype.
 
     Raises:
-        ValueError: If it holds other values than 0 and 1.
+        SignInError: If it holds other values than 0 and 1.
     """
     if not _is_binary(tensor):
         other = tensor[(tensor != 0) & (tensor != 1)][0].item()
-        raise ValueError(f"{source}: {name} must hold only 0 and 1 to be a mask, got {other}. Threshold it first.")
+        raise SignInError(f"{source}: {name} must hold only 0 and 1 to be a mask, got {other}. Threshold it first.")
     return tensor.bool()
 
 
@@ -84,7 +84,7 @@ def match_names(wanted: Collection[str], available: Iterable[str], source: str) 
         For each wanted name the available one.
 
     Raises:
-        ValueError: If a name is not found, or is ambiguous.
+        SignInError: If a name is not found, or is ambiguous.
 
     Example:
         >>> match_names(["conv.weight"], ["module.conv.weight", "module.block.0.weight"], "the file")
@@ -100,7 +100,7 @@ def match_names(wanted: Collection[str], available: Iterable[str], source: str) 
         readings.append({name: keys[key] for name, key in renamed.items() if key in keys})
     best = max(readings, key=len)
     if missing := [name for name in wanted if name not in best]:
-        raise ValueError(
+        raise SignInError(
             f"{source} has nothing for {some(missing, 10)}. It has: {some(list(keys.values()), 10)}. Choose the "
             "weights that it has with `include` and `exclude`."
         )
@@ -108,7 +108,7 @@ def match_names(wanted: Collection[str], available: Iterable[str], source: str) 
     # The unchanged names are the first reading: if all of them exist, no other reading is considered.
     if best is not readings[0] and others:
         name = next(name for name in wanted if others[0][name] != best[name])
-        raise ValueError(
+        raise SignInError(
             f"In {source}, both {best[name]} and {others[0][name]} could be {name}. Pass the right tensors "
             "directly, as a dict by plain name."
         )
@@ -119,10 +119,10 @@ def fit_shape(tensor: Tensor, name: str, shape: Sequence[int], source: str) -> T
     """A tensor reshaped to a weight's shape; the shapes may differ only in trailing dimensions of size 1.
 
     Raises:
-        ValueError: If they differ otherwise.
+        SignInError: If they differ otherwise.
     """
     if _core(tensor.shape) != _core(shape):
-        raise ValueError(
+        raise SignInError(
             f"{source} has shape {tuple(tensor.shape)} for {name}, which has shape {tuple(shape)}. Use a file of the "
             f"same model, or leave the weight out with exclude=['{name}']."
         )

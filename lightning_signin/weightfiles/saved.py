@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_signin.core.functional import sign_flips
 from lightning_signin.core.sharded import gathered
 from lightning_signin.core.weights import sparse_weights
-from lightning_signin.errors import told_if_altered, warn
+from lightning_signin.errors import SignInError, told_if_altered, warn
 from lightning_signin.verbs.model import masks as masks_of
 from lightning_signin.weightfiles.bits import full_signs, unpack_bits
 from lightning_signin.weightfiles.factor_state import saved_masks
@@ -77,13 +77,13 @@ def read_weights(source: PathLike | nn.Module) -> SavedWeights:
         source: A path or fsspec URL of a safetensors file, or of anything that ``torch.save`` wrote; or a module.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is not one of these, or would run code when loaded.
+        MissingFileError: If there is no such file.
+        SignInError: If the file is not one of these, or would run code when loaded.
     """
     if isinstance(source, nn.Module):
         return _with_masks(_tied(source), masks_of(source))
     if not is_url(source) and os.path.isdir(source):
-        raise ValueError(
+        raise SignInError(
             f"{source} is a folder. If it holds the shards of a run with save_distributed_checkpoint=True, merge them "
             f"into one file: python -m lightning.pytorch.utilities.consolidate_checkpoint {source}"
         )
@@ -112,8 +112,8 @@ def masks_from_file(path: str | os.PathLike, shapes: Mapping[str, Sequence[int]]
         every weight of two or more dimensions that has a mask, or both zeros and non-zeros.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be read, none of its weights has a zero, or a weight's mask is missing, has another
+        MissingFileError: If there is no such file.
+        SignInError: If it cannot be read, none of its weights has a zero, or a weight's mask is missing, has another
             shape, other values than 0 and 1, or keeps nothing.
 
     Warns:
@@ -134,11 +134,11 @@ def masks_from_file(path: str | os.PathLike, shapes: Mapping[str, Sequence[int]]
         shapes = {name: shape for name, shape in shapes.items() if len(shape) >= 2}
     keys = match_names(shapes, known, source)
     if not any(key in saved.kept or not known[key].all() for key in keys.values()):
-        raise ValueError(f"{source} holds no mask: none of its weights has zeros. Use a sparse model's checkpoint.")
+        raise SignInError(f"{source} holds no mask: none of its weights has zeros. Use a sparse model's checkpoint.")
     found = {name: fit_shape(known[key], name, shapes[name], source) for name, key in keys.items()}
     for name, mask in found.items():
         if not mask.any():
-            raise ValueError(f"The mask of {name} in {source} keeps nothing. Leave it dense with exclude=['{name}'].")
+            raise SignInError(f"The mask of {name} in {source} keeps nothing. Leave it dense with exclude=['{name}'].")
         _warn_of_lost_zeros(source, keys[name], saved.kept, int(mask.sum()))
     return found
 
@@ -190,13 +190,13 @@ def _read_torch(file: BinaryIO, source: str) -> SavedWeights:
     except Exception as error:  # bytes that are not a pickle can raise anything
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL is what torch raises for a cut archive
             raise
-        raise ValueError(
+        raise SignInError(
             f"{source} cannot be read safely: it is damaged, not a checkpoint, or holds objects beyond tensors and "
             "plain values, which could run code when loaded."
         ) from error
     tensors = saved.get("state_dict", saved) if isinstance(saved, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise ValueError(f"{source} holds no state dict: neither a Lightning checkpoint nor a dict of tensors.")
+        raise SignInError(f"{source} holds no state dict: neither a Lightning checkpoint nor a dict of tensors.")
     result = _with_masks(*_split(tensors, source))
     if tensors is not saved:
         result.rest = {key: value for key, value in saved.items() if key not in _OF_TRAINING}

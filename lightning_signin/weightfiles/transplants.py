@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_signin.core.numbers import exact
 from lightning_signin.core.weights import sparse_weights
+from lightning_signin.errors import SignInError
 from lightning_signin.weightfiles.foreign import fit_shape, holds_only_masks, match_names, plain_weights
 from lightning_signin.weightfiles.saved import read_weights
 
@@ -41,8 +42,8 @@ def transplant_(
         The same module, with the same parameter objects.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the module is sparse or lacks a name; if a source cannot be read, lacks a weight, or has it in
+        MissingFileError: If there is no such file.
+        SignInError: If the module is sparse or lacks a name; if a source cannot be read, lacks a weight, or has it in
             another shape, as a mask, or with values that are not finite in the module's dtype. Nothing is changed then.
 
     Example:
@@ -52,7 +53,7 @@ def transplant_(
         [[-1.0, 2.0]]
     """
     if sparse_weights(module):
-        raise ValueError("The module is already sparse, but signs are set on plain weights. Call `merge_` first.")
+        raise SignInError("The module is already sparse, but signs are set on plain weights. Call `merge_` first.")
     parameters = _parameters(module, names)
     signs = _read("signs_from", signs_from, parameters)
     magnitudes = _read("magnitudes_from", magnitudes_from, parameters)
@@ -60,7 +61,7 @@ def transplant_(
     renewed = {name: _joined(own, signs.get(name), magnitudes.get(name)) for name, own in changed.items()}
     for name in magnitudes:
         if not renewed[name].isfinite().all():
-            raise ValueError(
+            raise SignInError(
                 f"`magnitudes_from` has values of {name} that are too large for {renewed[name].dtype}. Transplant into "
                 "a float32 module."
             )
@@ -86,7 +87,7 @@ def flip_signs_(module: nn.Module, share: float, *, seed: int = 0) -> nn.Module:
         The same module. Magnitudes, masks and scalings m² − w² are unchanged.
 
     Raises:
-        ValueError: If ``share`` is outside [0, 1], or the module has no sparse weights.
+        SignInError: If ``share`` is outside [0, 1], or the module has no sparse weights.
 
     Example:
         >>> from lightning_signin import effective_weights, sparsify
@@ -96,10 +97,10 @@ def flip_signs_(module: nn.Module, share: float, *, seed: int = 0) -> nn.Module:
         10
     """
     if not 0 <= share <= 1:
-        raise ValueError(f"`share` must be in [0, 1], got {share}. Pass the fraction of wrong signs, e.g. 0.05.")
+        raise SignInError(f"`share` must be in [0, 1], got {share}. Pass the fraction of wrong signs, e.g. 0.05.")
     weights = sparse_weights(module).values()
     if not weights:
-        raise ValueError("The module has no sparse weights whose signs could flip. Call `sparsify` first.")
+        raise SignInError("The module has no sparse weights whose signs could flip. Call `sparsify` first.")
     counts = [weight.storage.active for weight in weights]
     total = sum(counts)
     flipped = torch.zeros(total, dtype=torch.bool)
@@ -122,7 +123,7 @@ def _parameters(module: nn.Module, names: Sequence[str]) -> dict[str, nn.Paramet
     found: dict[int, tuple[str, nn.Parameter]] = {}
     for name in names:
         if name not in own:
-            raise ValueError(f"`names`: the module has no parameter {name!r}. It has: {', '.join(own)}.")
+            raise SignInError(f"`names`: the module has no parameter {name!r}. It has: {', '.join(own)}.")
         found.setdefault(id(own[name]), (name, own[name]))
     return dict(found.values())
 
@@ -137,12 +138,12 @@ def _read(argument: str, source: Source | None, parameters: Mapping[str, Tensor]
         called = f"`{argument}` {source}"
         tensors = read_weights(source).tensors
         if holds_only_masks(tensors):
-            raise ValueError(f"{called} holds only masks, no signs or magnitudes. Use a checkpoint of that run.")
+            raise SignInError(f"{called} holds only masks, no signs or magnitudes. Use a checkpoint of that run.")
     found = {}
     for name, key in match_names(parameters, tensors, called).items():
         found[name] = fit_shape(tensors[key], name, parameters[name].shape, called).to(parameters[name].device)
         if not found[name].isfinite().all():
-            raise ValueError(f"{called} has values of {name} that are not finite. Use an earlier checkpoint.")
+            raise SignInError(f"{called} has values of {name} that are not finite. Use an earlier checkpoint.")
     return found
 
 

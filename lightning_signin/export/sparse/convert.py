@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from lightning_signin.core.torch_internals import registered_modules
-from lightning_signin.errors import warn
+from lightning_signin.errors import SignInError, warn
 from lightning_signin.export.plain_copy import plain_copy
 from lightning_signin.export.sparse.candidates import sparse_layers
 from lightning_signin.export.sparse.matrix import SparseMatrix
@@ -33,7 +33,7 @@ def to_sparse_inference(module: nn.Module, example_input: Tensor | Sequence[Tens
         The copy, merged, in eval mode. `inference_table` shows which layers were converted.
 
     Raises:
-        ValueError: If ``example_input`` holds no tensor.
+        SignInError: If ``example_input`` holds no tensor.
 
     Warns:
         UserWarning: If no layer runs on its non-zeros.
@@ -70,17 +70,17 @@ def inference_table(model: nn.Module) -> str:
     """What `to_sparse_inference` chose for each layer, as a text table: milliseconds dense and on the non-zeros.
 
     Raises:
-        ValueError: If the model is not one that it returned.
+        SignInError: If the model is not one that it returned.
     """
     if _TABLE not in vars(model):
-        raise ValueError("The model has no table. Pass the one that `to_sparse_inference` returned.")
+        raise SignInError("The model has no table. Pass the one that `to_sparse_inference` returned.")
     return vars(model)[_TABLE]
 
 
 def _arguments(example_input: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
     args = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
     if not args or not all(isinstance(arg, Tensor) for arg in args):
-        raise ValueError("`example_input` must be a tensor, or a tuple of the tensors that the model is called with.")
+        raise SignInError("`example_input` must be a tensor, or a tuple of the tensors that the model is called with.")
     return tuple(arg.detach().cpu() for arg in args)
 
 

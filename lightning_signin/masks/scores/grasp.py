@@ -9,6 +9,7 @@ from math import inf
 from typing import ClassVar
 
 from lightning_signin.core.numbers import check_at_least_one
+from lightning_signin.errors import SignInError
 from lightning_signin.masks.logits import divided_logits
 from lightning_signin.masks.task import Scores, Task
 
@@ -38,7 +39,7 @@ class GraSP:
     def __post_init__(self) -> None:
         check_at_least_one(num_batches=self.num_batches)
         if not 0 < self.temperature < inf:
-            raise ValueError(
+            raise SignInError(
                 f"`temperature` must be positive and finite, got {self.temperature}. Pass 200 for that of the paper's "
                 "code, or 1.0 for the loss as it is."
             )

@@ -43,7 +43,7 @@ class NPB:
         max_per_kernel: Most weights in a kernel, at least 1. It is raised where n needs more.
 
     Raises:
-        ValueError: If an argument is out of range.
+        SignInError: If an argument is out of range.
 
     Example:
         >>> NPB(alpha=0.1).beta
@@ -58,9 +58,9 @@ class NPB:
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
-            raise ValueError(f"`alpha` must be in [0, 1], got {self.alpha}. It is the weight of nodes against paths.")
+            raise SignInError(f"`alpha` must be in [0, 1], got {self.alpha}. It is the weight of nodes against paths.")
         if not self.beta >= 0:
-            raise ValueError(f"`beta` must be at least 0, got {self.beta}. Pass 0 for no regularization.")
+            raise SignInError(f"`beta` must be at least 0, got {self.beta}. Pass 0 for no regularization.")
         check_at_least_one(max_per_kernel=self.max_per_kernel)
 
     def __call__(self, task: Task) -> Scores:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from lightning_signin.core.naming import named
+from lightning_signin.errors import SignInError
 from lightning_signin.masks.scores.basic import Magnitude, Random
 from lightning_signin.masks.scores.grasp import GraSP
 from lightning_signin.masks.scores.npb import NPB
@@ -38,7 +39,7 @@ def parse_score(mask: str | Score) -> Score:
             such a function or object itself, e.g. ``SNIP(num_batches=10)``.
 
     Raises:
-        ValueError: If it is none of these.
+        SignInError: If it is none of these.
 
     Example:
         >>> parse_score("snip") == parse_score("lightning_signin.masks.SNIP") == SNIP()
@@ -46,5 +47,5 @@ def parse_score(mask: str | Score) -> Score:
     """
     found = named("mask", mask, SCORES)
     if not callable(found):
-        raise ValueError(f"`mask` must be a name, an import path, or a function of a Task; got {mask!r}.")
+        raise SignInError(f"`mask` must be a name, an import path, or a function of a Task; got {mask!r}.")
     return found

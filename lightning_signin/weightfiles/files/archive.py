@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
+from lightning_signin.errors import SignInError
 from lightning_signin.weightfiles.files.paths import PathLike, is_file, is_url, opened
 
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # the latter for torch's old format
@@ -13,7 +14,7 @@ _CHUNK = 2**20  # bytes
 
 
 def check_archive(file: BinaryIO, source: str) -> None:
-    """Raise `ValueError` if a file that starts as a zip archive is truncated or has an altered record.
+    """Raise `SignInError` if a file that starts as a zip archive is truncated or has an altered record.
 
     Reads the whole file: 0.4 s for 300 MB, which ``torch.load`` takes 0.7 s to load. Records that were written with
     ``torch.serialization.set_crc32_options(False)`` have no checksum.
@@ -27,7 +28,7 @@ def check_archive(file: BinaryIO, source: str) -> None:
     reason = _damage(file) if is_archive else None
     file.seek(0)
     if reason is not None:
-        raise ValueError(f"{source} is damaged: {reason}. Use another one, or copy it again.")
+        raise SignInError(f"{source} is damaged: {reason}. Use another one, or copy it again.")
 
 
 @contextmanager
@@ -41,7 +42,7 @@ def checked_while_read(path: PathLike, by_torch: bool) -> Iterator[None]:
         by_torch: Whether it is read by ``torch.load``, not in a user-defined format.
 
     Raises:
-        ValueError: If the file is damaged, or was not written by ``torch.save``.
+        SignInError: If the file is damaged, or was not written by ``torch.save``.
     """
     if is_url(path) or not is_file(path):
         yield
@@ -49,7 +50,7 @@ def checked_while_read(path: PathLike, by_torch: bool) -> Iterator[None]:
     told = f"{path} is damaged, or not a checkpoint. Use another one, or copy it again."
     with opened(path) as file:
         if by_torch and not file.read(len(_ZIP)).startswith((_ZIP, _PICKLE)):
-            raise ValueError(told)
+            raise SignInError(told)
         file.seek(0)
         check_archive(file, str(path))
     try:
@@ -57,7 +58,7 @@ def checked_while_read(path: PathLike, by_torch: bool) -> Iterator[None]:
     except RuntimeError as error:
         if _OF_TORCH not in str(error):
             raise
-        raise ValueError(told) from error
+        raise SignInError(told) from error
 
 
 def _damage(file: BinaryIO) -> str | None:

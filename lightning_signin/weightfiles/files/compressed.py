@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_signin.errors import SignInError
 from lightning_signin.weightfiles.bits import pack_bits, unpack_bits
 from lightning_signin.weightfiles.files import zstd
 from lightning_signin.weightfiles.files.safe import checked, read_safetensors
@@ -41,7 +42,7 @@ def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
         metadata: Further metadata, covered by the digest.
 
     Raises:
-        ValueError: If an entry is not a plain tensor; its name is given.
+        SignInError: If an entry is not a plain tensor; its name is given.
 
     Example:
         >>> state, metadata = unpack(pack({"weight": torch.eye(64)}, {}), "the file")
@@ -80,13 +81,13 @@ def unpack(data: bytes, source: str) -> tuple[dict[str, Tensor], dict[str, str]]
         The tensors, on the CPU: bit for bit, in the same order, tied ones as one tensor under all its names.
 
     Raises:
-        ValueError: If the data is damaged, not in this format, or of a later version.
+        SignInError: If the data is damaged, not in this format, or of a later version.
         ModuleNotFoundError: If it is compressed, and Zstandard is not installed.
     """
     data = zstd.decompress(data, source) if data[:4] == zstd.MAGIC else data
     entries, metadata = read_safetensors(data, source)
     if KEY not in metadata:
-        raise ValueError(
+        raise SignInError(
             f"{source} is a safetensors file, but not in the compressed form. Read it with safetensors.torch.load_file."
         )
     return decode(entries, metadata, source), metadata
@@ -96,21 +97,21 @@ def decode(entries: Mapping[str, Tensor], metadata: Mapping[str, str], source: s
     """The state dict in the entries of a file whose metadata has `KEY`; see `unpack`.
 
     Raises:
-        ValueError: If they are altered, or of a later version.
+        SignInError: If they are altered, or of a later version.
     """
     layout = _layout(metadata)
     version = layout.get("version", VERSION)
     if version != VERSION:
-        raise ValueError(
+        raise SignInError(
             f"{source} has version {version} of the compressed form, but this lightning-signin reads version "
             f"{VERSION}. Read it with the lightning-signin that wrote it, or a later one."
         )
     if metadata.get(DIGEST) != _digest(entries, metadata):
-        raise ValueError(f"{source} was altered: it does not match its digest. Write or copy it again.")
+        raise SignInError(f"{source} was altered: it does not match its digest. Write or copy it again.")
     try:
         return _state(layout, entries)
     except (KeyError, TypeError, RuntimeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{source} matches its digest, but does not have the expected structure.") from error
+        raise SignInError(f"{source} matches its digest, but does not have the expected structure.") from error
 
 
 def _layout(metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -167,7 +168,7 @@ def _state(layout: dict[str, Any], entries: Mapping[str, Tensor]) -> dict[str, T
 
 def _scattered(bitmask: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
     if bitmask.numel() != -(-shape.numel() // 8):  # numpy would fill up what is missing with zeros
-        raise ValueError("a bitmask does not match its shape")
+        raise SignInError("a bitmask does not match its shape")
     nonzero = unpack_bits(bitmask, (shape.numel(),)).numpy()
     bits = values.view(_INTEGERS[values.itemsize]).numpy()
     whole = np.zeros(shape.numel(), bits.dtype)

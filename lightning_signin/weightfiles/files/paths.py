@@ -7,6 +7,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from lightning_signin.errors import MissingFileError, SignInError
+
 PathLike = str | os.PathLike
 
 
@@ -33,11 +35,11 @@ def opened(path: PathLike) -> Iterator[BinaryIO]:
     """Open a file for reading.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If no installed package can open such URLs.
+        MissingFileError: If there is no such file.
+        SignInError: If no installed package can open such URLs.
     """
     if not is_file(path):
-        raise FileNotFoundError(f"There is no file {path}.")
+        raise MissingFileError(f"There is no file {path}.")
     if not is_url(path):
         with open(_local(path), "rb") as file:
             yield file
@@ -57,8 +59,8 @@ def write_whole(path: PathLike, data: bytes | memoryview) -> None:
         data: All of its bytes.
 
     Raises:
-        FileNotFoundError: If the local folder does not exist.
-        ValueError: If no installed package can open such URLs.
+        MissingFileError: If the local folder does not exist.
+        SignInError: If no installed package can open such URLs.
 
     Example:
         >>> write_whole("memory://folder/file", b"all")
@@ -71,7 +73,7 @@ def write_whole(path: PathLike, data: bytes | memoryview) -> None:
         return
     target = _local(path)
     if not target.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {target.parent} to write {target.name} into. Create it first.")
+        raise MissingFileError(f"There is no folder {target.parent} to write {target.name} into. Create it first.")
     temporary = target.with_name(_temporary(target.name))
     try:
         with open(temporary, "xb") as file:  # with the permissions that the umask leaves
@@ -111,6 +113,6 @@ def _remote(path: PathLike) -> tuple[Any, str]:
     try:
         return fsspec.core.url_to_fs(os.fspath(path))
     except (ValueError, ImportError) as error:
-        raise ValueError(
+        raise SignInError(
             f"{path} cannot be opened: {error}. Use a local path, or install the fsspec package of this protocol."
         ) from error

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_signin.errors import SignInError
+
 _LONGEST_HEADER = 100_000_000  # bytes, a limit of the format itself
 
 
@@ -30,17 +32,17 @@ def read_safetensors(data: bytes, source: str) -> tuple[dict[str, Tensor], dict[
         The tensors, sorted by name, and the metadata.
 
     Raises:
-        ValueError: If it is not a complete safetensors file.
+        SignInError: If it is not a complete safetensors file.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     if not is_safetensors(data):
-        raise ValueError(f"{source} is neither a safetensors file nor one that `save_compressed` wrote.")
+        raise SignInError(f"{source} is neither a safetensors file nor one that `save_compressed` wrote.")
     try:
         tensors = load(data)
     except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:  # the latter for damaged headers
-        raise ValueError(f"{source} is not a complete safetensors file: {error}. Write or copy it again.") from error
+        raise SignInError(f"{source} is not a complete safetensors file: {error}. Write or copy it again.") from error
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return dict(sorted(tensors.items())), header.get("__metadata__") or {}  # `load` returns them in a random order
 
@@ -53,12 +55,12 @@ def checked(name: str, value: Any) -> Tensor:
         value: The entry: a dense tensor with data, or something else.
 
     Raises:
-        ValueError: If it is something else.
+        SignInError: If it is something else.
     """
     if not isinstance(value, Tensor):
-        raise ValueError(f"{name} is a {type(value).__name__}, but only tensors can be written. Leave it out.")
+        raise SignInError(f"{name} is a {type(value).__name__}, but only tensors can be written. Leave it out.")
     tensor = value.detach()
     if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         kind = f"{type(tensor).__name__} of layout {tensor.layout} and dtype {tensor.dtype} on {tensor.device}"
-        raise ValueError(f"{name} is a {kind}, which cannot be written. Make it a dense tensor first.")
+        raise SignInError(f"{name} is a {kind}, which cannot be written. Make it a dense tensor first.")
     return tensor

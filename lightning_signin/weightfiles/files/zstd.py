@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from lightning_signin.errors import SignInError
+
 MAGIC = b"\x28\xb5\x2f\xfd"
 _LEVEL = 3  # higher levels gain little on weights, and take tens of times as long
 _ALWAYS = 2**30  # bytes
@@ -14,7 +16,7 @@ def compress(data: bytes) -> bytes:
 
     Raises:
         ModuleNotFoundError: If Zstandard is not installed.
-        ValueError: If the data is so uniform that `decompress` would reject it.
+        SignInError: If the data is so uniform that `decompress` would reject it.
 
     Example:
         >>> decompress(compress(b"weights"), "the file")
@@ -22,7 +24,7 @@ def compress(data: bytes) -> bytes:
     """
     packed = _codec().compress(data)
     if len(data) > _limit(packed):
-        raise ValueError(
+        raise SignInError(
             f"The weights are almost all equal: Zstandard compresses {len(data)} bytes to {len(packed)}, a ratio that "
             "`decompress` rejects as unsafe. Write them with zstd=False."
         )
@@ -36,18 +38,20 @@ def decompress(data: bytes, source: str) -> bytes:
 
     Raises:
         ModuleNotFoundError: If Zstandard is not installed.
-        ValueError: If the data is damaged or larger than that.
+        SignInError: If the data is damaged or larger than that.
     """
     codec = _codec()
     try:
         size = codec.size(data)
         if size is None or size > _limit(data):
-            raise ValueError(f"{source} is damaged or foreign: it claims to hold {size} bytes. Write or copy it again.")
+            raise SignInError(
+                f"{source} is damaged or foreign: it claims to hold {size} bytes. Write or copy it again."
+            )
         whole = codec.decompress(data, size)
     except codec.error as error:
-        raise ValueError(f"{source} is not a complete Zstandard file: {error}. Write or copy it again.") from error
+        raise SignInError(f"{source} is not a complete Zstandard file: {error}. Write or copy it again.") from error
     if len(whole) != size:
-        raise ValueError(f"{source} is truncated: it has {len(whole)} of {size} bytes. Write or copy it again.")
+        raise SignInError(f"{source} is truncated: it has {len(whole)} of {size} bytes. Write or copy it again.")
     return whole
 
 

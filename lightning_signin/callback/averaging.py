@@ -176,9 +176,9 @@ class Averaging:
         """Like `_turn`; then entries that the mask has lost are set to zero in the average."""
         with self._turn() as shown:
             yield
-        changing = [weight for weight, _ in shown if self.moves or _makes_zeros(weight)]
+        changing = [weight for weight, _ in shown if self.moves or weight.parametrization.makes_zeros]
         for weight in changing:
-            kept = weight.effective() != 0 if _makes_zeros(weight) else weight.storage.mask
+            kept = weight.effective() != 0 if weight.parametrization.makes_zeros else weight.storage.mask
             average = self._average().get_parameter(weight.name).detach()
             average.masked_fill_(~kept.to(average.device), 0)
 
@@ -215,8 +215,3 @@ def _take_over(weight: SparseWeight, theta: Tensor) -> None:
     if not torch.equal(weight.storage.pack(theta), weight.values()):
         for tensor, value in zip(weight.tensors, weight.parametrization.right_inverse(theta), strict=True):
             tensor.copy_(value)
-
-
-def _makes_zeros(weight: SparseWeight) -> bool:
-    outer = weight.parametrization.outer
-    return outer is not None and outer.makes_zeros

@@ -39,7 +39,7 @@ def check_one_file(trainer: Trainer) -> None:
         )
 
 
-def adopt(module: LightningModule, start: Start, options: TrainingOptions) -> None:
+def check_agreement(module: LightningModule, start: Start, options: TrainingOptions) -> None:
     """Check that the module's masks and factors agree with the callback's arguments.
 
     Args:
@@ -141,7 +141,7 @@ def _check_sparsity(start: Start, weights: dict[str, SparseWeight]) -> None:
 def _check_parametrization(start: Start, weights: dict[str, SparseWeight]) -> None:
     for name, weight in weights.items():
         there, asked = weight.parametrization, start.form.build(weight.storage, 1.0)
-        if type(there) is not type(asked) or there.outer != asked.outer:
+        if type(there) is not type(asked) or there.elementwise_map != asked.elementwise_map:
             raise SignInError(
                 f"`parametrization`={start.parametrization!r} of SignInCallback is not that of {name}: "
                 "`configure_model` has chosen another. Pass the same one to `sparsify` and to SignInCallback."

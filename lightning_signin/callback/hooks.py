@@ -11,13 +11,19 @@ from torch.optim import Optimizer
 
 from lightning_signin.callback.averaging import Averaging
 from lightning_signin.callback.exporting import export_fit
-from lightning_signin.callback.fsdp import adopt, check_not_sharded, check_one_file, resuming_sharded, warn_of_shards
+from lightning_signin.callback.fsdp import (
+    check_agreement,
+    check_not_sharded,
+    check_one_file,
+    resuming_sharded,
+    warn_of_shards,
+)
 from lightning_signin.callback.incompatible import check_companions
 from lightning_signin.callback.lightning_internals import log_to_loggers
+from lightning_signin.callback.messages import say_start
 from lightning_signin.callback.resume_position import Position
 from lightning_signin.callback.resuming import NOT_SPARSE, STATE_KEY, VERSION, check_complete, check_same_run
 from lightning_signin.callback.start import Start
-from lightning_signin.callback.told import say_start
 from lightning_signin.callback.training import Training, TrainingOptions
 from lightning_signin.callback.wrapped_hooks import wrapped_hooks
 from lightning_signin.core.plain_view import exchange_parameters
@@ -165,7 +171,7 @@ class FitHooks(Callback):
         parameters = dict(module.named_parameters())
         self._origin = "of the last fit" if known else None
         if sparse_weights(module):  # by `configure_model`, or by the last fit if it is sharded
-            adopt(module, self.start, self.options)
+            check_agreement(module, self.start, self.options)
             self._origin = "of `configure_model`"
         else:
             self.start.sparsify(trainer, module, known, resumes)

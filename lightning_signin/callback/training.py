@@ -10,10 +10,10 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_signin.callback.messages import Reached, say_untrained
 from lightning_signin.callback.schedule import RescaleSchedule
 from lightning_signin.callback.sharpness import Curvature
 from lightning_signin.callback.start import Start
-from lightning_signin.callback.told import Reached, say_untrained
 from lightning_signin.core.numbers import check_at_least_one
 from lightning_signin.core.optimizers import MOMENTUM, add_frobenius_decay_, check_optimizers, check_rescale
 from lightning_signin.core.weights import sign_in_weights, sparse_weights

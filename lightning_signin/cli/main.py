@@ -168,5 +168,5 @@ def _from_parser(error: Exception) -> str | None:
     if not frames or "jsonargparse" not in Path(frames[-1].filename).parts:
         return None
     of_types = ("Expected ", "Not a valid subclass", "Does not validate")
-    told = [line.strip().removeprefix("- ") for line in str(error).splitlines() if line.lstrip().startswith("- ")]
-    return next((line for line in told if not line.startswith(of_types) and "class_path" not in line), None)
+    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines() if line.lstrip().startswith("- ")]
+    return next((line for line in lines if not line.startswith(of_types) and "class_path" not in line), None)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-class Outer(Protocol):
+class ElementwiseMap(Protocol):
     """What a map has to provide. All tensors have the same shape, except for the scalars."""
 
     scalars: ClassVar[tuple[str, ...]]

@@ -1,7 +1,7 @@
 """A masked weight and its product form, as modules for `torch.nn.utils.parametrize`.
 
 `right_inverse` maps θ to the trainable tensors, `forward` maps them back; the `storage` decides their form. The
-masked weight exists only as the result of `forward`. In between is v: θ itself, or the argument of an outer map ψ
+masked weight exists only as the result of `forward`. In between is v: θ itself, or the argument of an elementwise map ψ
 with θ = ψ(v).
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lightning_signin.core.elementwise_maps import Outer
+from lightning_signin.core.elementwise_maps import ElementwiseMap
 from lightning_signin.core.functional import check_beta, check_beta_fits, factors_of
 from lightning_signin.core.layout import PLAIN
 from lightning_signin.core.sharded import is_sharded, whole
@@ -23,7 +23,7 @@ class Masked(nn.Module):
 
     Args:
         storage: The mask, and how the values on it are stored.
-        outer: The map ψ of θ = ψ(v), None for θ = v.
+        elementwise_map: The map ψ of θ = ψ(v), None for θ = v.
 
     Attributes:
         factors: Names of the trainable tensors of the weight's shape, in order; scalars of the map come after them.
@@ -39,13 +39,18 @@ class Masked(nn.Module):
     factors: tuple[str, ...] = ("theta",)
     signed = 0
 
-    def __init__(self, storage: Storage, outer: Outer | None = None) -> None:
+    def __init__(self, storage: Storage, elementwise_map: ElementwiseMap | None = None) -> None:
         super().__init__()
-        self.storage, self.outer = storage, outer
+        self.storage, self.elementwise_map = storage, elementwise_map
         self.probe: Tensor | None = None
         self.stride = torch.empty(storage.shape, device="meta").stride()
         self.layout = PLAIN
         self.read_only = False
+
+    @property
+    def makes_zeros(self) -> bool:
+        """Whether the map turns values on the mask into zeros."""
+        return self.elementwise_map is not None and self.elementwise_map.makes_zeros
 
     @property
     def shape(self) -> torch.Size:
@@ -55,19 +60,19 @@ class Masked(nn.Module):
     @property
     def names(self) -> tuple[str, ...]:
         """The names of all trainable tensors."""
-        return self.factors if self.outer is None else (*self.factors, *self.outer.scalars)
+        return self.factors if self.elementwise_map is None else (*self.factors, *self.elementwise_map.scalars)
 
     @property
     def grown(self) -> tuple[float, ...] | None:
         """See the class's attributes."""
-        return (0.0,) if self.outer is None else None
+        return (0.0,) if self.elementwise_map is None else None
 
     def right_inverse(self, theta: Tensor) -> tuple[Tensor, ...]:
         """The trainable tensors of a full weight; its masked entries are dropped."""
         values = self.storage.pack(theta)
-        if self.outer is None:
+        if self.elementwise_map is None:
             return self.split(values)
-        return (*self.split(self.outer.inverse(values)), *self.outer.start(values))
+        return (*self.split(self.elementwise_map.inverse(values)), *self.elementwise_map.start(values))
 
     def refusal(self, name: str, theta: Tensor) -> str | None:
         """Why a full weight cannot be taken: it is not finite where the mask keeps it. None if it can."""
@@ -88,14 +93,14 @@ class Masked(nn.Module):
 
     def values(self, *tensors: Tensor) -> Tensor:
         """The stored form of θ, from the trainable tensors."""
-        if self.outer is None:
+        if self.elementwise_map is None:
             return self.join(*tensors)
         count = len(self.factors)
-        return self.outer(self.join(*tensors[:count]), *tensors[count:])
+        return self.elementwise_map(self.join(*tensors[:count]), *tensors[count:])
 
     def full(self, *tensors: Tensor, lend: bool) -> Tensor:
         """The full weight, from the trainable tensors; see `Compact.unpack`."""
-        if self.outer is not None or is_sharded(tensors[0]):
+        if self.elementwise_map is not None or is_sharded(tensors[0]):
             return self.storage.unpack(whole(self.values(*tensors)), lend=lend)
         return self.storage.unpack(*tensors, lend=lend)  # product and scatter in one
 
@@ -109,7 +114,7 @@ class Masked(nn.Module):
 
     def extra_repr(self) -> str:
         """Shape, active entries and storage, for `print(module)`."""
-        psi = "" if self.outer is None else f", outer={self.outer}"
+        psi = "" if self.elementwise_map is None else f", map={self.elementwise_map}"
         return f"{tuple(self.storage.shape)}, active={self.storage.active}, storage={self.storage.name!r}{psi}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Masked":
@@ -126,7 +131,7 @@ class SignIn(Masked):
     Args:
         storage: The mask, and how the values on it are stored.
         beta: The scaling β, positive.
-        outer: The map ψ of θ = ψ(v), None for θ = v.
+        elementwise_map: The map ψ of θ = ψ(v), None for θ = v.
 
     Example:
         >>> import torch
@@ -142,15 +147,15 @@ class SignIn(Masked):
     factors = ("m", "w")
     signed = 1
 
-    def __init__(self, storage: Storage, beta: float = 1.0, outer: Outer | None = None) -> None:
-        super().__init__(storage, outer)
+    def __init__(self, storage: Storage, beta: float = 1.0, elementwise_map: ElementwiseMap | None = None) -> None:
+        super().__init__(storage, elementwise_map)
         check_beta(beta)
         self.beta = beta
 
     @property
     def grown(self) -> tuple[float, ...] | None:
         """(√β, 0)."""
-        return (math.sqrt(self.beta), 0.0) if self.outer is None else None
+        return (math.sqrt(self.beta), 0.0) if self.elementwise_map is None else None
 
     def split(self, inner: Tensor) -> tuple[Tensor, ...]:
         """The factors of packed values of v, in their dtype: zero where dense storage is masked."""

@@ -81,8 +81,7 @@ class SparseWeight:
     @property
     def kept(self) -> int:
         """The number of entries on the mask, minus those that the parametrization makes zero."""
-        outer = self.parametrization.outer
-        return self.storage.active if outer is None or not outer.makes_zeros else int(self.values().count_nonzero())
+        return int(self.values().count_nonzero()) if self.parametrization.makes_zeros else self.storage.active
 
     @property
     def counted(self) -> int:

@@ -14,12 +14,12 @@ def kth_largest(flat: Tensor, count: int) -> float:
     return float(flat.kthvalue(place + 1).values)
 
 
-def top(score: Tensor, count: int) -> Tensor:
+def largest(score: Tensor, count: int) -> Tensor:
     """The mask of the ``count`` highest scores, 0 to numel; equal scores keep the lower index.
 
     Example:
         >>> import torch
-        >>> top(torch.tensor([[1.0, 3.0], [2.0, 2.0]]), 2)
+        >>> largest(torch.tensor([[1.0, 3.0], [2.0, 2.0]]), 2)
         tensor([[False,  True],
                 [ True, False]])
     """

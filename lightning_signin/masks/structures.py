@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_signin.errors import SignInError
-from lightning_signin.masks.largest import top
+from lightning_signin.masks.largest import largest
 
 Shape = tuple[int, ...]
 
@@ -59,7 +59,7 @@ class Unstructured:
 
     def pick(self, score: Tensor, count: int) -> Tensor:
         """The highest scores."""
-        return top(score, count)
+        return largest(score, count)
 
 
 class NMCap:
@@ -94,7 +94,7 @@ class NMCap:
         """The highest of the best n of each group."""
         best = self.best(score)
         mask = torch.zeros_like(best)
-        mask[best] = top(score[best], count)
+        mask[best] = largest(score[best], count)
         return mask
 
     def best(self, score: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ class NM(NMCap):
     def pick(self, score: Tensor, count: int) -> Tensor:
         """The best n of the best groups."""
         best = self.best(score).movedim(1, -1)
-        chosen = top(self.values(score), count // self.n)
+        chosen = largest(self.values(score), count // self.n)
         whole = chosen.view(*best.shape[:-1], -1).repeat_interleave(self.m, -1)
         return (best & whole).movedim(-1, 1)
 
@@ -170,7 +170,7 @@ class Blocks:
     def pick(self, score: Tensor, count: int) -> Tensor:
         """The best blocks."""
         rows, columns = self.block
-        chosen = top(self.values(score), count // prod(self.block))
+        chosen = largest(self.values(score), count // prod(self.block))
         grid = chosen.view(score.shape[0] // rows, score.shape[1] // columns, *score.shape[2:])
         return grid.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
 

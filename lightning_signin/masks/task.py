@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_signin.errors import SignInError
 from lightning_signin.masks.called import Called
 from lightning_signin.masks.choice import Choice
-from lightning_signin.masks.largest import top
+from lightning_signin.masks.largest import largest
 from lightning_signin.masks.zeros import at_random, check_competing
 from lightning_signin.objective.network import Network
 from lightning_signin.objective.second_derivatives import second_derivatives
@@ -102,7 +102,7 @@ class Task:
         if within is not None:
             for name, least in (self.counts or {}).items():
                 if int(masks[name].sum()) < least:
-                    masks[name] = top(scores[name], least)
+                    masks[name] = largest(scores[name], least)
             assert not any((mask & ~within[name]).any() for name, mask in masks.items())
         return masks
 

@@ -91,8 +91,8 @@ class STR(_WithSignIn):
 
     def build(self, storage: Storage, beta: float) -> Masked:
         """The parametrization of one weight."""
-        outer = SoftThreshold(self.s_init)
-        return SignIn(storage, beta, outer) if self.sign_in else Masked(storage, outer)
+        threshold = SoftThreshold(self.s_init)
+        return SignIn(storage, beta, threshold) if self.sign_in else Masked(storage, threshold)
 
 
 @dataclass(frozen=True)

@@ -102,12 +102,12 @@ class SweepFolder:
             self._claims[trial.number] = claim
             return claim
 
-    def record(self, claim: Claim, told: dict[str, Any], metric: str | None) -> None:
+    def record(self, claim: Claim, result: dict[str, Any], metric: str | None) -> None:
         """Record the outcome of a run, as attributes of `Result`, and release it."""
-        value = told.get("measured", {}).get(metric, math.nan)
+        value = result.get("measured", {}).get(metric, math.nan)
         is_number = math.isfinite(value)
         with self._lock:
-            for name, plain in told.items():
+            for name, plain in result.items():
                 claim.trial.set_user_attr(name, plain)
             state = TrialState.COMPLETE if is_number else TrialState.FAIL
             self._study.tell(claim.trial, value if is_number else None, state)
@@ -186,6 +186,6 @@ def _name(number: int, cell: Cell) -> str:
 
 
 def _result(trial: FrozenTrial) -> Result:
-    told = {name: trial.user_attrs.get(name) for name in ("measured", "error", "seconds", "warnings")}
+    result = {name: trial.user_attrs.get(name) for name in ("measured", "error", "seconds", "warnings")}
     cell = _cell(trial)
-    return Result(cell, f"runs/{_name(trial.number, cell)}", **told)
+    return Result(cell, f"runs/{_name(trial.number, cell)}", **result)

@@ -69,12 +69,12 @@ def parse_method(text: str) -> Method:
 
 def _joined_with_sign_in(parts: list[str]) -> list[dict[str, Any]]:
     """The arguments of each part; "sign-in" and a parametrization that supports it are combined into one."""
-    outer = [part for part in parts if hasattr(PARAMETRIZATIONS.get(part, object)(), "sign_in")]
-    if "sign-in" not in parts or len(outer) != 1:
+    maps = [part for part in parts if hasattr(PARAMETRIZATIONS.get(part, object)(), "sign_in")]
+    if "sign-in" not in parts or len(maps) != 1:
         return [_ARGUMENTS[part] for part in parts]
-    kind = type(PARAMETRIZATIONS[outer[0]]())
+    kind = type(PARAMETRIZATIONS[maps[0]]())
     joined = {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": {"sign_in": True}}
-    return [_ARGUMENTS[part] for part in parts if part not in ("sign-in", outer[0])] + [{"parametrization": joined}]
+    return [_ARGUMENTS[part] for part in parts if part not in ("sign-in", maps[0])] + [{"parametrization": joined}]
 
 
 def _written(value: Any) -> str:

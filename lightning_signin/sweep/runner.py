@@ -79,20 +79,20 @@ def _end_input(process: subprocess.Popen) -> None:
 def _record(folder: SweepFolder, one: _Running, metric: str | None) -> None:
     _end_input(one.process)
     seconds = round(time.monotonic() - one.since, 1)
-    told: dict[str, Any]
+    result: dict[str, Any]
     try:
-        told = json.loads((one.claim.folder / _RESULT).read_bytes())
+        result = json.loads((one.claim.folder / _RESULT).read_bytes())
     except FileNotFoundError:
-        told = {"error": f"the process ended with status {one.process.returncode} and no result"}
-    measured = told.get("measured", {})
+        result = {"error": f"the process ended with status {one.process.returncode} and no result"}
+    measured = result.get("measured", {})
     shown = next((name for name in ([metric] if metric else DEFAULT_METRICS) if name in measured), None)
-    folder.record(one.claim, told | {"seconds": seconds}, shown)
+    folder.record(one.claim, result | {"seconds": seconds}, shown)
     results = folder.results()
-    outcome = f"{shown} {measured[shown]:.4f}" if shown else told.get("error", "ended")
+    outcome = f"{shown} {measured[shown]:.4f}" if shown else result.get("error", "ended")
     done = sum(result.is_finished for result in results)
     _log.info("[%d/%d] %s: %s (%.0f s)", done, len(results), one.claim.cell, outcome, seconds)
     known = {text for result in results if result.cell != one.claim.cell for text in result.warnings or ()}
-    for text in told.get("warnings", ()):
+    for text in result.get("warnings", ()):
         if text not in known:
             _log.warning("%s warns: %s", one.claim.cell, text)
 

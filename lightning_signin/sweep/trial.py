@@ -56,8 +56,8 @@ def run_trial(arguments: list[str]) -> dict[str, Any]:
         except Exception as error:
             traceback.print_exc()
             line = str(error).strip().partition("\n")[0]
-            told = line if isinstance(error, Diverged) else f"{type(error).__name__}: {line}"
-            return {"error": told, "warnings": kept}
+            reason = line if isinstance(error, Diverged) else f"{type(error).__name__}: {line}"
+            return {"error": reason, "warnings": kept}
         return {"measured": cli.measured, "warnings": kept}
 
 
@@ -94,6 +94,6 @@ def _end_with_the_sweep() -> None:
 if __name__ == "__main__":
     threading.Thread(target=_end_with_the_sweep, daemon=True).start()
     result, *rest = sys.argv[1:]
-    told = run_trial(rest)
+    outcome = run_trial(rest)
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-        write_whole(Path(result), json.dumps(told).encode())
+        write_whole(Path(result), json.dumps(outcome).encode())

@@ -13,7 +13,7 @@ from lightning_signin.core.numbers import check_at_least_one, exact
 from lightning_signin.core.weights import SparseWeight
 from lightning_signin.errors import SignInError
 from lightning_signin.masks.choice import Choice
-from lightning_signin.masks.largest import top
+from lightning_signin.masks.largest import largest
 from lightning_signin.masks.structures import Structure
 
 Masks = Iterator[tuple[str, Tensor]]
@@ -81,7 +81,7 @@ class Layer:
 
     def largest(self, score: Tensor, count: int) -> Tensor:
         """The mask of the ``count`` kept weights with the highest scores, singly; among equal ones the first."""
-        return top(score.where(self.mask, -math.inf), count)
+        return largest(score.where(self.mask, -math.inf), count)
 
     def survivors(self, score: Tensor, count: int) -> Tensor:
         """The mask of the kept weights with the highest scores, in whole units of the pattern.

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_signin.masks.largest import top
+from lightning_signin.masks.largest import largest
 from lightning_signin.updates.rigl import RigL
 from lightning_signin.updates.rule import Layer, Masks, Moment, check_share
 
@@ -53,7 +53,7 @@ class SRigL(RigL):
     def _mask(self, layer: Layer, kept: int, dropped: int) -> Tensor:
         survivors = layer.largest(layer.theta.abs(), kept - dropped)
         gradient = layer.growth()
-        wanted = top(gradient.masked_fill(survivors, -1), dropped)
+        wanted = largest(gradient.masked_fill(survivors, -1), dropped)
         rows, salient, active = (
             layer.layout.read(tensor).flatten(1) for tensor in (survivors, survivors | wanted, layer.mask)
         )

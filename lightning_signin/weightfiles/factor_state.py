@@ -36,7 +36,7 @@ def mask_state(module: nn.Module) -> State:
     return {
         "masks": packed,
         "digest": _digest(packed),
-        "makes_zeros": any(w.parametrization.outer and w.parametrization.outer.makes_zeros for w in weights.values()),
+        "makes_zeros": any(weight.parametrization.makes_zeros for weight in weights.values()),
         "storage": {name: weight.storage.name for name, weight in weights.items()},
     }
 

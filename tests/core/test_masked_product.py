@@ -98,7 +98,7 @@ def test_torch_func_goes_on(kind):
 
     def plainly(*factors):
         inner = torch.where(mask, factors[0] * factors[1] if len(factors) == 2 else factors[0], 0.0)
-        return inner if form.outer is None else form.outer(inner)
+        return inner if form.elementwise_map is None else form.elementwise_map(inner)
 
     def loss(of):
         return lambda *factors: (of(*factors).sin() * torch.arange(9)).sum()

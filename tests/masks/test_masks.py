@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightning_signin.masks import DISTRIBUTIONS, budget, build_masks
-from lightning_signin.masks.largest import kth_largest, top
+from lightning_signin.masks.largest import kth_largest, largest
 from tests import reference
 
 SHAPES = {"a": (7, 5), "conv": (4, 3, 3, 3), "b": (20, 11), "c": (7, 5)}
@@ -103,9 +103,9 @@ def test_kth_largest_equals_sorting(values, dtype):
 
 @pytest.mark.parametrize("count", [0, 1, 4, 9, 10])
 def test_ties_keep_the_lower_index(count):
-    assert kept(top(torch.ones(2, 5), count)) == kept(top(torch.full((2, 5), -INF), count)) == set(range(count))
+    assert kept(largest(torch.ones(2, 5), count)) == kept(largest(torch.full((2, 5), -INF), count)) == set(range(count))
     scores = torch.tensor([0.0, 3.0, 1.0, 1.0, 1.0, 3.0, 1.0, 0.0, 2.0, 1.0])
-    assert kept(top(scores, count)) == reference.top(scores.tolist(), count)
+    assert kept(largest(scores, count)) == reference.top(scores.tolist(), count)
 
 
 def test_global_ties_keep_the_earlier_layer():

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 
 from lightning_signin.callback import lightning_internals as insides
-from lightning_signin.callback.scoring.trainer import Steps, number_of_batches, stand_in
+from lightning_signin.callback.scoring.trainer import Steps, number_of_batches, scoring_trainer
 from lightning_signin.callback.two_packages import in_both
 from lightning_signin.core.torch_internals import set_worker_iterator, worker_iterator
 from lightning_signin.errors import SignInError, in_one_line
@@ -160,5 +160,5 @@ class LightningData(TrainingData):
         for hook in ("configure_model", "configure_optimizers"):  # wrapped for this fit, they refer to the original
             scored.__dict__.pop(hook, None)
         scored.log = scored.log_dict = scored.print = lambda *args, **kwargs: None  # type: ignore[method-assign]
-        scored.trainer = stand_in(self.trainer, scored, self._loaders) if trainer is None else trainer
+        scored.trainer = scoring_trainer(self.trainer, scored, self._loaders) if trainer is None else trainer
         return scored

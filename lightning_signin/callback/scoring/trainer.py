@@ -33,7 +33,7 @@ class Steps:
     created only when it does, for another copy: during a step, plain values replace the parameters.
 
     Args:
-        module: The copy; its trainer is a `stand_in`.
+        module: The copy; its trainer is a `scoring_trainer`.
         copy_beside: Makes another copy of the module, with the given trainer.
     """
 
@@ -89,7 +89,7 @@ class Steps:
         return list(found.values())
 
 
-def stand_in(trainer: Trainer, module: LightningModule, loaders: Callable[[], CombinedLoader]) -> Trainer:
+def scoring_trainer(trainer: Trainer, module: LightningModule, loaders: Callable[[], CombinedLoader]) -> Trainer:
     """A shallow copy of the trainer, with its own strategy and loop.
 
     Args:

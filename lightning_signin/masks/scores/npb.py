@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_signin.core.numbers import check_at_least_one
 from lightning_signin.errors import SignInError
-from lightning_signin.masks.largest import top
+from lightning_signin.masks.largest import largest
 from lightning_signin.masks.scores.unit_graph import unit_graph
 from lightning_signin.masks.task import Scores, Task
 from lightning_signin.units.graph import Graph
@@ -168,8 +168,8 @@ def weights_per_input(paths: Tensor, units: int, most: int, number: int, alpha: 
     capacity = units * most
     full, rest = divmod(number, capacity)
     best = paths.flatten().sort(descending=True).values
-    largest = capacity * best[:full].sum() + rest * best[full : full + 1].sum()
-    gains = ((1 - alpha) * paths / largest if largest > 0 else torch.zeros_like(paths)).repeat(capacity, 1, 1)
+    ceiling = capacity * best[:full].sum() + rest * best[full : full + 1].sum()
+    gains = ((1 - alpha) * paths / ceiling if ceiling > 0 else torch.zeros_like(paths)).repeat(capacity, 1, 1)
     gains[:units] += beta / number
     gains[0] += node
     if groups > 1:
@@ -177,7 +177,7 @@ def weights_per_input(paths: Tensor, units: int, most: int, number: int, alpha: 
         first = by_group.argsort(stable=True, dim=1, descending=True)[:, :units]
         by_group = by_group.scatter_add(1, first, torch.full(first.shape, node, dtype=gains.dtype))
         gains = by_group.view(groups, capacity, inputs).transpose(0, 1)
-    return top(gains, number).sum(0)
+    return largest(gains, number).sum(0)
 
 
 def spread(kernels: Tensor, size: Tensor) -> Tensor:

@@ -47,10 +47,10 @@ def checked_while_read(path: PathLike, by_torch: bool) -> Iterator[None]:
     if is_url(path) or not is_file(path):
         yield
         return
-    told = f"{path} is damaged, or not a checkpoint. Use another one, or copy it again."
+    damaged = f"{path} is damaged, or not a checkpoint. Use another one, or copy it again."
     with opened(path) as file:
         if by_torch and not file.read(len(_ZIP)).startswith((_ZIP, _PICKLE)):
-            raise SignInError(told)
+            raise SignInError(damaged)
         file.seek(0)
         check_archive(file, str(path))
     try:
@@ -58,7 +58,7 @@ def checked_while_read(path: PathLike, by_torch: bool) -> Iterator[None]:
     except RuntimeError as error:
         if _OF_TORCH not in str(error):
             raise
-        raise SignInError(told) from error
+        raise SignInError(damaged) from error
 
 
 def _damage(file: BinaryIO) -> str | None:

@@ -12,6 +12,9 @@ Interval = tuple[float, float]  # a mean, and half of its 95 % interval
 def interval(values: Sequence[float]) -> Interval:
     """The mean of two or more values, and half of its 95 % interval.
 
+    Returns:
+        The mean, and half the width of its 95 % interval.
+
     Example:
         >>> middle, half = interval([1.0, 2.0, 3.0])
         >>> middle, round(half, 3)
@@ -48,6 +51,9 @@ def signed(found: Interval) -> str:
 
 def points(gain: float) -> str:
     """A difference without its interval, as the paper's are.
+
+    Returns:
+        The difference with its sign and two decimals.
 
     Example:
         >>> points(-0.5)

@@ -80,6 +80,9 @@ def run_each(
         keys: What is run; the result has them in this order.
         seeds: Of each.
         one: Makes one run, in another process.
+
+    Returns:
+        The results of every key, in the order of ``seeds``.
     """
     grid: dict[str, Grid] = {path.stem: lambda: ((key, seeds) for key in keys)}
     stages = Stages(path.parent, grid, partial(_run_key, one), itemgetter("key"), chunk=1)

@@ -31,6 +31,9 @@ def best_rates(
         tuning: Accuracies on held-out data by settings.
         cell_and_rate: What settings are tuned for, and at which rate; all accuracies of both count together.
 
+    Returns:
+        The learning rate of every cell.
+
     Example:
         >>> best_rates({("plain", 0.1): [90, 92], ("plain", 0.2): [91, 91], ("signin", 0.1): [80]}, lambda key: key)
         {'plain': 0.1, 'signin': 0.1}
@@ -59,6 +62,9 @@ def tune_and_test(
         tuning_seeds: Of the runs on held-out data.
         test_seeds: Of the runs on test data, none of them used for tuning.
         chunk: Seeds of a job.
+
+    Returns:
+        By cell: its rate, whether that is the first or last of its rates, and the accuracies on test data.
     """
     best = {cell: grid[0] for cell, grid in rates.items()}
     tuning = [(cell, lr) for cell, grid in rates.items() for lr in grid if len(grid) > 1]

@@ -10,6 +10,9 @@ def wilson(successes: int, trials: int, level: float = 0.95) -> tuple[float, flo
 
     The p with |p̂ − p| = z √(p (1 − p) / n): (p̂ + z²/2n ± z √(p̂ (1 − p̂) / n + z²/4n²)) / (1 + z²/n).
 
+    Returns:
+        The lower and the upper end, both in [0, 1].
+
     Example:
         >>> low, high = wilson(100, 100)
         >>> round(low, 3), round(high, 3)

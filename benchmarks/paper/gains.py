@@ -23,6 +23,9 @@ def cell(
     """Accuracies without and with Sign-In at these learning rates, and their paired difference.
 
     "others" is the difference of the seeds where neither ended at chance, if there are two or more and not all.
+
+    Returns:
+        One cell of the table, as plain values for JSON.
     """
     learned = [pair for pair in zip(plain, signin, strict=True) if min(pair) >= CHANCE]
     return {

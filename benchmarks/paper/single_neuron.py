@@ -94,6 +94,9 @@ def recovered(history: History, goal: Tensor | None = None) -> Tensor:
     Args:
         history: What `train` returned.
         goal: ã·w̃ of every run, as (runs, 1, d); None is the first axis.
+
+    Returns:
+        Bool, of shape (moments, runs, students).
     """
     goal = first_axis(history.w.shape[3]) if goal is None else goal
     far = (history.a.unsqueeze(3) * history.w - goal).norm(dim=3) > WITHIN * goal.norm(dim=-1)
@@ -111,6 +114,9 @@ def count_cells(setting: Setting, times: Sequence[float], label: str) -> dict[st
     """How many runs have recovered the teacher at each time, by method and sign case.
 
     At d = 1 the plain balanced start is kept on the manifold |a| = |w|, where exact arithmetic keeps it.
+
+    Returns:
+        By method and sign case, one count per time.
     """
     moments = [setting.steps(time) for time in times]
     counts: dict[str, dict[str, list[int]]] = {}

@@ -101,6 +101,9 @@ def train(
         moments: Numbers of steps after which θ is kept, in any order.
         balanced: Keep |a| = |w| (d = 1), which exact arithmetic keeps and rounding does not; see `on_balance`.
         label: Name of the progress bar.
+
+    Returns:
+        θ of both layers at the moments, ascending.
     """
     wanted = set(moments)
     factors = [_split(form, theta) for form, theta in zip(forms, (a, w), strict=True)]

@@ -21,6 +21,9 @@ def example_batch(module: nn.Module, example_input: Any) -> Inputs:
         module: The network, on the CPU; its ``example_input_array`` is used if ``example_input`` is None.
         example_input: A tensor or a tuple of tensors, with the batch in dimension 0 of each.
 
+    Returns:
+        One tensor per input, detached, on the CPU.
+
     Raises:
         SignInError: If there is none, or it is not of this kind.
 

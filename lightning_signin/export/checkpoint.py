@@ -50,6 +50,9 @@ def write_checkpoint(weights: SavedWeights, output: PathLike) -> PathLike:
 def rest_of(module: nn.Module) -> dict[str, Any]:
     """What Lightning writes into a live module's checkpoint besides weights and training state.
 
+    Returns:
+        The further entries of the checkpoint; empty for a module that is not a LightningModule.
+
     Example:
         >>> rest_of(nn.Linear(2, 2))
         {}

@@ -102,6 +102,9 @@ def export(
 def output_beside(source: PathLike, to: str, zstd: bool = False) -> str:
     """The default path for the export of a file: next to it, with the format's suffix.
 
+    Returns:
+        The path.
+
     Raises:
         SignInError: If that is the file itself.
 
@@ -129,6 +132,9 @@ def _network(source: PathLike | nn.Module, model: nn.Module | None, to: str) -> 
 
 def load_exactly(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> nn.Module:
     """Load a plain state dict into a network whose names and shapes must match exactly.
+
+    Returns:
+        The same network.
 
     Raises:
         SignInError: If they differ; the first difference is given.

@@ -62,6 +62,9 @@ def crowded_groups(weight: Tensor) -> int:
     Args:
         weight: Of shape (outputs, inputs), with inputs a multiple of 4.
 
+    Returns:
+        The number of groups, over all outputs.
+
     Example:
         >>> crowded_groups(torch.tensor([[0.0, 1, 2, 0, 3, 0, 4, 5]]))
         1

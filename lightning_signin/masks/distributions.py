@@ -26,6 +26,9 @@ def budget(sparsity: float, size: int) -> int:
         sparsity: Fraction of zeros, in [0, 1). Its printed decimal form is what counts: 0.9 means 9/10.
         size: Number of weights.
 
+    Returns:
+        The number of weights, from 0 to ``size``.
+
     Raises:
         SignInError: If ``sparsity`` is outside [0, 1).
 
@@ -67,6 +70,9 @@ def erk(shape: tuple[int, ...]) -> int:
 
     Layers whose density would exceed 1 are dense, and the rest is scaled again (Evci et al.: "Rigging the Lottery",
     ICML 2020). Argument and result as in `balanced`.
+
+    Returns:
+        The layer's part of the budget before caps, up to a common factor.
 
     Example:
         >>> shapes = [(4, 4), (100, 10), (100, 100)]

@@ -80,6 +80,9 @@ def make_groups(sizes: Mapping[str, int], sparsity: float, distribution: Distrib
             leave over the weights that match it. ``{"max_sparsity": s}`` adds a weight to these, but lets it keep at
             least the share 1 − s.
 
+    Returns:
+        The groups, with the number of weights that each keeps.
+
     Raises:
         SignInError: If a pattern matches nothing, a weight is in no group, or the numbers leave nothing for the rest,
             or more than it can keep.

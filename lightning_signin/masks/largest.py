@@ -17,6 +17,9 @@ def kth_largest(flat: Tensor, count: int) -> float:
 def largest(score: Tensor, count: int) -> Tensor:
     """The mask of the ``count`` highest scores, 0 to numel; equal scores keep the lower index.
 
+    Returns:
+        Bool, of the shape of ``score``.
+
     Example:
         >>> import torch
         >>> largest(torch.tensor([[1.0, 3.0], [2.0, 2.0]]), 2)

@@ -39,7 +39,7 @@ def divided_logits(module: nn.Module, weights: Collection[str], temperature: flo
         if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
             return leaf
         if leaf.ndim == 0:
-            raise _without_logits(mask, "the network returns a single number, the loss, itself")
+            raise SignInError(_without_logits(mask, "the network returns a single number, the loss, itself"))
         divided += 1
         return leaf / temperature
 
@@ -54,11 +54,11 @@ def divided_logits(module: nn.Module, weights: Collection[str], temperature: flo
         for hook in hooks:
             hook.remove()
     if not divided:
-        raise _without_logits(mask, "no single call in the training step runs all the selected weights")
+        raise SignInError(_without_logits(mask, "no single call in the training step runs all the selected weights"))
 
 
-def _without_logits(mask: str, why: str) -> SignInError:
-    return SignInError(
+def _without_logits(mask: str, why: str) -> str:
+    return (
         f"mask={mask!r}: there are no logits to divide by `temperature`, since {why}. Let the training step compute "
         "the loss from what the network returns, or pass temperature=1.0."
     )

@@ -17,6 +17,9 @@ def by_first_match(argument: str, patterns: Mapping[str, object], names: Sequenc
         patterns: Patterns in order, with whatever values.
         names: Names of the weights.
 
+    Returns:
+        The pattern of each name, in the order of ``names``.
+
     Raises:
         SignInError: If a pattern matches no name, or only names of earlier patterns, or a name is matched by none.
 
@@ -40,6 +43,9 @@ def by_first_match(argument: str, patterns: Mapping[str, object], names: Sequenc
 
 def by_pattern(argument: str, value: Value | Mapping[str, Value], names: Sequence[str]) -> dict[str, Value]:
     """Spread one value, or a dict of glob pattern → value, over weight names; errors as in `by_first_match`.
+
+    Returns:
+        The value of each name.
 
     Example:
         >>> by_pattern("beta", {"fc.*": 2.0, "*": 1.0}, ["conv.weight", "fc.weight"])

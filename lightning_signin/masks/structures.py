@@ -207,6 +207,9 @@ def parse_structure(structure: str | Structure) -> Structure:
         structure: "unstructured"; "n:m", e.g. "2:4"; "n:m-cap", e.g. "2:4-cap"; "axb-block" with a outputs and b
             inputs, e.g. "4x4-block"; "constant-fan-in".
 
+    Returns:
+        The structure.
+
     Raises:
         SignInError: If it is none of these.
 

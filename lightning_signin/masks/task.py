@@ -92,6 +92,9 @@ class Task:
             within: The previous masks, if pruned weights stay pruned. No layer keeps more than in these, or fewer than
                 in the end, either of which rounding could cause.
 
+        Returns:
+            Bool masks by name.
+
         Raises:
             SignInError: If a score is NaN.
         """

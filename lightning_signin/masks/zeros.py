@@ -30,19 +30,23 @@ def check_competing(scores: Mapping[str, Tensor], choice: Choice, mask: str) -> 
         said = {name: int(scores[name].count_nonzero()) for name in group.names}
         number = sum(said.values())
         if layers := [name for name in group.names if not said[name] and scores[name].numel() > 1]:
-            raise _refused(
-                f"in {some(layers)}: their scores are all zero",
-                "Start branches that begin at zero elsewhere (timm: `zero_init_last=False`)",
-                layers,
-                mask,
+            raise SignInError(
+                _refused(
+                    f"in {some(layers)}: their scores are all zero",
+                    "Start branches that begin at zero elsewhere (timm: `zero_init_last=False`)",
+                    layers,
+                    mask,
+                )
             )
         if group.total > number:
             layers = [name for name in group.names if said[name] < scores[name].numel()]
-            raise _refused(
-                f"in {some(layers)}: many scores are zero: {number} are not, and {group.total} weights are to be kept",
-                "Raise `sparsity`, or score with more batches",
-                layers,
-                mask,
+            raise SignInError(
+                _refused(
+                    f"in {some(layers)}: many scores are zero: {number} are not, and {group.total} weights are to be kept",
+                    "Raise `sparsity`, or score with more batches",
+                    layers,
+                    mask,
+                )
             )
 
 
@@ -80,6 +84,9 @@ def decided(
 def at_random(scores: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
     """The scores, with those of zero in a random order, below all positive and above all negative ones.
 
+    Returns:
+        Scores of the same shapes, in which all that were zero differ.
+
     Example:
         >>> found = at_random({"a": torch.tensor([1.0, 0.0, 0.0, -1.0])}, torch.Generator().manual_seed(0))["a"]
         >>> found.argsort(descending=True).tolist() in ([0, 1, 2, 3], [0, 2, 1, 3])
@@ -88,9 +95,9 @@ def at_random(scores: Mapping[str, Tensor], generator: torch.Generator) -> dict[
     return {name: _replaced(score, generator) for name, score in scores.items()}
 
 
-def _refused(what: str, way: str, layers: Sequence[str], mask: str) -> SignInError:
+def _refused(what: str, way: str, layers: Sequence[str], mask: str) -> str:
     named = ", ".join(map(repr, layers[:5])) + (", …" if layers[5:] else "")
-    return SignInError(
+    return (
         f"mask={mask!r} cannot choose {what}, and distribution='global' lets the scores of all layers compete. {way}; "
         f"leave layers that no gradient reaches, such as an unused head or a teacher, dense with exclude=[{named}], or "
         "freeze them; choose mask='random'; or pass distribution='erk', with which such weights are chosen at random."

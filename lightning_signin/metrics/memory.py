@@ -74,6 +74,9 @@ def memory(module: nn.Module, optimizer: Optimizer | int = 1) -> ByteCount:
             Adam; or an optimizer, built in `plain_view`. Before its first step, its state is found by a trial step on a
             small parameter.
 
+    Returns:
+        The bytes of each sparse weight, and of all other parameters together.
+
     Raises:
         SignInError: If a parameter is not in the optimizer, or the optimizer's state cannot be found out before a step.
 

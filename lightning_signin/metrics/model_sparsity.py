@@ -9,6 +9,9 @@ from lightning_signin.core.weights import sparse_weights, sparsity
 def model_sparsity(module: nn.Module) -> float:
     """The share of zeros among all entries of matrices that multiply activations, sparse and dense together.
 
+    Returns:
+        The share, in [0, 1].
+
     Example:
         >>> from lightning_signin import sparsify
         >>> net = nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 10))

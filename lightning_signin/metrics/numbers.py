@@ -23,6 +23,9 @@ def whole_numbers(module: nn.Module, flips: SignFlips) -> dict[str, float]:
     Args:
         module: A module after `sparsify`.
         flips: The module's metric, already updated.
+
+    Returns:
+        The numbers by the names under which they are logged, without prefix.
     """
     numbers = {"sparsity": sparsity(module), "model_sparsity": model_sparsity(module)}
     numbers |= {_WHOLE[stage]: share for stage, share in flips.compute().items()}

@@ -21,6 +21,9 @@ class Scaling(NamedTuple):
 def scaling_by_weight(module: nn.Module) -> dict[str, Scaling]:
     """The scaling of every product m ⊙ w by plain name.
 
+    Returns:
+        Mean and spread of m² − w² over each weight's active entries.
+
     Example:
         >>> from lightning_signin import sparsify
         >>> found = scaling_by_weight(sparsify(nn.Linear(10, 10), sparsity=0.5, beta=2.0))["weight"]

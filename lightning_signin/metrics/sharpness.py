@@ -60,6 +60,9 @@ def sharpness(
         train: Leave dropout and batch statistics on.
         seed: Seed of the start vector.
 
+    Returns:
+        The eigenvalues in descending order, and how they were found.
+
     Raises:
         SignInError: For values out of range, and where the loss is not finite.
 
@@ -107,6 +110,9 @@ def lanczos(
         k: How many.
         tol: Relative tolerance.
         max_products: The most products.
+
+    Returns:
+        The eigenvalues in descending order, and how they were found.
     """
     vectors: list[Tensor] = []
     diagonal: list[float] = []

@@ -42,6 +42,9 @@ def find_network(
         example: Its input, a tensor, a tuple or a dict; None to record the input from a training step.
         step: Runs one training step of the module; used only for recording.
 
+    Returns:
+        The network in float64, its input, and the names of the weights in it.
+
     Raises:
         SignInError: If no single call of a training step runs all the weights.
     """

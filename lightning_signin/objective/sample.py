@@ -22,6 +22,9 @@ def one_sample(part: nn.Module, call: Call) -> Call:
     Args:
         part: The network, in eval mode.
         call: The positional and the keyword arguments.
+
+    Returns:
+        The positional and the keyword arguments of the cut call, or of the whole one.
     """
     batched = [leaf for leaf in tree_leaves(call) if isinstance(leaf, Tensor) and leaf.ndim > 0]
     lengths = {id(leaf) for leaf in batched if len(leaf) == len(batched[0])}

@@ -19,21 +19,25 @@ def second_derivatives(mask: str, of: Iterable[Tensor]) -> Iterator[None]:
 
     Raises:
         SignInError: If a function has no second derivative.
+        OutOfMemoryError: As torch raises it.
     """
     if _is_differentiable_once(of):
-        raise _missing(mask, "it is `once_differentiable`")
+        raise SignInError(_missing(mask, "it is `once_differentiable`"))
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise _missing(mask, in_one_line(error)) from error
+        raise SignInError(_missing(mask, in_one_line(error))) from error
 
 
 def _is_differentiable_once(tensors: Iterable[Tensor]) -> bool:
     """Whether a gradient came through a function that forbids differentiating it again.
 
     Torch raises this only in ``backward``: `torch.autograd.grad` would silently leave that function's part out.
+
+    Returns:
+        Whether any tensor has such a function in its graph.
     """
     seen, left = set(), [tensor.grad_fn for tensor in tensors]
     while left:
@@ -47,8 +51,8 @@ def _is_differentiable_once(tensors: Iterable[Tensor]) -> bool:
     return False
 
 
-def _missing(mask: str, why: str) -> SignInError:
-    return SignInError(
+def _missing(mask: str, why: str) -> str:
+    return (
         f"mask={mask!r} needs second derivatives of the training loss, and a function of the model has none ({why}). "
         "Choose a mask that needs first derivatives only, e.g. 'snip'."
     )

@@ -29,6 +29,9 @@ def attach(loader: object, beside: "Callable[[], list[Recorder]]" = list) -> "Re
     Args:
         loader: Any iterable.
         beside: Returns the recorders of all loaders that are iterated in parallel, in their order.
+
+    Returns:
+        What records the loader; None for what cannot be replayed.
     """
     stateful = hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or stateful:
@@ -80,6 +83,9 @@ class Recorder:
 
         Args:
             in_flight: Number of batches that were read but not completed: they will be read again.
+
+        Returns:
+            Tensors and plain values.
         """
         own = self._own_states()
         return {"at_start": self.at_start, "at_first": self.at_first, "seen": self.seen - in_flight, "own": own}

@@ -37,6 +37,9 @@ class Images(LightningDataModule):
     def batch_of_device(self) -> int:
         """Training images per step and device.
 
+        Returns:
+            Their number.
+
         Raises:
             SignInError: If devices cannot share the batch evenly.
 
@@ -143,6 +146,9 @@ class ImageNet(Images):
 
     def images(self, train: bool) -> Dataset:
         """1,281,167 and 50,000 images.
+
+        Returns:
+            The images with the transforms of training or of evaluation.
 
         Raises:
             MissingFileError: If ``root`` lacks these folders.

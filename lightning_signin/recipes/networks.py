@@ -12,6 +12,9 @@ def timm_network(name: str, classes: int = 1000, arguments: dict[str, Any] | Non
         name: A name in ``timm.list_models()``.
         classes: Output classes.
         arguments: Further arguments of ``timm.create_model``.
+
+    Returns:
+        The network.
     """
     from timm import create_model
 
@@ -27,6 +30,9 @@ def cifar_resnet(name: str = "resnet18", classes: int = 100) -> nn.Module:
     Args:
         name: "resnet18", "resnet34", "resnet50", …
         classes: Output classes.
+
+    Returns:
+        The network, for inputs of shape (batch, 3, 32, 32).
 
     Example:
         >>> import torch

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """Format rows of cells as text: the first ``left`` columns flush left, the others (numbers) flush right.
 
+    Returns:
+        The lines, without trailing spaces.
+
     Example:
         >>> print(aligned([("weight", "non-zeros"), ("fc.weight", "12")]))
         weight     non-zeros

@@ -10,6 +10,9 @@ def flop_table(count: FlopCount) -> str:
 
     "m⊙w" is the product as this package computes it, once per batch; "of all" is over all entries, as in Appendix N.
 
+    Returns:
+        The table and the line below it.
+
     Example:
         >>> from lightning_signin.metrics.flops import LayerFlops
         >>> print(flop_table(FlopCount((LayerFlops("fc.weight", 4_000, 400, 20, 200),))))
@@ -31,6 +34,9 @@ def flop_table(count: FlopCount) -> str:
 
 def byte_table(count: ByteCount) -> str:
     """A text table of the bytes held between steps, compared with dense training.
+
+    Returns:
+        The table.
 
     Example:
         >>> from lightning_signin.metrics.memory import Bytes, LayerBytes

@@ -25,6 +25,9 @@ def draw_curve(runs: list[Run], column: str, label: str, percent: bool = True, u
         label: The label of the y axis, without the unit if that is percent.
         percent: Whether the column holds shares, which are drawn as percentages.
         up_to: Upper limit of the y axis.
+
+    Returns:
+        The figure.
     """
     figure, [axes] = new_axes()
     values: list[float] = []

@@ -63,6 +63,9 @@ def line_style(run: Run, runs: list[Run], column: int = 0) -> dict[str, Any]:
     """Colour and marker of a run, and the dashes of a column.
 
     Markers of earlier runs are larger, so that they remain visible behind those of later ones where lines overlap.
+
+    Returns:
+        Arguments of matplotlib's ``plot``.
     """
     after = min(2, len(runs) - 1 - runs.index(run))
     return {

@@ -31,6 +31,9 @@ def depth_order(names: Collection[str], folder: Path) -> tuple[list[str], bool]:
 def short_names(names: Sequence[str]) -> list[str]:
     """Names without their common prefix, and cut at the front if they are still long.
 
+    Returns:
+        The short names, in the same order.
+
     Example:
         >>> short_names(["net.layers.0.weight", "net.layers.1.conv.weight"])
         ['0', '1.conv']

@@ -59,6 +59,9 @@ def page(runs: list[Run], drawn: Mapping[str, bytes]) -> str:
     Args:
         runs: The runs to report.
         drawn: PNG files by the name of their plot; the others are listed as missing.
+
+    Returns:
+        A complete page that refers to the PNG files beside it.
     """
     title = escape(f"Training report: {', '.join(run.name for run in runs)}")
     missing = [_missing(picture) for picture in PICTURES if picture.name not in drawn]

@@ -84,6 +84,9 @@ def in_order(columns: Iterable[str]) -> list[str]:
 def read_runs(folders: Sequence[str | os.PathLike]) -> list[Run]:
     """Read the runs in folders of CSVLogger, and name each by the end of its path that makes it unique.
 
+    Returns:
+        The runs, in the order of ``folders``.
+
     Raises:
         MissingFileError: If there is no such folder, or no ``metrics.csv`` in it.
         SignInError: If a folder is given twice, or its file is empty, damaged or from another program.

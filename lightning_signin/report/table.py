@@ -12,6 +12,9 @@ def layer_table(weights: SavedWeights) -> str:
     Sign flips are the share of kept entries whose sign differs from the start of the run, where that is known; the
     total is over the sparse weights if masks are known, else over all rows.
 
+    Returns:
+        The table.
+
     Example:
         >>> import torch
         >>> print(layer_table(SavedWeights({"fc.weight": torch.eye(4)}, kept={"fc.weight": 4}, flips={"fc.weight": 1})))

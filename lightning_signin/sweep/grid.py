@@ -33,6 +33,9 @@ class Cell:
 def grid(methods: Sequence[str], sparsities: Sequence[float], seeds: Sequence[int]) -> list[Cell]:
     """All cells, seed by seed, so that the table of a stopped sweep has a value in as many places as possible.
 
+    Returns:
+        Cells without duplicates.
+
     Example:
         >>> [str(cell) for cell in grid(["plain", "sign-in"], [0.9], [0, 1])][:2]
         ['plain-0.9-seed0', 'sign-in-0.9-seed0']
@@ -43,6 +46,9 @@ def grid(methods: Sequence[str], sparsities: Sequence[float], seeds: Sequence[in
 
 def parse_seeds(words: Sequence[str]) -> list[int]:
     """Parse seeds, and ranges of seeds that include their ends.
+
+    Returns:
+        Seeds without duplicates, in the order given.
 
     Raises:
         SignInError: If a word is neither.
@@ -65,6 +71,9 @@ def parse_seeds(words: Sequence[str]) -> list[int]:
 
 def parse_sparsities(words: Sequence[str]) -> list[float]:
     """Parse fractions of zeros.
+
+    Returns:
+        Sparsities without duplicates, in the order given.
 
     Raises:
         SignInError: If a word is not a number in [0, 1).

@@ -44,6 +44,9 @@ class Method:
 def parse_method(text: str) -> Method:
     """Parse the name of a method.
 
+    Returns:
+        The method, with its parts in a fixed order.
+
     Raises:
         SignInError: If a part is unknown, or two parts set the same argument.
 

@@ -65,6 +65,9 @@ class Mean:
 def mean(values: Sequence[float]) -> Mean:
     """The mean of at least one number, with its interval.
 
+    Returns:
+        The mean; its interval is None for a single number.
+
     Example:
         >>> mean([1.0, 2.0, 3.0]).value, round(mean([1.0, 2.0, 3.0]).half, 3)
         (2.0, 2.484)
@@ -80,6 +83,9 @@ def mean(values: Sequence[float]) -> Mean:
 
 def choose_metric(results: Iterable[Result], asked_for: str | None) -> str:
     """The requested metric, or the first of `DEFAULT_METRICS` that a run has logged.
+
+    Returns:
+        The name of the metric.
 
     Raises:
         SignInError: If runs logged values, but none of that metric.

@@ -58,6 +58,9 @@ def summarize(results: Sequence[Result], metric: str, methods_first: Sequence[st
         results: All results in the folder.
         metric: The metric to read from each.
         methods_first: These methods come first; the others follow in the order of the results.
+
+    Returns:
+        The values of each place in the table.
     """
     troubles = [(result, why) for result in results if (why := result.trouble(metric))]
     without = {result.cell for result, _ in troubles}

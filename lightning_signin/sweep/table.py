@@ -32,6 +32,9 @@ def markdown(summary: Summary) -> str:
 def as_csv(results: Sequence[Result], metric: str) -> str:
     """One row per run: its cell, its value as logged, why there is none, how long it took, and its folder.
 
+    Returns:
+        The text of the file.
+
     Example:
         >>> from lightning_signin.sweep.grid import Cell
         >>> print(as_csv([Result(Cell("plain", 0.9, 0), "runs/0", {"test_acc": 0.5}, seconds=3.0)], "test_acc").strip())
@@ -51,6 +54,9 @@ def as_csv(results: Sequence[Result], metric: str) -> str:
 
 def percent(sparsity: float) -> str:
     """A sparsity as text.
+
+    Returns:
+        The percentage without trailing zeros.
 
     Example:
         >>> percent(0.9), percent(0.975)

@@ -81,6 +81,9 @@ def _paths(network: Callable[[], Network], masks: Mapping[str, Tensor]) -> tuple
     """The layers that are cut off, and whether the network is whole.
 
     A path around all weights, e.g. from the targets to a loss that the network computes itself, does not count.
+
+    Returns:
+        The names of the layers, and whether an input still reaches the output.
     """
     found = network()
     graph = trace(found.module, found.args, found.kwargs, found.names)

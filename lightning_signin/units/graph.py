@@ -169,11 +169,14 @@ class Graph:
         return found
 
     def check_units(self, mask: str, why: str) -> None:
-        """Raise `SignInError` if an operation mixes units.
+        """Check that no operation mixes units.
 
         Args:
             mask: The name of the score that follows single units.
             why: What the score does with them, for the message.
+
+        Raises:
+            SignInError: If one does.
         """
         if mixing := [layer.name for layer in self.layers if layer.kind == "mixing"]:
             more = f" and {len(mixing) - 1} more" if mixing[1:] else ""

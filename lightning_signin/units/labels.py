@@ -117,6 +117,9 @@ def join(operands: Sequence[Streams]) -> Streams:
 def collapse(labels: Tensor, dims: Sequence[int]) -> Tensor | None:
     """The labels without the dimensions ``dims``, or None if this would merge elements of different units.
 
+    Returns:
+        The labels of the other dimensions.
+
     Example:
         >>> collapse(torch.tensor([[0, 0, -1], [1, 1, 1]]), [1]).tolist()
         [0, 1]
@@ -132,6 +135,9 @@ def collapse(labels: Tensor, dims: Sequence[int]) -> Tensor | None:
 def unexpanded(labels: Tensor, dims: Iterable[int] | None = None) -> Tensor:
     """The labels with dimensions that repeat a single element cut to it: all such dimensions, or those in ``dims``.
 
+    Returns:
+        A view of the labels.
+
     Example:
         >>> unexpanded(torch.arange(3).view(3, 1).expand(3, 1000)).shape
         torch.Size([3, 1])
@@ -144,6 +150,9 @@ def unexpanded(labels: Tensor, dims: Iterable[int] | None = None) -> Tensor:
 
 def distinct(labels: Sequence[Tensor]) -> list[Tensor]:
     """The distinct combinations of labels in tensors of one shape, except the one of −1 only.
+
+    Returns:
+        One tensor per input tensor, all of the same length.
 
     Example:
         >>> [column.tolist() for column in distinct([torch.tensor([4, 4, -1, 5]), torch.tensor([0, 0, -1, 0])])]

@@ -97,6 +97,9 @@ class Walks:
         """For each row (an input, or backwards a unit) a weight in proportion to |w|, and the unit or input it ends in.
 
         Rows are intervals of one cumulative sum, in which one binary search finds the weight.
+
+        Returns:
+            The indices of the weights, and of the units or inputs.
         """
         blocks = self.graph.layers[place].blocks
         size = (blocks.abs() * self.open[place].unsqueeze(3)).transpose(1, 2 if forward else 1)

@@ -49,6 +49,9 @@ def find_weight(node: Node, constants: Mapping[Node, Any]) -> Weighted | None:
     Args:
         node: A call of an ATen operation.
         constants: The values that do not depend on the network's input.
+
+    Returns:
+        The operation with its weight, or None if the node is none of these.
     """
     name = operation(node)
     convolution = _CONV.fullmatch(name)

@@ -21,6 +21,9 @@ def sparse_layers(model: nn.Module, only_sure: bool) -> dict[str, SparseMatrix]:
     Args:
         model: A plain model on the CPU.
         only_sure: Leave out 1×1 convolutions, and linear layers that are too small or too dense for a certain speedup.
+
+    Returns:
+        The layers to put in, by the names of those that they replace.
     """
     hidden = fused_layers(model)
     fitting = {name: layer for name, layer in model.named_modules() if layer not in hidden and _fits(layer, only_sure)}

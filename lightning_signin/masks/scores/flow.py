@@ -41,6 +41,9 @@ def runnable(network: Network, mask: str) -> Network:
         network: In float64, with the example's own values.
         mask: The name of the score.
 
+    Returns:
+        A network that runs.
+
     Raises:
         SignInError: If none of these runs.
 

@@ -38,6 +38,9 @@ def parse_score(mask: str | Score) -> Score:
         mask: A name in `SCORES`; the import path of a function ``score(task)`` or of a class without arguments; or
             such a function or object itself, e.g. ``SNIP(num_batches=10)``.
 
+    Returns:
+        The score.
+
     Raises:
         SignInError: If it is none of these.
 

@@ -14,6 +14,9 @@ def unit_graph(task: Task, mask: str, why: str) -> Graph:
         mask: The name of the score.
         why: What the score does with units, for error messages.
 
+    Returns:
+        The graph.
+
     Raises:
         SignInError: If the forward cannot be traced, if an operation mixes units, or if a selected weight is on no path
             from the network's input to its output.

@@ -30,24 +30,14 @@ def check_competing(scores: Mapping[str, Tensor], choice: Choice, mask: str) -> 
         said = {name: int(scores[name].count_nonzero()) for name in group.names}
         number = sum(said.values())
         if layers := [name for name in group.names if not said[name] and scores[name].numel() > 1]:
-            raise SignInError(
-                _refused(
-                    f"in {some(layers)}: their scores are all zero",
-                    "Start branches that begin at zero elsewhere (timm: `zero_init_last=False`)",
-                    layers,
-                    mask,
-                )
-            )
+            all_zero = f"in {some(layers)}: their scores are all zero"
+            way = "Start branches that begin at zero elsewhere (timm: `zero_init_last=False`)"
+            raise SignInError(_refused(all_zero, way, layers, mask))
         if group.total > number:
             layers = [name for name in group.names if said[name] < scores[name].numel()]
-            raise SignInError(
-                _refused(
-                    f"in {some(layers)}: many scores are zero: {number} are not, and {group.total} weights are to be kept",
-                    "Raise `sparsity`, or score with more batches",
-                    layers,
-                    mask,
-                )
-            )
+            too_few = f"many scores are zero: {number} are not, and {group.total} weights are to be kept"
+            way = "Raise `sparsity`, or score with more batches"
+            raise SignInError(_refused(f"in {some(layers)}: {too_few}", way, layers, mask))
 
 
 def decided(

@@ -151,13 +151,12 @@ _COMMANDS = {
 
 def _one_line(error: Exception) -> str | None:
     """One line for an error that this package words, or for a missing package of an extra; None for all others."""
-    if isinstance(error, ModuleNotFoundError):
-        extra = _EXTRAS.get(error.name or "")
-        return extra and f"needs {error.name}: pip install 'lightning-signin[{extra}]'"
     cause: BaseException | None = error
-    while cause is not None:  # jsonargparse and Lightning raise their own errors from ours
+    while cause is not None:  # jsonargparse and Lightning raise their own errors from these
         if isinstance(cause, SignInError):
             return str(cause)
+        if isinstance(cause, ModuleNotFoundError) and (extra := _EXTRAS.get(cause.name or "")):
+            return f"needs {cause.name}: pip install 'lightning-signin[{extra}]'"
         cause = cause.__cause__ or cause.__context__
     return _from_parser(error)
 

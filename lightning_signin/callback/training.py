@@ -14,7 +14,7 @@ from lightning_signin.callback.messages import Reached, say_untrained
 from lightning_signin.callback.schedule import RescaleSchedule
 from lightning_signin.callback.sharpness import Curvature
 from lightning_signin.callback.start import Start
-from lightning_signin.core.numbers import check_at_least_one
+from lightning_signin.core.numbers import whole_number
 from lightning_signin.core.optimizers import MOMENTUM, add_frobenius_decay_, check_optimizers, check_rescale
 from lightning_signin.core.weights import sign_in_weights, sparse_weights
 from lightning_signin.errors import SignInError, told_if_altered, warn
@@ -53,7 +53,7 @@ class TrainingOptions:
             raise SignInError(f"`frobenius_decay` must be at least 0, got {self.frobenius_decay}. The paper uses 1e-4.")
         for name in ("warmup_epochs", "sharpness_every_n_epochs", "sharpness_batches"):
             if (value := getattr(self, name)) is not None:
-                check_at_least_one(**{name: value})
+                whole_number(name, value)
 
 
 class Training:

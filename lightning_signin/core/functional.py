@@ -5,11 +5,10 @@ arXiv:2504.12801. A weight θ is replaced by a product m ⊙ w; the scaling m² 
 that changes how fast θ moves (with both factors following gradient flow, dθ = −√(4θ² + β²) ∇L dt) but not θ itself.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
+from lightning_signin.core.numbers import number
 from lightning_signin.errors import SignInError, WrongTypeError
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -42,7 +41,7 @@ def factorize(theta: Tensor, beta: float) -> tuple[Tensor, Tensor]:
         >>> torch.allclose(scaling(m, w), torch.ones(3))
         True
     """
-    check_beta(beta)
+    beta = check_beta(beta)
     if not theta.isfinite().all():
         raise SignInError("`theta` must be finite, got inf or NaN: an infinity has no factors. Fix the weights first.")
     return factors_of(theta, beta)
@@ -108,7 +107,6 @@ def check_beta_fits(value: float, dtype: torch.dtype) -> None:
         raise SignInError(f"`beta` is too small or too large for {dtype}: it needs {value}. The paper uses 1.0.")
 
 
-def check_beta(beta: float) -> None:
-    """Raise `SignInError` unless ``beta`` is a positive, finite number."""
-    if not (isinstance(beta, int | float) and not isinstance(beta, bool) and math.isfinite(beta) and beta > 0):
-        raise SignInError(f"`beta` must be a positive, finite number, got {beta!r}. The paper uses 1.0 everywhere.")
+def check_beta(beta: object) -> float:
+    """β as a plain number; see `number`."""
+    return number("beta", beta, "(0, inf)", "The paper uses 1.0 everywhere.")

@@ -149,8 +149,7 @@ class SignIn(Masked):
 
     def __init__(self, storage: Storage, beta: float = 1.0, elementwise_map: ElementwiseMap | None = None) -> None:
         super().__init__(storage, elementwise_map)
-        check_beta(beta)
-        self.beta = beta
+        self.beta = check_beta(beta)
 
     @property
     def grown(self) -> tuple[float, ...] | None:

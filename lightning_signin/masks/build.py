@@ -7,8 +7,10 @@ from torch import Tensor, nn
 
 from lightning_signin.core.layout import Layout
 from lightning_signin.core.naming import shown
+from lightning_signin.core.numbers import whole_number
 from lightning_signin.errors import SignInError, in_one_line, warn
 from lightning_signin.masks.choice import Choice
+from lightning_signin.masks.distributions import check_sparsity
 from lightning_signin.masks.groups import Distribution, check_distribution
 from lightning_signin.masks.patterns import by_pattern
 from lightning_signin.masks.scores import Score, parse_score
@@ -70,7 +72,8 @@ def build_masks(
     check_distribution(sparsity, distribution)
     shapes = {n: tuple(weight.shape) for n, weight in weights.items()}
     choice = make_choice(shapes, sparsity, distribution, structure, layouts)
-    task = Task(module, weights, choice, torch.Generator().manual_seed(seed), data, name)
+    generator = torch.Generator().manual_seed(whole_number("seed", seed, least=None))
+    task = Task(module, weights, choice, generator, data, name)
     scores = _scored(score, task)
     _check_scores(scores, task)
     masks = choice.masks(decided(scores, choice, task.generator, name))
@@ -89,7 +92,8 @@ def make_choice(
     """The choice that the arguments of `build_masks` stand for."""
     structures = by_pattern("structure", structure, list(shapes))
     parsed = {name: parse_structure(value) for name, value in structures.items()}  # type: ignore[arg-type]
-    return Choice(shapes, DEFAULT_SPARSITY if sparsity is None else sparsity, distribution, parsed, layouts)
+    zeros = DEFAULT_SPARSITY if sparsity is None else check_sparsity(sparsity)
+    return Choice(shapes, zeros, distribution, parsed, layouts)
 
 
 def check_choice(argument: str, value: object, allowed: object) -> None:

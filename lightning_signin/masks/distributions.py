@@ -13,8 +13,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from lightning_signin.core.numbers import exact
-from lightning_signin.errors import SignInError
+from lightning_signin.core.numbers import exact, number
 from lightning_signin.masks.largest import kth_largest
 from lightning_signin.masks.rounding import round_to_units
 
@@ -36,9 +35,12 @@ def budget(sparsity: float, size: int) -> int:
         >>> budget(0.9, 25), budget(0.9, 35)  # 2.5 and 3.5: half to even
         (2, 4)
     """
-    if not 0 <= sparsity < 1:
-        raise SignInError(f"`sparsity` must be in [0, 1), got {sparsity}. Pass the fraction of zeros, e.g. 0.9.")
-    return round((1 - exact(sparsity)) * size)
+    return round((1 - exact(check_sparsity(sparsity))) * size)
+
+
+def check_sparsity(sparsity: object) -> float:
+    """A sparsity as a plain number in [0, 1); see `number`."""
+    return number("sparsity", sparsity, "[0, 1)", "Pass the fraction of zeros, e.g. 0.9.")
 
 
 def balanced(shape: tuple[int, ...]) -> int:

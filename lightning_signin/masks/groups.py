@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from lightning_signin.errors import SignInError
-from lightning_signin.masks.distributions import DISTRIBUTIONS, budget
+from lightning_signin.masks.distributions import DISTRIBUTIONS, budget, check_sparsity
 from lightning_signin.masks.patterns import by_first_match
 
 Share = float | str | Mapping[str, float]
@@ -41,7 +41,7 @@ class Group:
 def check_distribution(sparsity: float | None, distribution: Distribution | None) -> None:
     """Raise `SignInError` for values out of range and unknown names."""
     if sparsity is not None:
-        budget(sparsity, 1)
+        check_sparsity(sparsity)
     if not isinstance(distribution, Mapping):
         if distribution is not None and distribution not in SPREADS:
             raise SignInError(f"`distribution` must be one of {_names()}; got {distribution!r}.")
@@ -95,12 +95,12 @@ def make_groups(sizes: Mapping[str, int], sparsity: float, distribution: Distrib
         size = sum(sizes.values())
         return [Group(list(sizes), size, budget(sparsity, size), distribution, sparsity)]
     patterns = by_first_match("distribution", distribution, list(sizes))
-    groups, competing = [], [name for name in sizes if not isinstance(distribution[patterns[name]], int | float)]
+    groups, competing = [], [name for name in sizes if isinstance(distribution[patterns[name]], str | Mapping)]
     for pattern, value in distribution.items():
         names = [name for name in sizes if patterns[name] == pattern]
-        if isinstance(value, int | float):
+        if not isinstance(value, str | Mapping):
             size = sum(sizes[name] for name in names)
-            groups.append(Group(names, size, budget(value, size), "uniform", value))
+            groups.append(Group(names, size, budget(value, size), "uniform", check_sparsity(value)))
     if competing:
         groups.append(_rest(sizes, competing, sparsity, distribution, patterns, sum(group.total for group in groups)))
     return groups
@@ -131,9 +131,9 @@ def _check_share(pattern: str, value: object) -> None:
     if isinstance(value, str) and value in SPREADS:
         return
     if isinstance(value, Mapping) and list(value) == [_LIMIT]:
-        budget(value[_LIMIT], 1)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        budget(value, 1)
+        check_sparsity(value[_LIMIT])
+    elif not isinstance(value, str | Mapping):
+        check_sparsity(value)
     else:
         raise SignInError(
             f"`distribution` of {pattern!r} must be a sparsity in [0, 1), one of {_names()} for the rest, or "

@@ -6,6 +6,7 @@ from dataclasses import astuple, dataclass
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_signin.core.numbers import whole_number
 from lightning_signin.core.optimizer_state import fresh_state
 from lightning_signin.core.storage import Compact
 from lightning_signin.core.weights import sparse_weights
@@ -86,6 +87,9 @@ def memory(module: nn.Module, optimizer: Optimizer | int = 1) -> ByteCount:
         >>> memory(net).layers[0].sparse  # m and w of 20 entries in float32, and 20 indices of 4 bytes
         Bytes(parameters=160, gradients=160, optimizer_state=160, index=80)
     """
+    if not isinstance(optimizer, Optimizer):
+        hint = "Or pass the optimizer itself."
+        optimizer = whole_number("optimizer", optimizer, least=0, hint=hint)
     rows: list[LayerBytes] = []
     seen: set[int] = set()
     for name, weight in sparse_weights(module).items():

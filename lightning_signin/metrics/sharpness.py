@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_signin.errors import SignInError
+from lightning_signin.core.numbers import number, whole_number
 from lightning_signin.metrics.hessian import hessian
 from lightning_signin.objective.training_data import TrainingData
 
@@ -88,13 +88,12 @@ def sharpness_of(
     seed: int = 0,
 ) -> Sharpness:
     """`sharpness` for `TrainingData`, e.g. that of a fit on several ranks."""
-    if k < 1 or tol <= 0 or max_products < k:
-        raise SignInError(
-            f"`k`={k} must be at least 1, `tol`={tol} positive, `max_products`={max_products} at least k."
-        )
+    k, tol = whole_number("k", k), number("tol", tol, "(0, inf)")
+    max_products = whole_number("max_products", max_products, least=k, hint="Each eigenvalue takes at least one.")
+    generator = torch.Generator().manual_seed(whole_number("seed", seed, least=None))
     with hessian(module, data, batches, train=train) as operator:
         # Starting from the gradient would save one product late in training, but cost five or six early on.
-        start = torch.randn(operator.size, generator=torch.Generator().manual_seed(seed)).to(operator.gradient)
+        start = torch.randn(operator.size, generator=generator).to(operator.gradient)
         return lanczos(operator, operator.size, start, k=k, tol=tol, max_products=max_products)
 
 
@@ -161,10 +160,9 @@ def hessian_trace(
     Raises:
         SignInError: If ``samples`` is below 2, or the loss is not finite.
     """
-    if samples < 2:
-        raise SignInError(f"`samples` must be at least 2 for a standard error, got {samples}.")
+    samples = whole_number("samples", samples, least=2, hint="A standard error needs two.")
+    generator = torch.Generator().manual_seed(whole_number("seed", seed, least=None))
     with hessian(module, TrainingData(loss_fn), batches, train=train) as operator:
-        generator = torch.Generator().manual_seed(seed)
         found = []
         for _ in range(samples):
             signs = torch.randint(0, 2, (operator.size,), generator=generator).mul_(2).sub_(1).to(operator.gradient)

@@ -7,8 +7,8 @@ from typing import ClassVar
 from lightning_signin.core.elementwise_maps import Power, SoftThreshold
 from lightning_signin.core.masked import Masked, SignIn
 from lightning_signin.core.naming import resolve
+from lightning_signin.core.numbers import check_field, number
 from lightning_signin.core.storage import Storage
-from lightning_signin.errors import SignInError
 from lightning_signin.parametrizations.decay import AdaptiveDecay, ConstantDecay, FactorDecay
 
 
@@ -89,6 +89,9 @@ class STR(_WithSignIn):
     s_init: float = -3200.0
     prunes: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        check_field(self, "s_init", number)
+
     def build(self, storage: Storage, beta: float) -> Masked:
         """The parametrization of one weight."""
         threshold = SoftThreshold(self.s_init)
@@ -110,8 +113,7 @@ class Powerprop(_WithSignIn):
     alpha: float = 2.0
 
     def __post_init__(self) -> None:
-        if not self.alpha > 1:
-            raise SignInError(f"`alpha` of powerprop must be above 1, got {self.alpha}. At 1 it is the plain weight.")
+        check_field(self, "alpha", number, "(1, inf)", "At 1 it is the plain weight.")
 
     def build(self, storage: Storage, beta: float) -> Masked:
         """The parametrization of one weight."""
@@ -140,8 +142,7 @@ class Spred(_WithSignIn):
     update: ClassVar[str | None] = "one-shot"
 
     def __post_init__(self) -> None:
-        if not self.decay_strength >= 0:
-            raise SignInError(f"`decay_strength` must be at least 0, got {self.decay_strength}. Try 5e-5.")
+        check_field(self, "decay_strength", number, "[0, inf)", "Try 5e-5.")
 
     def build(self, storage: Storage, beta: float) -> Masked:
         """The parametrization of one weight."""
@@ -174,8 +175,8 @@ class PILoT(Spred):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.delta > 1:
-            raise SignInError(f"`delta` must be above 1, got {self.delta}. The strength changes by it every epoch.")
+        check_field(self, "delta", number, "(1, inf)", "The strength changes by it every epoch.")
+        check_field(self, "least_l1_norm", number)
 
     def decay(self) -> FactorDecay | None:
         """One that adapts."""

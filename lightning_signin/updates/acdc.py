@@ -6,9 +6,10 @@ from typing import ClassVar
 
 import torch
 
+from lightning_signin.core.numbers import check_field, share
 from lightning_signin.errors import SignInError
 from lightning_signin.updates.gmp import magnitudes
-from lightning_signin.updates.rule import Layer, Masks, Moment, UpdateRule, check_share, of_run
+from lightning_signin.updates.rule import Layer, Masks, Moment, UpdateRule, of_run
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class ACDC(UpdateRule):
 
     def __post_init__(self) -> None:
         for name in ("warmup", "phase", "final_dense", "final_sparse"):
-            check_share(name, getattr(self, name))
+            check_field(self, name, share)
         if self.warmup + self.phase + self.final_dense + self.final_sparse > 1 + 1e-9:
             raise SignInError(
                 "`warmup` + `phase` + `final_dense` + `final_sparse` of AC/DC must be at most 1: they are shares of "

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_signin.core.numbers import number, whole_number
 from lightning_signin.core.optimizer_state import check_movable
 from lightning_signin.core.weights import SparseWeight, sparse_weights
 from lightning_signin.errors import SignInError, warn
@@ -79,7 +80,8 @@ class MaskUpdates:
         seed: int = 0,
         average: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     ) -> None:
-        self.rule, self.total, self.storage, self.seed = parse_update(update), total_steps, storage, seed
+        self.rule, self.storage = parse_update(update), storage
+        self.total, self.seed = whole_number("total_steps", total_steps), whole_number("seed", seed, least=None)
         self.average = average
         self.weights = sparse_weights(module)
         self.lanes = lanes_of(self.weights, optimizers)
@@ -91,7 +93,7 @@ class MaskUpdates:
         final = None if has_groups_alone(spread) else sparsity
         self.choice = make_choice(shapes, final, spread, pattern, layouts)
         self._check()
-        self.steps = self.rule.steps(total_steps)
+        self.steps = self.rule.steps(self.total)
         self.mask_change, self._said_idle = 0.0, False
         self._arm()
 
@@ -183,7 +185,7 @@ class MaskUpdates:
 
     def _gradients(self, lane: Lane, scale: float) -> dict[str, Tensor]:
         """The dense gradients that the rule can work with; none if the update has to wait."""
-        found = dense_gradients(lane.weights, self.average, scale)
+        found = dense_gradients(lane.weights, self.average, number("scale", scale, "(0, inf)"))
         if broken := next((name for name, own in found.items() if not own.isfinite().all()), None):
             check_finite(lane.weights, lane.steps)
             if not lane.waits:

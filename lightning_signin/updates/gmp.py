@@ -6,8 +6,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from lightning_signin.core.numbers import check_field, number, share
 from lightning_signin.errors import SignInError
-from lightning_signin.updates.rule import Layer, Masks, Moment, PeriodicRule, UpdateRule, check_share, of_run
+from lightning_signin.updates.rule import Layer, Masks, Moment, PeriodicRule, UpdateRule, of_run
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,10 @@ class GMP(PeriodicRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share("update_from", self.update_from, zero=True)
+        check_field(self, "update_from", share, zero=True)
         if self.update_from > self.update_until:
             raise SignInError(f"`update_from`={self.update_from} is after `update_until`={self.update_until}.")
-        if not 0 <= self.initial_sparsity < 1:
-            raise SignInError(f"`initial_sparsity` must be in [0, 1), got {self.initial_sparsity}.")
+        check_field(self, "initial_sparsity", number, "[0, 1)")
 
     @property
     def start_sparsity(self) -> float:  # type: ignore[override]
@@ -101,7 +101,7 @@ class OneShot(UpdateRule):
     keeps_counts: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_share("at", self.at, zero=True)
+        check_field(self, "at", share, zero=True)
 
     def steps(self, total: int) -> Sequence[int]:
         """The one step."""

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from lightning_signin.core.numbers import check_field, number, share
 from lightning_signin.errors import SignInError
 from lightning_signin.masks.distributions import allocate
-from lightning_signin.updates.rule import Layer, Masks, Moment, PeriodicRule, check_share
+from lightning_signin.updates.rule import Layer, Masks, Moment, PeriodicRule
 
 # The authors' 160 epochs change the mutation at epochs 90 and 120: (from this share of the run on, this share of μ).
 _STAGES = ((0.0, 1.0), (90 / 160, 0.5), (120 / 160, 0.0))
@@ -44,9 +45,8 @@ class MEST(PeriodicRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share("mutation", self.mutation, zero=True)
-        if not self.gradient_weight >= 0:
-            raise SignInError(f"`gradient_weight` must be at least 0, got {self.gradient_weight}. It is MEST's λ.")
+        check_field(self, "mutation", share, zero=True)
+        check_field(self, "gradient_weight", number, "[0, inf)", "It is MEST's λ.")
         if self.update_until <= _STAGES[-1][0]:
             raise SignInError(
                 f"`update_until` of MEST must be above {_STAGES[-1][0]}, where the mask gets its final number of "

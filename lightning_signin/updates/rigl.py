@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lightning_signin.updates.rule import Layer, Masks, Moment, PeriodicRule, check_share, of_run
+from lightning_signin.core.numbers import check_field, share
+from lightning_signin.updates.rule import Layer, Masks, Moment, PeriodicRule, of_run
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class RigL(PeriodicRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share("drop_fraction", self.drop_fraction, zero=True)
+        check_field(self, "drop_fraction", share, zero=True)
 
     def steps(self, total: int) -> Sequence[int]:
         """0, ΔT, 2 ΔT, … below T_end."""

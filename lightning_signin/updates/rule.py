@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_signin.core.layout import Layout
-from lightning_signin.core.numbers import check_at_least_one, exact
+from lightning_signin.core.numbers import check_field, exact, share, whole_number
 from lightning_signin.core.weights import SparseWeight
 from lightning_signin.errors import SignInError
 from lightning_signin.masks.choice import Choice
@@ -198,21 +198,14 @@ class PeriodicRule(UpdateRule):
     update_until: float = 0.75
 
     def __post_init__(self) -> None:
-        check_at_least_one(update_every_n_steps=self.update_every_n_steps)
-        check_share("update_until", self.update_until)
+        check_field(self, "update_every_n_steps", whole_number)
+        check_field(self, "update_until", share)
 
     def steps(self, total: int) -> Sequence[int]:
         """The optimizer steps before which the mask changes, rising, in a run of ``total`` steps."""
         return range(self.update_every_n_steps, of_run(self.update_until, total), self.update_every_n_steps)
 
 
-def of_run(share: float, total: int) -> int:
+def of_run(part: float, total: int) -> int:
     """A share of a run in whole steps, in exact decimal arithmetic, rounded half to even."""
-    return round(exact(share) * total)
-
-
-def check_share(argument: str, value: float, zero: bool = False) -> None:
-    """Raise `SignInError` unless a share is in (0, 1], or with ``zero`` in [0, 1]."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (0 < value <= 1 or (zero and value == 0)):
-        interval = "[0, 1]" if zero else "(0, 1]"
-        raise SignInError(f"`{argument}` must be in {interval}, got {value!r}. Pass a fraction, e.g. 0.3.")
+    return round(exact(part) * total)

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_signin.updates.rule import Layer, Masks, Moment, PeriodicRule, check_share
+from lightning_signin.core.numbers import check_field, share
+from lightning_signin.updates.rule import Layer, Masks, Moment, PeriodicRule
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class SET(PeriodicRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share("drop_fraction", self.drop_fraction, zero=True)
+        check_field(self, "drop_fraction", share, zero=True)
 
     def masks(self, layers: Mapping[str, Layer], moment: Moment) -> Masks:
         """The new masks."""

@@ -7,9 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lightning_signin.core.numbers import check_field, share
 from lightning_signin.masks.largest import largest
 from lightning_signin.updates.rigl import RigL
-from lightning_signin.updates.rule import Layer, Masks, Moment, check_share
+from lightning_signin.updates.rule import Layer, Masks, Moment
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class SRigL(RigL):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share("min_salient", self.min_salient, zero=True)
+        check_field(self, "min_salient", share, zero=True)
 
     @property
     def keeps_counts(self) -> bool:  # type: ignore[override]

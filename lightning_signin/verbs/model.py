@@ -107,9 +107,7 @@ def sparsify(
         _check_masks(mask, {name: weight.shape for name, weight in weights.items()})  # type: ignore[union-attr]
         if data is not None:
             check_connected(mask, partial(data.network, module, list(selected)))
-    betas = by_pattern("beta", beta, list(selected))
-    for value in betas.values():
-        check_beta(value)
+    betas = {name: check_beta(value) for name, value in by_pattern("beta", beta, list(selected)).items()}
     built: dict[str, Masked] = {}
     for name, weight in weights.items():
         assert weight is not None

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_signin.core.numbers import exact
+from lightning_signin.core.numbers import exact, number, whole_number
 from lightning_signin.core.weights import sparse_weights
 from lightning_signin.errors import SignInError
 from lightning_signin.weightfiles.foreign import fit_shape, holds_only_masks, match_names, plain_weights
@@ -96,15 +96,15 @@ def flip_signs_(module: nn.Module, share: float, *, seed: int = 0) -> nn.Module:
         >>> int((flip_signs_(net, 0.25).weight * before < 0).sum())
         10
     """
-    if not 0 <= share <= 1:
-        raise SignInError(f"`share` must be in [0, 1], got {share}. Pass the fraction of wrong signs, e.g. 0.05.")
+    share = number("share", share, "[0, 1]", "Pass the fraction of wrong signs, e.g. 0.05.")
+    generator = torch.Generator().manual_seed(whole_number("seed", seed, least=None))
     weights = sparse_weights(module).values()
     if not weights:
         raise SignInError("The module has no sparse weights whose signs could flip. Call `sparsify` first.")
     counts = [weight.storage.active for weight in weights]
     total = sum(counts)
     flipped = torch.zeros(total, dtype=torch.bool)
-    chosen = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    chosen = torch.randperm(total, generator=generator)
     flipped[chosen[: round(exact(share) * total)]] = True
     for weight, flips in zip(weights, flipped.split(counts), strict=True):
         mask = weight.storage.mask

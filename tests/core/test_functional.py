@@ -61,7 +61,7 @@ def test_factorize_gives_w_the_sign_of_theta():
 
 @pytest.mark.parametrize("beta", [0, 0.0, -1.0, float("inf"), float("nan"), "1.0", None, True])
 def test_factorize_refuses_a_beta_that_is_no_positive_number(beta):
-    with pytest.raises(ValueError, match="`beta` must be a positive, finite number, got"):
+    with pytest.raises(ValueError, match=r"`beta` must be .*above 0.*, got"):
         factorize(torch.ones(2), beta)
 
 

@@ -126,7 +126,7 @@ def test_factors_have_the_dtype_of_the_weight(dtype):
 
 
 def test_sign_in_refuses_a_negative_beta():
-    with pytest.raises(ValueError, match=r"`beta` must be a positive, finite number, got -1\.0"):
+    with pytest.raises(ValueError, match=r"`beta` must be above 0, got -1\.0"):
         SignIn(Dense(torch.ones(2, 2, dtype=torch.bool)), beta=-1.0)
 
 

@@ -232,7 +232,7 @@ def test_what_is_no_parametrization_is_refused(form, text):
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: Powerprop(alpha=1.0), "`alpha` of powerprop must be above 1, got 1.0"),
+        (lambda: Powerprop(alpha=1.0), "`alpha` must be above 1, got 1.0"),
         (lambda: Spred(decay_strength=-1), "`decay_strength` must be at least 0, got -1"),
         (lambda: PILoT(delta=0.9), "`delta` must be above 1, got 0.9"),
     ],

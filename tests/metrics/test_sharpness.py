@@ -160,8 +160,8 @@ def test_the_module_is_as_it_was(train):
         (lambda net, b: None, None, {}, "must return a tensor of one number, got None"),
         (lambda net, b: net(b[0]).sum() * math.inf, None, {}, "The loss is (nan|-?inf): its curvature is not defined"),
         (lambda net, b: net[2](torch.ones(8).double()).sum(), None, {}, "The loss is linear in the parameters"),
-        (square_loss, None, {"k": 0}, "`k`=0 must be at least 1"),
-        (square_loss, None, {"tol": 0}, "`tol`=0 positive"),
+        (square_loss, None, {"k": 0}, "`k` must be a whole number of at least 1, got 0"),
+        (square_loss, None, {"tol": 0}, "`tol` must be above 0, got 0"),
     ],
 )
 def test_what_has_no_curvature_is_refused(loss, batches, options, text):
@@ -171,7 +171,7 @@ def test_what_has_no_curvature_is_refused(loss, batches, options, text):
 
 
 def test_trace_needs_two_samples():
-    with pytest.raises(ValueError, match="`samples` must be at least 2 for a standard error, got 1"):
+    with pytest.raises(ValueError, match=r"`samples` must be a whole number of at least 2, got 1\. A standard error"):
         hessian_trace(two_layers(), square_loss, [], samples=1)
 
 

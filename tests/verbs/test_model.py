@@ -124,7 +124,7 @@ MUST_BE = "`mask` of 0.weight must be a bool tensor of shape (5, 6) that keeps a
     [
         ({"beta": {"0.*": 2.0}}, "`beta` has no pattern for 1.weight. End it with a default, '*': value."),
         ({"beta": {"*": 1.0, "2*": 2.0}}, "`beta` pattern '2*' matches no sparse weight of: 0.weight, 1.weight."),
-        ({"beta": {"0*": 1.0, "*": -1.0}}, "`beta` must be a positive, finite number, got -1.0."),
+        ({"beta": {"0*": 1.0, "*": -1.0}}, "`beta` must be above 0, got -1.0."),
         ({"storage": "sparse"}, "`storage` must be one of 'auto', 'compact', 'dense'; got 'sparse'."),
         ({"sparsity": 90}, "`sparsity` must be in [0, 1), got 90."),
         ({"mask": "snop"}, "`mask` must be one of 'random', 'magnitude'"),

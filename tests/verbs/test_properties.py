@@ -188,5 +188,5 @@ def test_a_weight_of_zeros_trains_without_nan(inputs, outputs, sparsity, beta, k
 @fixed
 @given(st.sampled_from([float("inf"), -float("inf"), float("nan"), 0.0, -1.0]) | st.floats(max_value=0), DTYPES)
 def test_beta_that_is_not_positive_and_finite_is_refused(beta, dtype):
-    with pytest.raises(ValueError, match="`beta` must be a positive, finite number, got"):
+    with pytest.raises(ValueError, match=r"`beta` must be .*above 0.*, got"):
         factorize(torch.ones(2, dtype=dtype), beta)

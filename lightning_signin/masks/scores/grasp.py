@@ -5,11 +5,9 @@ Wang, Zhang, Grosse: "Picking Winning Tickets Before Training by Preserving Grad
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from math import inf
 from typing import ClassVar
 
-from lightning_signin.core.numbers import check_at_least_one
-from lightning_signin.errors import SignInError
+from lightning_signin.core.numbers import check_field, number, whole_number
 from lightning_signin.masks.logits import divided_logits
 from lightning_signin.masks.task import Scores, Task
 
@@ -37,12 +35,9 @@ class GraSP:
     distribution: ClassVar[str] = "global"
 
     def __post_init__(self) -> None:
-        check_at_least_one(num_batches=self.num_batches)
-        if not 0 < self.temperature < inf:
-            raise SignInError(
-                f"`temperature` must be positive and finite, got {self.temperature}. Pass 200 for that of the paper's "
-                "code, or 1.0 for the loss as it is."
-            )
+        hint = "Pass 200 for that of the paper's code, or 1.0 for the loss as it is."
+        check_field(self, "temperature", number, "(0, inf)", hint)
+        check_field(self, "num_batches", whole_number)
 
     def __call__(self, task: Task) -> Scores:
         """The scores."""

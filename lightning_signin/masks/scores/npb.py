@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_signin.core.numbers import check_at_least_one
+from lightning_signin.core.numbers import check_field, number, share, whole_number
 from lightning_signin.errors import SignInError
 from lightning_signin.masks.largest import largest
 from lightning_signin.masks.scores.unit_graph import unit_graph
@@ -57,11 +57,9 @@ class NPB:
     distribution: ClassVar[str] = "erk"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise SignInError(f"`alpha` must be in [0, 1], got {self.alpha}. It is the weight of nodes against paths.")
-        if not self.beta >= 0:
-            raise SignInError(f"`beta` must be at least 0, got {self.beta}. Pass 0 for no regularization.")
-        check_at_least_one(max_per_kernel=self.max_per_kernel)
+        check_field(self, "alpha", share, zero=True, hint="It is the weight of nodes against paths.")
+        check_field(self, "beta", number, "[0, inf)", "Pass 0 for no regularization.")
+        check_field(self, "max_per_kernel", whole_number)
 
     def __call__(self, task: Task) -> Scores:
         """The scores: |w| of the layer scaled to at most 1, plus 2 for chosen weights."""

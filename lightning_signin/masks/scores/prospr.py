@@ -8,8 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from lightning_signin.core.numbers import check_at_least_one
-from lightning_signin.errors import SignInError
+from lightning_signin.core.numbers import check_field, number, whole_number
 from lightning_signin.masks.task import Scores, Task
 from lightning_signin.objective.second_derivatives import second_derivatives
 
@@ -39,9 +38,9 @@ class ProsPr:
     distribution: ClassVar[str] = "global"
 
     def __post_init__(self) -> None:
-        check_at_least_one(steps=self.steps)
-        if not self.lr > 0 or not 0 <= self.momentum < 1:
-            raise SignInError(f"`lr` must be positive and `momentum` in [0, 1), got {self.lr} and {self.momentum}.")
+        check_field(self, "steps", whole_number)
+        check_field(self, "lr", number, "(0, inf)")
+        check_field(self, "momentum", number, "[0, 1)")
 
     def __call__(self, task: Task) -> Scores:
         """The scores."""

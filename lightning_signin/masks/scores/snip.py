@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_signin.core.numbers import check_at_least_one
+from lightning_signin.core.numbers import check_field, whole_number
 from lightning_signin.masks.task import Scores, Task
 
 
@@ -35,7 +35,7 @@ class SNIP:
     distribution: ClassVar[str] = "global"
 
     def __post_init__(self) -> None:
-        check_at_least_one(num_batches=self.num_batches)
+        check_field(self, "num_batches", whole_number)
 
     def __call__(self, task: Task) -> Scores:
         """The scores."""
@@ -67,7 +67,8 @@ class IterativeSNIP:
     _can_return: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_at_least_one(steps=self.steps, num_batches=self.num_batches)
+        check_field(self, "steps", whole_number)
+        check_field(self, "num_batches", whole_number)
 
     def __call__(self, task: Task) -> Scores:
         """The scores of the last step."""

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_signin.core.numbers import check_at_least_one
+from lightning_signin.core.numbers import check_field, whole_number
 from lightning_signin.errors import SignInError
 from lightning_signin.masks.scores.flow import flow_of, linear_, runnable
 from lightning_signin.masks.scores.snip import below_all
@@ -48,7 +48,7 @@ class SynFlow:
     distribution: ClassVar[str] = "global"
 
     def __post_init__(self) -> None:
-        check_at_least_one(iterations=self.iterations)
+        check_field(self, "iterations", whole_number)
 
     def __call__(self, task: Task) -> Scores:
         """The scores of the last iteration; what is pruned ranks below everything else."""

@@ -25,6 +25,7 @@ from lightning_signin.callback.resume_position import Position
 from lightning_signin.callback.resuming import NOT_SPARSE, STATE_KEY, VERSION, check_complete, check_same_run
 from lightning_signin.callback.start import Start
 from lightning_signin.callback.training import Training, TrainingOptions
+from lightning_signin.callback.user_hooks import user_hooks
 from lightning_signin.callback.wrapped_hooks import wrapped_hooks
 from lightning_signin.core.plain_view import exchange_parameters
 from lightning_signin.core.sharded import has_shards
@@ -185,6 +186,7 @@ class FitHooks(Callback):
         weights = self._training.weights
         self._replaced = {id(parameters[n]): (parameters[n], w) for n, w in weights.items() if n in parameters}
         self._averaging.begin()
+        self._undo.enter_context(user_hooks(trainer, module))
 
     def _state(self, alone: bool = False, factors: bool = True) -> State:
         """With the factors or without: those of a sharded module can only be gathered by all ranks together."""

@@ -7,8 +7,9 @@ What is put into the place of something of Lightning, and where it is undone; fo
 
 - On the instances, for the time of a fit: `configure_optimizers` of the module, `process_dataloader` of the strategy,
   `_restore_modules_and_callbacks` of the checkpoint connector, and `configure_model` where a strategy restores late
-  (`wrapped_hooks`); hooks of an averaging callback (`Averaging.attached`). `replaced_on_instances` undoes it at the end
-  of its context (callback/wrapped_hooks.py), which `FitHooks` closes however a fit ends.
+  (`wrapped_hooks`); hooks of an averaging callback (`Averaging.attached`), and those that users have overridden
+  (`user_hooks`). `replaced_on_instances` undoes it at the end of its context (callback/wrapped_hooks.py), which
+  `FitHooks` closes however a fit ends.
 - `strict_loading` of the module while a checkpoint is loaded into a sharded one: `loads_any_entries`, below, until the
   end of its context.
 - `max_epochs` of the fit loop while the steps of a run are counted: `Training` (callback/training.py), at once.

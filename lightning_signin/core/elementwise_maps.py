@@ -17,8 +17,8 @@ class ElementwiseMap(Protocol):
         """θ = ψ(v)."""
         ...
 
-    def inverse(self, theta: Tensor) -> Tensor:
-        """A v with ψ(v) = θ, at the scalars' starting values."""
+    def inverse(self, theta: Tensor, *scalars: Tensor) -> Tensor:
+        """A v with ψ(v) = θ, at these values of the scalars, or at their starting values."""
         ...
 
     def start(self, like: Tensor) -> tuple[Tensor, ...]:
@@ -48,9 +48,10 @@ class SoftThreshold:
         (s,) = scalars
         return inner.sign() * (inner.abs() - s.sigmoid()).relu()
 
-    def inverse(self, theta: Tensor) -> Tensor:
-        """sign(θ) · (|θ| + sigmoid(s_init)); 0 for 0."""
-        return theta.sign() * (theta.abs() + theta.new_tensor(self.s_init).sigmoid())
+    def inverse(self, theta: Tensor, *scalars: Tensor) -> Tensor:
+        """sign(θ) · (|θ| + sigmoid(s)); 0 for 0."""
+        (s,) = scalars or self.start(theta)
+        return theta.sign() * (theta.abs() + s.sigmoid())
 
     def start(self, like: Tensor) -> tuple[Tensor, ...]:
         """The threshold s."""
@@ -79,7 +80,7 @@ class Power:
         there = inner != 0
         return torch.where(there, inner * inner.where(there, 1).abs() ** (self.alpha - 1), 0)
 
-    def inverse(self, theta: Tensor) -> Tensor:
+    def inverse(self, theta: Tensor, *scalars: Tensor) -> Tensor:
         """sign(θ) · |θ|^(1 / α)."""
         return theta.sign() * theta.abs() ** (1 / self.alpha)
 

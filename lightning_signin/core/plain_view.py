@@ -1,11 +1,12 @@
 """The plain view: the module temporarily shows its plain parameters, and optimizers get the factors behind them."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from lightning_signin.core.optimizers import check_elementwise
 from lightning_signin.core.state_dict import plain_order
@@ -16,6 +17,7 @@ from lightning_signin.core.torch_internals import (
     registered_parameters,
 )
 from lightning_signin.core.weights import SparseWeight, sparse_weights
+from lightning_signin.core.write_back import Mirror
 from lightning_signin.errors import SignInError
 
 Factors = dict[int, SparseWeight]
@@ -27,13 +29,20 @@ def plain_view(module: nn.Module) -> Iterator[nn.Module]:
 
     An optimizer that is built inside gets the factors in their place, at the time its groups are added, so optimizers
     that make their state in the constructor see the factors too. Thus parameter groups by name, by ``ndim`` or by
-    module type, and optimizer factories, work unchanged. Changes to the plain parameters themselves are lost.
+    module type, and optimizer factories, work unchanged.
+
+    The parameters can be read and written. ``weight.grad`` is the gradient in θ, if the factors have one. At the end,
+    and before an optimizer steps, what was written into a weight, its ``grad`` or its ``requires_grad`` goes to the
+    factors: entries that were not changed keep theirs bit for bit, changed ones get m and w with m² − w² = β, whose
+    product is the new value up to rounding. Off the mask a weight stays zero. (Where FSDP2 has sharded the factors,
+    ``weight.grad`` is None.)
 
     Args:
         module: A module after `sparsify`. Without sparse weights, nothing happens.
 
     Raises:
-        SignInError: While an optimizer is built that mixes the entries of a weight, or needs its shape.
+        SignInError: While an optimizer is built that mixes the entries of a weight, or needs its shape; at the end, if
+            a weight was given infinities, NaN, or another shape.
 
     Example:
         >>> import torch
@@ -43,14 +52,39 @@ def plain_view(module: nn.Module) -> Iterator[nn.Module]:
         ...     optimizer = torch.optim.SGD([p for p in net.parameters() if p.ndim > 1], lr=0.1)
         >>> [tuple(p.shape) for p in optimizer.param_groups[0]["params"]]
         [(50,), (50,)]
+        >>> with plain_view(net):
+        ...     _ = net.weight.data.clamp_(-0.1, 0.1)
+        >>> bool((net.weight.abs() < 0.1001).all())
+        True
     """
-    layers, behind = show_plain(module)
-    with _exchange_in_optimizers(behind):
-        try:
-            yield module
-        finally:
-            for layer in layers:
-                layer.restore()
+    with opened(sparse_weights(module).values()):
+        yield module
+
+
+@contextmanager
+def opened(weights: Iterable[SparseWeight]) -> Iterator[None]:
+    """Show sparse weights as `plain_view` does; all weights of a layer, and all users of a weight, belong together."""
+    weights = list(weights)
+    layers, behind = show(weights)
+    mirrors = [Mirror(weight) for weight in weights]
+
+    def refresh(*_: object) -> None:
+        for mirror in mirrors:
+            mirror.refresh()
+
+    def write_back(*_: object) -> None:
+        for mirror in mirrors:
+            mirror.write_back()
+
+    with ExitStack() as closing:
+        for layer in layers:
+            closing.callback(layer.restore)
+        for mirror in mirrors:
+            closing.callback(mirror.write_back)
+        closing.enter_context(_exchange_in_optimizers(behind))
+        closing.callback(register_optimizer_step_pre_hook(write_back).remove)
+        closing.callback(register_optimizer_step_post_hook(refresh).remove)
+        yield
 
 
 def exchange_parameters(optimizer: Optimizer, behind: Factors) -> None:
@@ -85,9 +119,14 @@ def show_plain(module: nn.Module) -> "tuple[list[PlainLayer], Factors]":
     Raises:
         SignInError: If a layer has been given another parametrization meanwhile.
     """
+    return show(sparse_weights(module).values())
+
+
+def show(weights: Iterable[SparseWeight]) -> "tuple[list[PlainLayer], Factors]":
+    """`show_plain` for some of a module's weights."""
     layers: dict[int, PlainLayer] = {}
     behind: Factors = {}
-    for weight in sparse_weights(module).values():
+    for weight in weights:
         parameter = nn.Parameter(weight.plain(), requires_grad=weight.tensors[0].requires_grad)
         behind[id(parameter)] = weight
         for owner, attribute in weight.owners:
@@ -134,7 +173,7 @@ class PlainLayer:
     def restore(self) -> None:
         """Put the parametrizations back."""
         for attribute in self.shown:
-            del registered_parameters(self.owner)[attribute]
+            registered_parameters(self.owner).pop(attribute, None)
         drop_weights_list(self.owner)  # of what was shown
         self.owner.__class__ = self.parametrized_class
         registered_modules(self.owner)["parametrizations"] = self.parametrizations

@@ -12,7 +12,10 @@ callback/lightning_internals.py:
 - State dict hooks of a layer: `install_plain_state`, `uninstall_plain_state` (core/state_dict.py), the latter in
   `merge_`.
 - Class, parameters and children of a layer, for a while: `PlainLayer.show`, `PlainLayer.restore` (core/plain_view.py).
-- `Optimizer.add_param_group`: `plain_view` (core/plain_view.py), until the end of its context.
+- `Optimizer.add_param_group`, and hooks around the steps of all optimizers: `plain_view` (core/plain_view.py), until
+  the end of its context.
+- Methods, properties and the deep copy of the class that `parametrize` makes for a layer, for the time of a fit:
+  `LiveView.attached` (core/live_view.py). They do nothing afterwards, and go with the class.
 - The class of a training loader, with another ``__iter__``: `Recorder`, `Recorder.detach` (randomness/replay.py), the
   latter at the end of a fit.
 - The workers of a loader that keeps them: `LightningData` (callback/scoring/data.py), until its `close`.
@@ -104,6 +107,11 @@ def is_transformed(tensor: Tensor) -> bool:
         or forward_ad._current_level >= 0
         or torch._C._functorch.is_legacy_batchedtensor(tensor)
     )
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was written into; ``tensor.data`` counts on its own. torch's documents name no public way."""
+    return tensor._version
 
 
 def storage_id(tensor: Tensor) -> int:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
+from lightning_signin.core.factors_visible import factors_visible
 from lightning_signin.core.layout import Layout
 from lightning_signin.core.masked import Masked, SignIn
 from lightning_signin.core.sharded import reshard_, sharded_like, whole
@@ -89,10 +90,10 @@ class SparseWeight:
         return self.kept + int((self.effective() != 0).logical_and_(~self.storage.mask).sum())
 
     @torch.no_grad()
-    def set_factors(self, values: Iterable[Tensor]) -> None:
-        """Write the factors in place: optimizers and DDP hold references to them."""
+    def set_factors(self, values: Iterable[Tensor], unseen: bool = False) -> None:
+        """Write the factors in place: optimizers and DDP hold references to them. If ``unseen``, past autograd."""
         for factor, value in zip(self.factors, values, strict=True):
-            factor.copy_(sharded_like(value, factor))
+            (factor.data if unseen else factor).copy_(sharded_like(value, factor))
 
 
 def sparsity(module: nn.Module) -> float:
@@ -111,13 +112,14 @@ def sparse_weights(module: nn.Module) -> dict[str, SparseWeight]:
     """The masked weights below a module by plain name, in model order."""
     reshard_(module)
     found: dict[int, SparseWeight] = {}
-    for prefix, owner in module.named_modules():
-        if not is_parametrized(owner):
-            continue
-        for attribute, holder in owner.parametrizations.items():  # type: ignore[operator]
-            if isinstance(holder[0], Masked):
-                name = f"{prefix}.{attribute}" if prefix else attribute
-                found.setdefault(id(holder), SparseWeight(name, holder)).owners.append((owner, attribute))
+    with factors_visible():
+        for prefix, owner in module.named_modules():
+            if not is_parametrized(owner):
+                continue
+            for attribute, holder in owner.parametrizations.items():  # type: ignore[operator]
+                if isinstance(holder[0], Masked):
+                    name = f"{prefix}.{attribute}" if prefix else attribute
+                    found.setdefault(id(holder), SparseWeight(name, holder)).owners.append((owner, attribute))
     return {weight.name: weight for weight in found.values()}
 
 

@@ -1,0 +1,87 @@
+"""The hooks of a user's module and callbacks run in a plain view: in them parameters are θ, to be read and written."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.core.hooks import CheckpointHooks, ModelHooks
+
+from lightning_signin.callback.wrapped_hooks import replaced_on_instances
+from lightning_signin.core.live_view import LiveView
+from lightning_signin.core.sharded import has_shards
+
+_PACKAGES = ("lightning", "pytorch_lightning", __name__.partition(".")[0])  # whose own hooks count on factors
+_OF_CALLBACKS = [name for name in vars(Callback) if name.startswith("on_")]
+_OF_MODULES = [name for hooks in (ModelHooks, CheckpointHooks) for name in vars(hooks) if name.startswith("on_")]
+# Before these steps a module works on gradients; what it saves has the names of its parameters.
+_OF_MODULES += ["configure_gradient_clipping", "optimizer_step", "state_dict"]
+
+
+class UserHook:
+    """A method that is called within a context, in the place of that method on one instance.
+
+    A copy or a pickle of the instance has the method itself again.
+
+    Args:
+        method: The bound method.
+        around: Makes the context.
+    """
+
+    def __init__(self, method: Callable[..., Any], around: Callable[[], AbstractContextManager[None]]) -> None:
+        self.__wrapped__, self.__name__, self.around = method, method.__name__, around
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the method."""
+        with self.around():
+            return self.__wrapped__(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self.__wrapped__, memo)
+
+    def __reduce__(self) -> Any:
+        return self.__wrapped__.__reduce__()
+
+
+class OptimizerStep(UserHook):
+    """A module's ``optimizer_step``: the training step and the backward pass, which it gets to call, need factors."""
+
+    def __init__(self, method: Callable[..., Any], view: LiveView) -> None:
+        super().__init__(method, view.on)
+        self.view = view
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the method."""
+        kwargs = {name: self._closed(value) for name, value in kwargs.items()}
+        return super().__call__(*map(self._closed, args), **kwargs)
+
+    def _closed(self, value: Any) -> Any:
+        return UserHook(value.__call__, self.view.off) if callable(value) else value
+
+
+@contextmanager
+def user_hooks(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+    """Let user code see plain parameters in its hooks, until the end of the context.
+
+    Nothing is shown of a sharded module, whose weights all ranks would have to gather together.
+
+    Args:
+        trainer: Its callbacks' hooks are included, but for those that Lightning and this package bring.
+        module: A sparse module.
+    """
+    if has_shards(module):
+        yield
+        return
+    view = LiveView(module)
+    hooks: dict[Callable[..., Any], Any] = {}
+    callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
+    for holder, names in [(module, _OF_MODULES), *((callback, _OF_CALLBACKS) for callback in callbacks)]:
+        for name in names:
+            method = getattr(holder, name, None)
+            if callable(method) and str(getattr(method, "__module__", "")).partition(".")[0] not in _PACKAGES:
+                hook = OptimizerStep(method, view) if name == "optimizer_step" else UserHook(method, view.on)
+                hook.__name__ = name
+                hooks[hook] = holder
+    with view.attached(), replaced_on_instances(hooks):
+        yield

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_signin.core.masked_product import bits_like, masked_product, strided
 from lightning_signin.core.sharded import sharded_like
+from lightning_signin.core.torch_internals import is_transformed
 from lightning_signin.core.workspace import Workspace
 
 
@@ -62,7 +63,7 @@ class Compact:
             times: What to multiply them by.
             lend: The result will only be read, so its memory may be lent from a pool and reused when it is gone.
         """
-        if torch.compiler.is_compiling():  # the compiler plans memory itself
+        if is_transformed(values):
             full = torch.zeros(self.size, dtype=values.dtype, device=values.device)
             return full.index_copy(0, self.index.long(), self.restrict(values, times)).view(self.shape)
         lend = lend and type(values) in (Tensor, nn.Parameter) and values.device.type == "cpu"
@@ -93,19 +94,11 @@ class _Scatter(torch.autograd.Function):
     """The scatter of `Compact.unpack`, with fewer and smaller tensors between forward and backward than autograd's."""
 
     @staticmethod
-    def forward(values: Tensor, times: Tensor | None, storage: Compact, lend: bool) -> Tensor:
-        """The weight."""
+    def forward(ctx: Any, values: Tensor, times: Tensor | None, storage: Compact, lend: bool) -> Tensor:
+        """The weight. The index is saved so that autograd notices if `Compact.move_to` changes it."""
+        ctx.save_for_backward(storage.index, *((None, None) if times is None else (values, times)))
         product = values if times is None else values * times
         return storage.blank(values, lend).index_copy_(0, storage.index.long(), product).view(storage.shape)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor | None, Compact, bool], output: Tensor) -> None:
-        """Save the index for backward, so that autograd notices if `Compact.move_to` changes it."""
-        values, times, storage, _ = inputs
-        factors = (None, None) if times is None else (values, times)
-        ctx.save_for_backward(storage.index, *factors)
-        ctx.save_for_forward(storage.index, *factors)
-        ctx.shape = storage.shape
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
@@ -117,13 +110,6 @@ class _Scatter(torch.autograd.Function):
         of_values = own * times
         # The gather is a new tensor, which may become the second gradient unless this is differentiated again.
         return of_values, own * values if torch.is_grad_enabled() else own.mul_(values), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, of_values: Tensor, of_times: Tensor | None, *_: None) -> Tensor:
-        """The scatter again: it is linear in each factor."""
-        index, values, times = ctx.saved_tensors
-        tangent = of_values if times is None else of_values * times + values * of_times
-        return tangent.new_zeros(ctx.shape.numel()).index_copy_(0, index.long(), tangent).view(ctx.shape)
 
 
 _FAULTED = 2**25  # bytes: glibc's malloc takes larger blocks from the system every time, page by page
@@ -175,7 +161,7 @@ class Dense:
             lend: As in `Compact.unpack`.
         """
         ordinary = type(values) in (Tensor, nn.Parameter) and values.device.type in ("cpu", "cuda")
-        if not ordinary or torch.compiler.is_compiling():  # a compiler fuses this into one loop
+        if not ordinary or is_transformed(values):  # a compiler fuses this into one loop
             return self.pack(values) if times is None else self.pack(values) * self.pack(times)
         memory = None
         if isinstance(values, nn.Parameter):  # another tensor may be one of `torch.func`

@@ -101,10 +101,15 @@ def without_step_hooks() -> dict[str, Any]:
 
 
 def is_transformed(tensor: Tensor) -> bool:
-    """Whether `torch.func`, forward-mode AD or batched gradients are at work, which cannot look into in-place code."""
+    """Whether something is at work that needs plain operations, and cannot look into in-place code.
+
+    These are compilers, tracers, `torch.func`, forward-mode AD and batched gradients.
+    """
     return (
-        torch._C._are_functorch_transforms_active()
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
         or torch._C._functorch.is_legacy_batchedtensor(tensor)
     )
 

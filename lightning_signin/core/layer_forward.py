@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_signin.core.masked import Masked
-from lightning_signin.core.torch_internals import compute_weights_list, drop_weights_list
+from lightning_signin.core.torch_internals import compute_weights_list, drop_weights_list, is_transformed
 
 # Their forward passes only hand the weight to one function, so nothing can write into it meanwhile. Code outside torch
 # may, as in ``layer.weight.data.add_(…)``, which torch's version counters do not see.
@@ -59,7 +59,7 @@ def _list_weights(owner: nn.RNNBase, made_by_torch: Any) -> None:
         return [getattr(self, name, None) for name in self._flat_weights_names] if known is None else known
 
     def like_parameters(self: nn.RNNBase) -> list[Tensor | None]:
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or is_transformed(next(self.parameters())):
             return flat_weights(self)
         # They require a gradient here too: for tensors that do not, torch sums in another order.
         with torch.inference_mode(False), torch.no_grad():

@@ -8,7 +8,9 @@ What is put into the place of something of torch, and where it is undone; for Li
 callback/lightning_internals.py:
 
 - The class that `parametrize` makes for a layer: `forward`, and the list of weights of recurrent layers with its
-  methods (core/layer_forward.py). The class goes with the parametrization, in `merge_` (verbs/model.py).
+  methods (core/layer_forward.py); the properties of weights, and how a layer is set, pickled and scripted
+  (core/layer_class.py). The class goes with the parametrization, in `merge_` (verbs/model.py).
+- ``append`` of the list that `parametrize` makes for a weight (core/layer_class.py). The list goes with it.
 - State dict hooks of a layer: `install_plain_state`, `uninstall_plain_state` (core/state_dict.py), the latter in
   `merge_`.
 - Class, parameters and children of a layer, for a while: `PlainLayer.show`, `PlainLayer.restore` (core/plain_view.py).
@@ -25,7 +27,8 @@ callback/lightning_internals.py:
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from types import FrameType
 from typing import Any
 
 import torch
@@ -35,6 +38,8 @@ from torch.autograd import forward_ad
 from torch.fx import Node
 from torch.nn.modules.conv import _ConvNd as ConvNd
 from torch.nn.modules.conv import _ConvTransposeNd as ConvTransposeNd
+from torch.nn.utils._named_member_accessor import swap_tensor
+from torch.nn.utils.parametrize import _inject_new_class, _inject_property
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader
@@ -117,6 +122,23 @@ def is_transformed(tensor: Tensor) -> bool:
 def version_of(tensor: Tensor) -> int:
     """How often a tensor was written into; ``tensor.data`` counts on its own. torch's documents name no public way."""
     return tensor._version
+
+
+def is_functional_call(caller: FrameType) -> bool:
+    """Whether the code that reads, sets or deletes an attribute is that of `torch.func.functional_call`.
+
+    It exchanges the tensors of a module and puts them back with the statements that others assign weights with.
+    """
+    return caller.f_code is swap_tensor.__code__
+
+
+def empty_parametrized(plain: type[nn.Module], attributes: Iterable[str]) -> nn.Module:
+    """A module without any state, of the class that `parametrize` makes for these attributes of a plain class."""
+    module = plain.__new__(plain)
+    _inject_new_class(module)
+    for attribute in attributes:
+        _inject_property(module, attribute)
+    return module
 
 
 def storage_id(tensor: Tensor) -> int:

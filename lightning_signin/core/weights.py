@@ -84,11 +84,6 @@ class SparseWeight:
         """The number of entries on the mask, minus those that the parametrization makes zero."""
         return int(self.values().count_nonzero()) if self.parametrization.makes_zeros else self.storage.active
 
-    @property
-    def counted(self) -> int:
-        """`kept` plus the non-zeros of θ off the mask: none, unless another parametrization is put on top."""
-        return self.kept + int((self.effective() != 0).logical_and_(~self.storage.mask).sum())
-
     @torch.no_grad()
     def set_factors(self, values: Iterable[Tensor], unseen: bool = False) -> None:
         """Write the factors in place: optimizers and DDP hold references to them. If ``unseen``, past autograd."""
@@ -105,7 +100,7 @@ def sparsity(module: nn.Module) -> float:
         0.75
     """
     weights = sparse_weights(module).values()
-    return 1 - sum(weight.counted for weight in weights) / sum(weight.storage.shape.numel() for weight in weights)
+    return 1 - sum(weight.kept for weight in weights) / sum(weight.storage.shape.numel() for weight in weights)
 
 
 def sparse_weights(module: nn.Module) -> dict[str, SparseWeight]:

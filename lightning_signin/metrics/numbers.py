@@ -37,7 +37,7 @@ def layer_numbers(module: nn.Module, flips: SignFlips) -> dict[str, float]:
     """For every sparse weight, as ``layer/<what>/<plain name>``: density, flips, scaling and its spread."""
     numbers = {}
     for name, weight in sparse_weights(module).items():
-        numbers[f"layer/density/{name}"] = weight.counted / weight.storage.shape.numel()
+        numbers[f"layer/density/{name}"] = weight.kept / weight.storage.shape.numel()
     for name, stages in flips.by_layer().items():
         numbers |= {f"layer/{_LAYER[stage]}/{name}": share for stage, share in stages.items() if stage in _LAYER}
     for name, scaling in scaling_by_weight(module).items():

@@ -9,7 +9,7 @@ from torch.nn.utils.parametrize import register_parametrization
 from torch.optim import Optimizer
 
 from lightning_signin.core.functional import check_beta
-from lightning_signin.core.layer_forward import mark_own_forward
+from lightning_signin.core.layer_class import complete_layer
 from lightning_signin.core.masked import Masked, SignIn
 from lightning_signin.core.optimizers import MOMENTUM, at_rescale
 from lightning_signin.core.plain_view import show_plain
@@ -204,7 +204,7 @@ def _parametrize(owners: list[tuple[nn.Module, str]], parametrization: Masked) -
         owner.parametrizations[name] = first.parametrizations[attribute]  # type: ignore[operator, index]
         if not hasattr(owner.parametrizations, "plain_order"):
             install_plain_state(owner, order)
-            mark_own_forward(owner)
+        complete_layer(owner, name)
 
 
 def _check_masks(masks: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:

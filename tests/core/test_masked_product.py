@@ -244,10 +244,3 @@ def test_sparsity_is_counted():
     with torch.no_grad():
         weight.factors[0].zero_()  # a kept weight that happens to be 0 is kept
     assert sparsity(net) == pytest.approx(0.4)
-
-    class Shifted(nn.Module):
-        def forward(self, theta):
-            return theta + 1
-
-    nn.utils.parametrize.register_parametrization(net, "weight", Shifted())
-    assert sparsity(net) == 0

@@ -1,0 +1,122 @@
+"""The class that torch makes for a layer with sparse weights, where it has to do what plain layers do.
+
+Such a layer takes part in `torch.func.functional_call` by the plain names of its weights, and can be pickled. All of it
+is put on the class of this one layer and its copies, and goes away with it when the layer becomes plain again.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_signin.core.layer_forward import mark_own_forward
+from lightning_signin.core.torch_internals import empty_parametrized, is_functional_call
+from lightning_signin.errors import SignInError
+
+_SPARSE = "_sparse_weights"
+
+
+class Given(dict[tuple[int, str], Tensor | None]):
+    """The tensors that replace a weight during a functional call, by its user: the layer's id, and the weight's name.
+
+    A copy that is made meanwhile has none of them.
+    """
+
+    def __reduce__(self) -> tuple[type["Given"], tuple[()]]:
+        return Given, ()
+
+
+def complete_layer(owner: nn.Module, attribute: str) -> None:
+    """Prepare a layer in which torch has just parametrized a weight.
+
+    Args:
+        owner: The layer.
+        attribute: The name of the weight in it.
+    """
+    holder = _holder(owner, attribute)
+    holder.given, holder.append = Given(), _refuse_another
+    _complete_class(owner, attribute)
+
+
+def _complete_class(owner: nn.Module, attribute: str) -> None:
+    made_by_torch: Any = type(owner)
+    setattr(made_by_torch, attribute, _weight(attribute, vars(made_by_torch)[attribute]))
+    if (sparse := getattr(made_by_torch, _SPARSE, None)) is None:
+        setattr(made_by_torch, _SPARSE, sparse := set())
+        made_by_torch.__setattr__ = _setattr(made_by_torch, sparse)
+        made_by_torch.__reduce_ex__ = _reduce_ex(made_by_torch, sparse)
+        made_by_torch.__prepare_scriptable__ = _refuse_script
+        mark_own_forward(owner)
+    sparse.add(attribute)
+
+
+def _weight(attribute: str, computed: Any) -> property:
+    """The property of a sparse weight, over that of torch."""
+
+    def read(self: nn.Module) -> Tensor | None:
+        given: Given = _holder(self, attribute).given
+        if given and (own := (id(self), attribute)) in given:
+            return given[own]
+        if not torch.compiler.is_compiling() and is_functional_call(sys._getframe(1)):  # noqa: SLF001 — documented
+            raise AttributeError(attribute)  # then there is nothing to put back, and what is given gets deleted
+        # A weight that is given to one of its users is given to all.
+        return next(iter(given.values())) if given else computed.fget(self)
+
+    def delete(self: nn.Module) -> None:
+        if (id(self), attribute) not in (given := _holder(self, attribute).given):
+            raise SignInError(f"{attribute} is a sparse weight and cannot be deleted. Call `merge_` first.")
+        del given[id(self), attribute]
+
+    return property(read, computed.fset, delete)
+
+
+def _setattr(made_by_torch: type[nn.Module], sparse: set[str]) -> Callable[[nn.Module, str, Any], None]:
+    """A ``__setattr__`` that keeps what a functional call gives beside the factors, which stay as they are."""
+
+    def __setattr__(self: nn.Module, name: str, value: Any) -> None:
+        if name in sparse and is_functional_call(sys._getframe(1)):  # noqa: SLF001 — documented
+            _holder(self, name).given[id(self), name] = value
+        else:
+            super(made_by_torch, self).__setattr__(name, value)
+
+    return __setattr__
+
+
+def _reduce_ex(made_by_torch: type[nn.Module], sparse: set[str]) -> Callable[[nn.Module, Any], tuple[Any, ...]]:
+    """A ``__reduce_ex__`` for pickles and shallow copies: torch refuses them, since no module has this class."""
+
+    def __reduce_ex__(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
+        parametrized = {name: name in sparse for name in self.parametrizations}  # type: ignore[union-attr]
+        getstate = getattr(super(made_by_torch, self), "__getstate__", self.__dict__.copy)  # Python 3.10 has no default
+        return _empty_layer, (made_by_torch.__bases__[0], parametrized), getstate()
+
+    return __reduce_ex__
+
+
+def _empty_layer(plain: type[nn.Module], parametrized: dict[str, bool]) -> nn.Module:
+    """A layer of a plain class with these parametrized tensors, sparse weights or not, before its state is loaded."""
+    owner = empty_parametrized(plain, parametrized)
+    for attribute, sparse in parametrized.items():
+        if sparse:
+            _complete_class(owner, attribute)
+    return owner
+
+
+def _refuse_another(parametrization: nn.Module) -> None:
+    raise SignInError(
+        f"A sparse weight takes no second parametrization, got {type(parametrization).__name__}. Leave the weight "
+        "dense with `exclude`, or parametrize it after `merge_`."
+    )
+
+
+def _refuse_script(self: nn.Module) -> None:
+    raise SignInError(
+        "Sparse weights cannot be scripted, since torch scripts no parametrization. Script a plain copy, "
+        "`torch.jit.script(merge_(copy.deepcopy(module)))`, or trace the module."
+    )
+
+
+def _holder(owner: nn.Module, attribute: str) -> Any:
+    return owner.parametrizations[attribute]  # type: ignore[operator, index]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from lightning_signin.core.masked import Masked
-from lightning_signin.core.sharded import sharded_like, whole
+from lightning_signin.core.sharded import is_sharded, sharded_like, whole
 from lightning_signin.core.torch_internals import (
     registered_buffers,
     registered_modules,
@@ -60,7 +60,9 @@ def _save_plain(owner: nn.Module, state_dict: dict[str, Any], prefix: str, local
     for name in plain_order(owner):
         if name in sparse:
             held = [entries.pop(f"{prefix}parametrizations.{name}.original{i}") for i in range(sparse[name].ntensors)]
-            state_dict[prefix + name] = _plain_value(sparse[name], keep_vars=isinstance(held[0], nn.Parameter))
+            entries.pop(prefix + name, None)  # of a state dict that is written over an older one
+            value = _plain_value(sparse[name], keep_vars=isinstance(held[0], nn.Parameter))
+            state_dict[prefix + name] = _tied(sparse[name], prefix + name, value, state_dict)
         elif prefix + name in entries:
             state_dict[prefix + name] = entries.pop(prefix + name)
     state_dict.update(entries)
@@ -76,6 +78,13 @@ def _plain_value(holder: ParametrizationList, keep_vars: bool) -> Tensor:
     factor: Any = holder.original0
     with torch.inference_mode():
         return sharded_like(holder(), factor)
+
+
+def _tied(holder: Any, name: str, value: Tensor, state_dict: dict[str, Any]) -> Tensor:
+    """The tensor that another layer with the same weight has just saved, so that files hold it once; else the value."""
+    saved = state_dict.get(getattr(holder, "saved_as", name))
+    holder.saved_as = name
+    return saved if isinstance(saved, Tensor) and not is_sharded(value) and torch.equal(saved, value) else value
 
 
 def _load_plain(

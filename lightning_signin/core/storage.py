@@ -14,6 +14,7 @@ from lightning_signin.core.masked_product import bits_like, masked_product, stri
 from lightning_signin.core.sharded import sharded_like
 from lightning_signin.core.torch_internals import is_transformed
 from lightning_signin.core.workspace import Workspace
+from lightning_signin.errors import SignInError
 
 
 class Compact:
@@ -63,6 +64,7 @@ class Compact:
             times: What to multiply them by.
             lend: The result will only be read, so its memory may be lent from a pool and reused when it is gone.
         """
+        _check_place(self.index, values)
         if is_transformed(values):
             full = torch.zeros(self.size, dtype=values.dtype, device=values.device)
             return full.index_copy(0, self.index.long(), self.restrict(values, times)).view(self.shape)
@@ -160,6 +162,7 @@ class Dense:
             times: What to multiply them by.
             lend: As in `Compact.unpack`.
         """
+        _check_place(self.bits, values)
         ordinary = type(values) in (Tensor, nn.Parameter) and values.device.type in ("cpu", "cuda")
         if not ordinary or is_transformed(values):  # a compiler fuses this into one loop
             return self.pack(values) if times is None else self.pack(values) * self.pack(times)
@@ -197,6 +200,14 @@ def make_storage(kind: str, mask: Tensor) -> Storage:
         sparse = int(mask.sum()) <= COMPACT_BELOW * mask.numel()
         kind = "compact" if sparse and mask.device.type != "xla" else "dense"
     return Compact(mask) if kind == "compact" else Dense(mask)
+
+
+def _check_place(mask: Tensor, values: Tensor) -> None:
+    if mask.is_meta and not values.is_meta:
+        raise SignInError(
+            "A module on the meta device has no masks, but is called with values. For an ensemble by `torch.func`, "
+            "stack plain copies, `merge_(copy.deepcopy(net))`: sparse networks have masks of their own."
+        )
 
 
 def _follow(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:

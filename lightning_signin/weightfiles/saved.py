@@ -160,7 +160,7 @@ def _warn_of_lost_zeros(source: str, name: str, kept: Mapping[str, int], nonzero
 
 
 def _tied(module: nn.Module) -> dict[str, Tensor]:
-    """A module's state dict in which each tied sparse weight is one tensor, not one copy per user."""
+    """A module's state dict, in which each tied sparse weight is one tensor even if it is gathered for every user."""
     tensors = {name: gathered(tensor) for name, tensor in module.state_dict().items()}
     users = {(id(owner), a): name for name, weight in sparse_weights(module).items() for owner, a in weight.owners}
     for prefix, part in module.named_modules(remove_duplicate=False):
@@ -204,18 +204,7 @@ def _read_torch(file: BinaryIO, source: str) -> SavedWeights:
             if isinstance(state, dict) and {"masks", "digest", "sign_flips"} <= state.keys():
                 with told_if_altered(f"The state of SignInCallback in {source}"):
                     result.describe(state)
-        _tie(result)
     return result
-
-
-def _tie(saved: SavedWeights) -> None:
-    """Make each tied sparse weight one tensor again: a checkpoint saved during a run has one copy per user."""
-    for name in saved.masks.keys() & saved.tensors.keys():
-        own = saved.tensors[name]
-        for other, tensor in saved.tensors.items():
-            alike = other not in saved.masks and tensor.shape == own.shape and tensor.dtype == own.dtype
-            if alike and torch.equal(tensor, own):
-                saved.tensors[other] = own
 
 
 def _split(tensors: dict[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -1,6 +1,8 @@
 """Contracts of `core/torch_internals.py`: a version of torch that moves one of its insides fails by its name."""
 
 import copy
+import sys
+from typing import ClassVar
 
 import pytest
 import torch
@@ -133,6 +135,56 @@ def forward_level():
     assert not insides.is_transformed(torch.ones(2))
 
 
+def tracing_state():
+    found = []
+    torch.jit.trace(lambda x: (found.append(insides.is_transformed(x)), 2 * x)[1], torch.ones(2), check_trace=False)
+    assert found.pop()
+    assert not insides.is_transformed(torch.ones(2))
+
+
+def swapping():
+    class Seen(nn.Module):
+        callers: ClassVar[list[bool]] = []
+
+        @property
+        def weight(self):
+            Seen.callers.append(insides.is_functional_call(sys._getframe(1)))
+            return torch.ones(1)
+
+        @weight.setter
+        def weight(self, value):
+            pass
+
+        def forward(self):
+            return self.weight
+
+    class Told(Seen):
+        def __setattr__(self, name, value):
+            Seen.callers.append(insides.is_functional_call(sys._getframe(1)))
+            super().__setattr__(name, value)
+
+    layer = Seen()
+    torch.func.functional_call(layer, {"weight": torch.zeros(1)}, ())
+    assert Seen.callers.count(False) == 1  # the read in `forward`
+    layer = Told()
+    Seen.callers.clear()
+    torch.func.functional_call(layer, {"weight": torch.zeros(1)}, ())
+    assert Seen.callers.count(False) == 1
+    Seen.callers.clear()
+    layer.weight = layer.weight
+    assert Seen.callers == [False, False]
+
+
+def empty_parametrized():
+    layer = nn.Linear(2, 2)
+    parametrize.register_parametrization(layer, "weight", nn.Softplus())
+    again = insides.empty_parametrized(nn.Linear, ["weight"])
+    assert type(again).__name__ == type(layer).__name__
+    again.__setstate__(layer.__dict__)
+    assert torch.equal(again.weight, layer.weight)
+    assert parametrize.is_parametrized(again, "weight")
+
+
 class Asking(torch.autograd.Function):
     found = ()
 
@@ -260,6 +312,9 @@ CONTRACTS = {
     "torch._C._are_functorch_transforms_active": functorch,
     "torch.autograd.forward_ad._current_level": forward_level,
     "torch._C._functorch.is_legacy_batchedtensor": legacy_batched,
+    "torch._C._get_tracing_state": tracing_state,
+    "torch.nn.utils._named_member_accessor.swap_tensor": swapping,
+    "torch.nn.utils.parametrize._inject_new_class, _inject_property": empty_parametrized,
     "UntypedStorage._cdata": storage,
     "Tensor._version": version,
     "OpOverload._overloadpacket, torch.utils._python_dispatch.TorchDispatchMode": overload_packet,

@@ -1,0 +1,90 @@
+"""A second parametrization on a sparse weight, and compilers that need plain layers."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+from torch.nn.utils.parametrize import register_parametrization
+
+from lightning_signin import merge_, sparsify
+from tests.core.test_func import NETWORKS, STORAGES, pair
+
+
+class Twice(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+    def right_inverse(self, weight):
+        return weight / 2
+
+
+CHAINED = {
+    "own": lambda layer: register_parametrization(layer, "weight", Twice()),
+    "own, unchecked": lambda layer: register_parametrization(layer, "weight", Twice(), unsafe=True),
+    "spectral_norm": parametrizations.spectral_norm,
+    "weight_norm": parametrizations.weight_norm,
+    "orthogonal": parametrizations.orthogonal,
+}
+EVERY = pytest.mark.parametrize("kind", CHAINED)
+
+
+@EVERY
+@STORAGES
+def test_a_second_parametrization_is_refused_and_changes_nothing(kind, storage):
+    net = sparsify(nn.Linear(8, 8), sparsity=0.5, storage=storage)
+    before, x = copy.deepcopy(net.state_dict()), torch.randn(2, 8)
+    own = net(x)
+    with pytest.raises(
+        ValueError, match=r"A sparse weight takes no second parametrization, got \w+\. Leave the weight"
+    ):
+        CHAINED[kind](net)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert torch.equal(net(x), own)
+    assert torch.equal(merge_(net)(x), own)
+
+
+@EVERY
+def test_a_weight_that_has_one_already_is_refused(kind):
+    layer = nn.Linear(8, 8)
+    CHAINED[kind](layer)
+    with pytest.raises(ValueError, match=r"0\.weight is already parametrized \(\w+\)\. Merge or remove that first"):
+        sparsify(nn.Sequential(layer), sparsity=0.5)
+
+
+@EVERY
+def test_copies_refuse_too_and_merged_layers_take_one(kind):
+    net = sparsify(nn.Linear(8, 8), sparsity=0.5)
+    with pytest.raises(ValueError, match="no second parametrization"):
+        CHAINED[kind](copy.deepcopy(net))
+    CHAINED[kind](merge_(net))
+    assert net(torch.randn(2, 8)).shape == (2, 8)
+
+
+@STORAGES
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("gradients", [True, False])
+def test_traces_compute_what_the_merged_network_computes(name, storage, gradients):
+    net, plain, x = pair(name, storage)
+    with torch.set_grad_enabled(gradients):
+        traced = torch.jit.trace(net, x)
+    torch.testing.assert_close(traced(x), plain(x))
+
+
+@STORAGES
+@pytest.mark.parametrize("name", ["linear", "conv", "attention"])
+def test_graphs_of_torch_compute_what_the_merged_network_computes(name, storage):
+    net, plain, x = pair(name, storage)
+    torch.testing.assert_close(torch.export.export(net, (x,)).module()(x), plain(x))
+    torch.testing.assert_close(torch.fx.symbolic_trace(net)(x), plain(x))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_scripting_is_refused_in_words(name):
+    net, plain, x = pair(name)
+    with pytest.raises(
+        ValueError, match=r"cannot be scripted, .* `torch.jit.script\(merge_\(copy.deepcopy\(module\)\)\)`"
+    ):
+        torch.jit.script(net)
+    torch.testing.assert_close(torch.jit.script(merge_(copy.deepcopy(net)))(x), plain(x))

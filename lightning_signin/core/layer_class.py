@@ -59,7 +59,7 @@ def _weight(attribute: str, computed: Any) -> property:
         given: Given = _holder(self, attribute).given
         if given and (own := (id(self), attribute)) in given:
             return given[own]
-        if not torch.compiler.is_compiling() and is_functional_call(sys._getframe(1)):  # noqa: SLF001 — documented
+        if not torch.compiler.is_compiling() and _in_functional_call(attribute):
             raise AttributeError(attribute)  # then there is nothing to put back, and what is given gets deleted
         # A weight that is given to one of its users is given to all.
         return next(iter(given.values())) if given else computed.fget(self)
@@ -76,7 +76,7 @@ def _setattr(made_by_torch: type[nn.Module], sparse: set[str]) -> Callable[[nn.M
     """A ``__setattr__`` that keeps what a functional call gives beside the factors, which stay as they are."""
 
     def __setattr__(self: nn.Module, name: str, value: Any) -> None:
-        if name in sparse and is_functional_call(sys._getframe(1)):  # noqa: SLF001 — documented
+        if name in sparse and _in_functional_call(name):
             _holder(self, name).given[id(self), name] = value
         else:
             super(made_by_torch, self).__setattr__(name, value)
@@ -116,6 +116,12 @@ def _refuse_script(self: nn.Module) -> None:
         "Sparse weights cannot be scripted, since torch scripts no parametrization. Script a plain copy, "
         "`torch.jit.script(merge_(copy.deepcopy(module)))`, or trace the module."
     )
+
+
+def _in_functional_call(attribute: str) -> bool:
+    """Whether a functional call does what the caller of this function is asked for: directly, or by a live view."""
+    asking = sys._getframe(2)  # noqa: SLF001 — documented by Python
+    return is_functional_call(asking, attribute) or is_functional_call(asking.f_back, attribute)
 
 
 def _holder(owner: nn.Module, attribute: str) -> Any:

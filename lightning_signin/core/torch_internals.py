@@ -124,12 +124,12 @@ def version_of(tensor: Tensor) -> int:
     return tensor._version
 
 
-def is_functional_call(caller: FrameType) -> bool:
-    """Whether the code that reads, sets or deletes an attribute is that of `torch.func.functional_call`.
+def is_functional_call(frame: FrameType | None, attribute: str) -> bool:
+    """Whether this is the code of `torch.func.functional_call` that reads, sets or deletes an attribute.
 
     It exchanges the tensors of a module and puts them back with the statements that others assign weights with.
     """
-    return caller.f_code is swap_tensor.__code__
+    return frame is not None and frame.f_code is swap_tensor.__code__ and frame.f_locals["name"] == attribute
 
 
 def empty_parametrized(plain: type[nn.Module], attributes: Iterable[str]) -> nn.Module:

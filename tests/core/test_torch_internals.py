@@ -148,7 +148,7 @@ def swapping():
 
         @property
         def weight(self):
-            Seen.callers.append(insides.is_functional_call(sys._getframe(1)))
+            Seen.callers.append(insides.is_functional_call(sys._getframe(1), "weight"))
             return torch.ones(1)
 
         @weight.setter
@@ -160,7 +160,7 @@ def swapping():
 
     class Told(Seen):
         def __setattr__(self, name, value):
-            Seen.callers.append(insides.is_functional_call(sys._getframe(1)))
+            Seen.callers.append(insides.is_functional_call(sys._getframe(1), "weight"))
             super().__setattr__(name, value)
 
     layer = Seen()
@@ -173,6 +173,7 @@ def swapping():
     Seen.callers.clear()
     layer.weight = layer.weight
     assert Seen.callers == [False, False]
+    assert not insides.is_functional_call(None, "weight")
 
 
 def empty_parametrized():

@@ -44,7 +44,7 @@ class SignInCallback(FitHooks):
             ``rescale_every_n_epochs=None``.
         rescale_until: T₂: the first epoch without rescales (int), or a fraction of the run (float).
         rescale_momentum: What a rescale does to the optimizer's momentum: "carry" it over to the new factors, "keep"
-            it (Listing 1; works with every optimizer), or "clear" it.
+            it (Listing 1; works with every optimizer without copies of the parameters), or "clear" it.
         frobenius_decay: λ ≥ 0: adds the gradient of (λ/2)·‖m ⊙ w‖², so that λ is comparable to ``weight_decay`` on θ.
             The paper's loss term λ‖m ⊙ w‖² is 2λ here. Set the optimizer's ``weight_decay`` of these weights to 0.
         log_layers: Also log sign flips, density and scaling of every layer.

@@ -15,7 +15,8 @@ from lightning_signin.callback.schedule import RescaleSchedule
 from lightning_signin.callback.sharpness import Curvature
 from lightning_signin.callback.start import Start
 from lightning_signin.core.numbers import whole_number
-from lightning_signin.core.optimizers import MOMENTUM, add_frobenius_decay_, check_optimizers, check_rescale
+from lightning_signin.core.optimizer_rescale import MOMENTUM, StateAtRescale
+from lightning_signin.core.optimizers import add_frobenius_decay_, check_optimizers
 from lightning_signin.core.weights import sign_in_weights, sparse_weights
 from lightning_signin.errors import SignInError, told_if_altered, warn
 from lightning_signin.masks.build import check_choice
@@ -89,7 +90,8 @@ class Training:
         """Raise `SignInError` if the optimizers leave out a weight, or one does not support rescales."""
         check_optimizers(self.weights.values(), self.trainer.optimizers)
         if self.rescales:
-            check_rescale(self.options.rescale_momentum, self.trainer.optimizers)
+            products = sign_in_weights(self.module).values()
+            StateAtRescale(self.options.rescale_momentum, self.trainer.optimizers, products)
         say_untrained(self.module, self.trainer.optimizers)
 
     def begin(self) -> None:

@@ -22,7 +22,7 @@ callback/lightning_internals.py:
   latter at the end of a fit.
 - The workers of a loader that keeps them: `LightningData` (callback/scoring/data.py), until its `close`.
 - Of copies that are thrown away or are the result, never undone: the attributes of an optimizer's twin
-  (core/optimizer_state.py), `zero_grad` and `step` of modules and optimizers that are scored
+  (core/optimizer_trial.py), `zero_grad` and `step` of modules and optimizers that are scored
   (callback/scoring/trainer.py), layers of a copy for inference (export/sparse/convert.py).
 """
 

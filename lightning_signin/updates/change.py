@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_signin.core.optimizer_parts import states_of
 from lightning_signin.core.storage import Compact, Storage, make_storage
 from lightning_signin.core.weights import SparseWeight
 from lightning_signin.errors import SignInError
@@ -68,6 +69,7 @@ def _set(factor: nn.Parameter, value: Tensor) -> None:
 
 
 def _move_state(optimizer: Optimizer, factor: nn.Parameter, old: Storage, new: Storage) -> None:
-    for key, value in optimizer.state.get(factor, {}).items():
-        if isinstance(value, Tensor) and value.shape == factor.shape:
-            optimizer.state[factor][key] = _moved(value, old, new)
+    for state in states_of(optimizer, factor):
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == factor.shape:
+                state[key] = _moved(value, old, new)

@@ -17,8 +17,9 @@ from lightning_signin.masks.build import StructureOf, make_choice
 from lightning_signin.masks.groups import Distribution, has_groups_alone
 from lightning_signin.updates.change import change_mask_
 from lightning_signin.updates.finite import check_finite
-from lightning_signin.updates.lane import Lane, lanes_of
+from lightning_signin.updates.lane import Lane, lane_of, lanes_of
 from lightning_signin.updates.probe import dense_gradients, probe_of
+from lightning_signin.updates.ranks import check_shapes_stay, mean_over_ranks, number_of_ranks
 from lightning_signin.updates.resolve import parse_update
 from lightning_signin.updates.rule import Layer, Moment, UpdateRule
 
@@ -40,9 +41,10 @@ class MaskUpdates:
         sparsity: The sparsity at the end of the run, for rules that change it. Default: 0.9.
         distribution: How the kept weights are spread over layers, for rules that use it. Default: the rule's own.
         structure: The pattern of the masks; see `build_masks`.
-        storage: "compact", "dense" or "auto".
+        storage: "compact", "dense" or "auto", which on several ranks keeps the storage of each weight.
         seed: Seed of random growth.
-        average: Averages a gradient over ranks, so that all ranks choose the same masks.
+        average: Averages a gradient over ranks, so that all ranks choose the same masks. Default: the mean over all
+            ranks of `torch.distributed`, where it is initialized.
 
     Attributes:
         mask_change: Share of the mask that the last update replaced.
@@ -78,7 +80,7 @@ class MaskUpdates:
         structure: StructureOf | None = None,
         storage: str = "auto",
         seed: int = 0,
-        average: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+        average: Callable[[Tensor], Tensor] = mean_over_ranks,
     ) -> None:
         self.rule, self.storage = parse_update(update), storage
         self.total, self.seed = whole_number("total_steps", total_steps), whole_number("seed", seed, least=None)
@@ -95,6 +97,7 @@ class MaskUpdates:
         self._check()
         self.steps = self.rule.steps(self.total)
         self.mask_change, self._said_idle = 0.0, False
+        self._keeps_shapes = number_of_ranks() > 1
         self._arm()
 
     @property
@@ -114,14 +117,18 @@ class MaskUpdates:
         """Change the masks if it is due, for rules that look at gradients.
 
         Args:
-            optimizer: The one that is about to step, after its backward.
+            optimizer: The one that is about to step, after its backward: as it was given to this class, or wrapped,
+                as Fabric and ``self.optimizers()`` of a LightningModule give it.
             scale: The factor by which a gradient scaler multiplied the loss.
 
         Returns:
             Whether the step is to be skipped. If so, all gradients of the optimizer are None, so that its ``step``
             changes nothing: zeros would still apply momentum and decay.
+
+        Raises:
+            SignInError: If the optimizer trains sparse weights and was not given to this class.
         """
-        lane = next((lane for lane in self.lanes if lane.optimizer is optimizer), None)
+        lane = lane_of(self.lanes, optimizer)
         if lane is None:
             return False
         gradients = self._gradients(lane, scale) if self._due(lane, lane.steps) else {}
@@ -160,6 +167,7 @@ class MaskUpdates:
         room = sum(self.choice.structures[n].capacity(shape) for n, shape in self.choice.shapes.items())
         kept = sum(self.targets.values()) if self.rule.start_sparsity is None else self.choice.target
         self.rule.check(kept / size, self.total, room / size)
+        check_shapes_stay(self.rule, self.weights.values(), self.storage)
         for lane in self.lanes:
             check_movable([lane.optimizer], max(f.ndim for weight in lane.weights.values() for f in weight.factors))
         for name, weight in self.weights.items():
@@ -220,7 +228,8 @@ class MaskUpdates:
         idle = (w for lane in lanes for name, w in lane.weights.items() if name not in weights)
         replaced, kept = 0.0, sum(weight.storage.active for weight in idle)
         for name, mask in self.rule.masks(layers, moment):
-            share = change_mask_(weights[name], mask, [lane.optimizer for lane in lanes], self.storage)
+            storage = weights[name].storage.name if self.storage == "auto" and self._keeps_shapes else self.storage
+            share = change_mask_(weights[name], mask, [lane.optimizer for lane in lanes], storage)
             larger = max(layers[name].kept, weights[name].storage.active)
             replaced, kept = replaced + share * larger, kept + larger
         self.mask_change = replaced / max(kept, 1)

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from lightning_signin.core.functional import check_beta
 from lightning_signin.core.layer_class import complete_layer
 from lightning_signin.core.masked import Masked, SignIn
-from lightning_signin.core.optimizers import MOMENTUM, at_rescale
+from lightning_signin.core.optimizer_rescale import MOMENTUM, StateAtRescale
 from lightning_signin.core.plain_view import show_plain
 from lightning_signin.core.selection import layout_of, select_weights
 from lightning_signin.core.sharded import EXPORT, is_sharded, sharded_like, whole
@@ -135,7 +135,8 @@ def rescale_(module: nn.Module, *, optimizers: Iterable[Optimizer] = (), momentu
         The same module. Entries that are no longer finite cannot be rescaled: their factors stay as they are.
 
     Raises:
-        SignInError: If ``momentum`` is unknown, or "carry" or "clear" has no rule for an optimizer's state.
+        SignInError: If ``momentum`` is unknown, if "carry" or "clear" has no rule for an optimizer's state, or if an
+            optimizer holds copies of the factors, which would undo the rescale.
 
     Example:
         >>> net = sparsify(nn.Linear(10, 10), sparsity=0.5)
@@ -146,8 +147,9 @@ def rescale_(module: nn.Module, *, optimizers: Iterable[Optimizer] = (), momentu
         True
     """
     check_choice("momentum", momentum, MOMENTUM)
-    optimizers = list(optimizers)
-    for weight in sign_in_weights(module).values():
+    weights = sign_in_weights(module).values()
+    state = StateAtRescale(momentum, optimizers, weights)
+    for weight in weights:
         sign_in = weight.parametrization
         assert isinstance(sign_in, SignIn)
         renewed = [
@@ -156,7 +158,7 @@ def rescale_(module: nn.Module, *, optimizers: Iterable[Optimizer] = (), momentu
         ]
         lost = renewed[1].isnan()  # also for θ = ∞, which gives (∞, NaN); raising would make accelerators synchronize
         renewed = [own.where(lost, new) for own, new in zip(weight.factors, renewed, strict=True)]
-        at_rescale(momentum, optimizers, weight.factors, renewed)
+        state.change_(weight.factors, renewed)
         # copy_ keeps the parameter objects: `module.weight = …` would call set_(), which breaks DDP.
         weight.set_factors(renewed)
     return module

@@ -3,15 +3,18 @@
 import copy
 import re
 
+import lightning.fabric
 import pytest
 import torch
-from timm.optim import Lion
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from timm.optim import Adan, Lion
 from torch import nn, optim
 
 from lightning_signin import effective_weights, plain_view, rescale_, sparsify
 from lightning_signin.core.optimizers import add_frobenius_decay_, check_optimizers
 from lightning_signin.core.weights import SparseWeight, sparse_weights
 from tests import reference
+from tests.strangers import Lazy, Logged, Whitened
 
 STORAGES = pytest.mark.parametrize("storage", ["compact", "dense"])
 CARRIED = {
@@ -23,9 +26,15 @@ CARRIED = {
     "Lion": lambda p: Lion(p, lr=0.0),
     "RMSprop": lambda p: optim.RMSprop(p, lr=0.0, centered=True),
     "Adagrad": lambda p: optim.Adagrad(p, lr=0.0),
+    "Adan": lambda p: Adan(p, lr=0.0),
+    "a subclass of AdamW": lambda p: Logged(p, lr=0.0),
+    "one's own": lambda p: Lazy(p, lr=0.0),
+    "fused AdamW": lambda p: optim.AdamW(p, lr=0.0, fused=True),
+    "foreach SGD": lambda p: optim.SGD(p, lr=0.0, momentum=0.9, foreach=True),
+    "in Fabric's wrapper": lambda p: lightning.fabric.Fabric(accelerator="cpu").setup_optimizers(optim.Adam(p, lr=0.0)),
+    "in Lightning's wrapper": lambda p: LightningOptimizer(optim.Adam(p, lr=0.0)),
 }
 NOT_CARRIED = {
-    "Rprop": lambda p: optim.Rprop(p),
     "Adamax": lambda p: optim.Adamax(p),
     "Adadelta": lambda p: optim.Adadelta(p),
     "ASGD": lambda p: optim.ASGD(p),
@@ -43,7 +52,8 @@ def product(storage: str) -> tuple[nn.Module, SparseWeight]:
 
 
 def step(weight: SparseWeight, optimizer: optim.Optimizer, gradients: list[torch.Tensor]) -> None:
-    """Steps with these θ-gradients."""
+    """Steps with these θ-gradients; a LightningOptimizer needs a Trainer for its own."""
+    optimizer = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
     for gradient in gradients:
         optimizer.zero_grad()
         (weight.holder() * gradient).sum().backward()
@@ -183,6 +193,16 @@ def test_muon_is_refused(storage):
     with pytest.raises(ValueError, match=text), plain_view(net):
         optim.Muon([parameter for parameter in net.parameters() if parameter.ndim == 2])
     assert next(name for name, _ in net.named_parameters()).startswith("parametrizations")
+
+
+def test_an_optimizer_of_ones_own_that_mixes_entries_is_found_by_its_steps():
+    net = sparsify(nn.Linear(4, 4), sparsity=0.5, storage="dense")
+    with pytest.raises(ValueError, match="Whitened mixes the entries of a weight, which would fill the zeros of weigh"):
+        check_optimizers(sparse_weights(net).values(), [Whitened(net.parameters())])
+    net = sparsify(nn.Linear(4, 4), sparsity=0.5, storage="compact")
+    with pytest.raises(ValueError, match="The update of Whitened depends on the shape of a weight"):
+        check_optimizers(sparse_weights(net).values(), [Whitened(net.parameters())])
+    check_optimizers(sparse_weights(net).values(), [Lazy(net.parameters())])
 
 
 def test_adafactor_is_refused_with_compact_storage_only():

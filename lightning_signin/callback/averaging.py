@@ -40,7 +40,7 @@ class Averaging:
         SignInError: For two averaging callbacks, and for strategies that shard the model.
     """
 
-    def __init__(self, trainer: Trainer, module: LightningModule, moves: bool, merge: Callable[[], None]) -> None:
+    def __init__(self, trainer: Trainer, module: LightningModule, moves: bool, merge: Callable[[], object]) -> None:
         self.trainer, self.module, self.moves, self.merge = trainer, module, moves, merge
         everyone: Any = trainer.callbacks  # type: ignore[attr-defined]
         found = [c for c in everyone if isinstance(c, in_both(WeightAveraging, StochasticWeightAveraging))]

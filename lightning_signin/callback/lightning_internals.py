@@ -9,7 +9,7 @@ What is put into the place of something of Lightning, and where it is undone; fo
   `_restore_modules_and_callbacks` of the checkpoint connector, and `configure_model` where a strategy restores late
   (`wrapped_hooks`); hooks of an averaging callback (`Averaging.attached`), and those that users have overridden
   (`user_hooks`). `replaced_on_instances` undoes it at the end of its context (callback/wrapped_hooks.py), which
-  `FitHooks` closes however a fit ends.
+  `Fit` closes however a fit ends.
 - `strict_loading` of the module while a checkpoint is loaded into a sharded one: `loads_any_entries`, below, until the
   end of its context.
 - `max_epochs` of the fit loop while the steps of a run are counted: `Training` (callback/training.py), at once.
@@ -40,6 +40,8 @@ from torch import nn
 
 # The method of `checkpoint_connector` that runs right after `configure_model`, and first knows of a checkpoint.
 RESTORE = "_restore_modules_and_callbacks"
+# Methods of the module that Lightning sets on every callback, and leaves there with the module behind them.
+LOGGING = ("log", "log_dict")
 # What a strategy holds of optimizers, and the fit loop of training loaders: a stand-in makes it on demand.
 OF_OPTIMIZERS = ("_optimizers", "_lightning_optimizers", "lr_scheduler_configs")
 OF_LOADERS = ("_combined_loader", "max_batches")

@@ -1,21 +1,31 @@
-"""`SignInCallback` and its arguments; `FitHooks` implements its behaviour."""
+"""`SignInCallback`: its arguments, and hooks that delegate to the `Fit` in progress."""
 
 import os
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
+from weakref import ref
 
-from lightning_signin.callback.exporting import parse_exports
-from lightning_signin.callback.hooks import FitHooks
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.optim import Optimizer
+
+from lightning_signin.callback.exporting import export_fit, parse_exports
+from lightning_signin.callback.fit import Fit, Sparsify
+from lightning_signin.callback.lightning_internals import LOGGING, log_to_loggers
+from lightning_signin.callback.resuming import STATE_KEY
 from lightning_signin.callback.schedule import RescaleSchedule
 from lightning_signin.callback.start import Start
 from lightning_signin.callback.training import TrainingOptions
+from lightning_signin.errors import SignInError
 from lightning_signin.masks.scores import Score
 from lightning_signin.masks.structures import Structure
 from lightning_signin.parametrizations import Parametrization
 from lightning_signin.updates import UpdateRule
+from lightning_signin.weightfiles.factor_state import saved_factors, saved_masks
+
+State = dict[str, Any]
 
 
-class SignInCallback(FitHooks):
+class SignInCallback(Callback):
     r"""Trains any LightningModule as a sparse network with Sign-In (arXiv:2504.12801, Algorithm 1).
 
     At the start of ``fit`` the selected weights are masked and each becomes a product m ⊙ w; every p epochs m² − w² is
@@ -103,7 +113,7 @@ class SignInCallback(FitHooks):
         seed: int | None = None,
         export: str | Sequence[str] | None = None,
     ) -> None:
-        start = Start(
+        self.start = Start(
             sparsity=sparsity,
             mask=mask,
             distribution=distribution,
@@ -120,7 +130,7 @@ class SignInCallback(FitHooks):
             storage=storage,
             seed=seed,
         )
-        options = TrainingOptions(
+        self.options = TrainingOptions(
             schedule=RescaleSchedule(rescale_every_n_epochs, rescale_every_n_steps, rescale_until),
             rescale_momentum=rescale_momentum,
             frobenius_decay=frobenius_decay,
@@ -130,4 +140,108 @@ class SignInCallback(FitHooks):
             sharpness_batches=sharpness_batches,
             sharpness_mode=sharpness_mode,
         )
-        super().__init__(start, options, parse_exports(export))
+        self.exports = parse_exports(export)
+        self.sparsify: Sparsify = self.start.sparsify
+        self._fit: Fit | None = None  # from `setup` to the merge
+        self._finished: State = {}  # the last state, from the merge until the next fit
+        self._last_module: ref[LightningModule] | None = None
+
+    @property
+    def state_key(self) -> str:
+        """The key of this callback's state in a checkpoint."""
+        return STATE_KEY
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Prepare a fit; the model itself is made sparse when it is complete, at the end of ``configure_model``."""
+        if stage != "fit":
+            return
+        self._end()
+        known = saved_masks(self._finished) if self._finished and self._module is pl_module else None
+        self._fit = Fit(trainer, pl_module, self.start, self.options, self.sparsify, known)
+        self._last_module, self._finished = ref(pl_module), {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that the optimizers train every weight and that a checkpoint to resume is from a sparse run."""
+        self._ongoing.check()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Get ready to train; on resuming, restore the random generators."""
+        self._ongoing.begin()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Move the mask and rescale, if due."""
+        self._ongoing.ongoing.before_batch()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Move the mask, if due, or apply the decay."""
+        self._ongoing.ongoing.before_step(optimizer)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        """Record the loss."""
+        self._ongoing.ongoing.after_batch(outputs)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log ``signin/sparsity``, ``signin/sign_flips``, ``signin/scaling``, and how far the mask has moved."""
+        numbers, layers = self._ongoing.ongoing.after_epoch()
+        pl_module.log_dict({f"signin/{n}": v for n, v in numbers.items()}, sync_dist=trainer.world_size > 1)
+        log_to_loggers(trainer, {f"signin/{n}": v for n, v in layers.items()})  # layers have many
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Merge, and write the requested files."""
+        self._end()
+        export_fit(trainer, pl_module, self.exports, self._finished)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Merge: a checkpoint that later callbacks write now can still be resumed."""
+        self._end(alone=True)
+        for name in LOGGING:
+            vars(self).pop(name, None)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Merge if that has not happened yet: tuners end a fit with no other hook."""
+        self._end()
+        for name in LOGGING:
+            vars(self).pop(name, None)
+
+    def state_dict(self) -> State:
+        """What resuming needs beyond a plain state dict: tensors and plain values."""
+        state = self._finished if self._fit is None else self._fit.state()
+        if state and "factors" not in state:  # of a sharded module, whose ranks save together
+            if self._module is None:
+                raise SignInError(
+                    "The factors are those of a sharded module, which this SignInCallback no longer has. Save with "
+                    "the Trainer that trained it, as long as the module exists."
+                )
+            return {**state, "factors": saved_factors(self._module)}
+        return state
+
+    def load_state_dict(self, state_dict: State) -> None:
+        """Take over mask, factors, counters and position of the run that wrote the checkpoint."""
+        if self._fit is not None:
+            self._fit.load(state_dict)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: State) -> None:
+        """Reject checkpoints that are not from a sparse run."""
+        if self._fit is not None:
+            self._fit.check_checkpoint(checkpoint)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, pickled or deep, has the arguments and the state as if the fit in progress had ended here."""
+        finished = self._finished if self._fit is None else self._fit.state_as_if_ended()
+        kept = {name: value for name, value in vars(self).items() if name not in LOGGING}
+        return {**kept, "_fit": None, "_finished": finished, "_last_module": None}
+
+    @property
+    def _ongoing(self) -> Fit:
+        assert self._fit is not None
+        return self._fit
+
+    @property
+    def _module(self) -> LightningModule | None:
+        """The module of the last fit, as long as it exists."""
+        return None if self._last_module is None else self._last_module()
+
+    def _end(self, alone: bool = False) -> None:
+        if self._fit is not None:
+            fit, self._fit = self._fit, None
+            self._finished = fit.end(alone)

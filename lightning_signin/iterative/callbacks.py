@@ -1,4 +1,4 @@
-"""The callbacks of one level: they load its weights and mask at the start, and save after every epoch."""
+"""What one level adds to a fit: its weights and mask at the start, and a checkpoint after every epoch."""
 
 import warnings
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
-from lightning_signin.callback import SignInCallback
+from lightning_signin.callback.start import Start
 from lightning_signin.core.selection import layout_of, select_weights
 from lightning_signin.errors import SignInError
 from lightning_signin.iterative.folder import Folder, State
@@ -20,35 +20,32 @@ from lightning_signin.iterative.seeds import enter_level
 from lightning_signin.masks.choice import Choice
 
 
-class LevelSignIn(SignInCallback):
-    """`SignInCallback` of one level: it rewinds the weights and prunes before the module becomes sparse.
+class SparsifyLevel:
+    """Makes the module of one level sparse: it rewinds the weights and prunes them first.
 
     Args:
+        start: The arguments of the level's `SignInCallback`.
         folder: The files of the run.
         levels: The sparsity of each level.
         level: The number of this level.
         rewind: "imp", "wr" or "lrr".
         first: What ``start.ckpt`` holds besides the weights: the random generators at the start, and the arguments.
-        sign_in: Further arguments of `SignInCallback`.
     """
 
-    def __init__(self, folder: Folder, levels: Levels, level: int, rewind: str, first: State, **sign_in: Any) -> None:
-        super().__init__(sparsity=levels.sparsity_at(level), **sign_in)
-        self.folder, self.levels, self.level, self.rewind, self.first = folder, levels, level, rewind, first
+    def __init__(self, start: Start, folder: Folder, levels: Levels, level: int, rewind: str, first: State) -> None:
+        self.start, self.folder, self.levels, self.level = start, folder, levels, level
+        self.rewind, self.first = rewind, first
 
-    def _sparsify(
+    def __call__(
         self, trainer: Trainer, module: LightningModule, known: dict[str, Tensor] | None, resumes: bool
     ) -> None:
-        # At this point, layers that a module builds in `configure_model` are complete, and still plain.
+        """Make the complete module sparse; see `Start.sparsify` for the arguments."""
         start = self.start
         if not resumes:
             self._begin(trainer, module)
             source: Any = {"mask_from": self.folder.mask(self.level), "sparsity": None}
-            self.start = replace(start, **(source if self.level else {"sparsity": 0.0}))
-        try:
-            super()._sparsify(trainer, module, known, resumes)
-        finally:
-            self.start = start  # a checkpoint does not depend on where the folder is
+            start = replace(start, **(source if self.level else {"sparsity": 0.0}))
+        start.sparsify(trainer, module, known, resumes)
 
     def _begin(self, trainer: Trainer, module: LightningModule) -> None:
         """Load the weights that the level starts from, and write its mask."""

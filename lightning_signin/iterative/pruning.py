@@ -8,9 +8,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lightning_signin.callback import SignInCallback
 from lightning_signin.errors import SignInError
 from lightning_signin.iterative.arguments import check_same_arguments, plain_sign_in, plain_structure
-from lightning_signin.iterative.callbacks import EpochEnds, LevelSignIn, load_weights
+from lightning_signin.iterative.callbacks import EpochEnds, SparsifyLevel, load_weights
 from lightning_signin.iterative.folder import Folder
 from lightning_signin.iterative.levels import Levels
 from lightning_signin.iterative.seeds import enter_level
@@ -137,10 +138,9 @@ class IterativePruning:
         begun = folder.start.exists()
         generators_at_start = folder.read(folder.start)["generators"] if begun else generators.capture()
         first = {"arguments": self.arguments, "generators": generators_at_start}
-        added: list[Callback] = [
-            LevelSignIn(folder, self.levels, level, self.rewind, first, **self.sign_in),
-            EpochEnds(folder, level, self.rewind_epoch),
-        ]
+        sign_in = SignInCallback(sparsity=self.levels.sparsity_at(level), **self.sign_in)
+        sign_in.sparsify = SparsifyLevel(sign_in.start, folder, self.levels, level, self.rewind, first)
+        added: list[Callback] = [sign_in, EpochEnds(folder, level, self.rewind_epoch)]
         trainer = _made(make_trainer, added)
         if level == 0 and trainer.max_epochs is not None and trainer.max_epochs >= 0:
             self._check_rewind_epoch(trainer.max_epochs)

@@ -8,6 +8,7 @@ from lightning_signin.core.plain_view import plain_view
 from lightning_signin.errors import SignInError
 from lightning_signin.objective.training_data import TrainingData
 from lightning_signin.updates import MaskUpdates
+from lightning_signin.updates.sparse_state import load_sparse_state, sparse_state
 from lightning_signin.verbs.model import effective_weights, masks, merge_, rescale_, sparsify
 from lightning_signin.weightfiles.saved import masks_from_file
 from lightning_signin.weightfiles.transplants import flip_signs_, transplant_
@@ -26,11 +27,13 @@ __all__ = [
     "add_kind",
     "effective_weights",
     "flip_signs_",
+    "load_sparse_state",
     "masks",
     "masks_from_file",
     "merge_",
     "plain_view",
     "rescale_",
+    "sparse_state",
     "sparsify",
     "transplant_",
 ]

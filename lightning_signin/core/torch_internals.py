@@ -26,6 +26,7 @@ callback/lightning_internals.py:
   (callback/scoring/trainer.py), layers of a copy for inference (export/sparse/convert.py).
 """
 
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from types import FrameType
@@ -63,6 +64,12 @@ def registered_buffers(module: nn.Module) -> dict[str, Tensor | None]:
 def registered_modules(module: nn.Module) -> dict[str, nn.Module | None]:
     """The children of a module, to be changed; unlike `named_children`, each as often as it is used."""
     return module._modules
+
+
+def compiled_module(module: nn.Module) -> nn.Module | None:
+    """The module that `torch.compile` has wrapped; None for any other. Importing torch's compiler takes seconds."""
+    compiler: Any = sys.modules.get("torch._dynamo.eval_frame")
+    return module._orig_mod if compiler is not None and isinstance(module, compiler.OptimizedModule) else None
 
 
 def has_forward_hooks(module: nn.Module) -> bool:

@@ -12,6 +12,7 @@ from lightning_signin.core.layout import Layout
 from lightning_signin.core.masked import Masked, SignIn
 from lightning_signin.core.sharded import reshard_, sharded_like, whole
 from lightning_signin.core.storage import Storage
+from lightning_signin.core.wrappers import unwrapped
 
 
 @dataclass
@@ -104,7 +105,8 @@ def sparsity(module: nn.Module) -> float:
 
 
 def sparse_weights(module: nn.Module) -> dict[str, SparseWeight]:
-    """The masked weights below a module by plain name, in model order."""
+    """The masked weights below a module by plain name, in model order; see `unwrapped` for what wraps it."""
+    module = unwrapped(module)
     reshard_(module)
     found: dict[int, SparseWeight] = {}
     with factors_visible():

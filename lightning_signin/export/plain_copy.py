@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from lightning_signin.core.weights import sparse_weights
+from lightning_signin.core.wrappers import unwrapped
 from lightning_signin.verbs.model import merge_
 
 
@@ -19,6 +20,7 @@ def plain_copy(module: nn.Module) -> nn.Module:
     Returns:
         The copy: masked effective weights under their plain names, on the CPU, in eval mode.
     """
+    module = unwrapped(module)
     with _without_trainer(module):
         twin = copy.deepcopy(module)
     if sparse_weights(twin):

@@ -26,6 +26,7 @@ from torch.utils.module_tracker import ModuleTracker
 from lightning_signin.core.masked import SignIn
 from lightning_signin.core.torch_internals import GROUPED_MM, TorchDispatchMode, operation_of, storage_id, tree_leaves
 from lightning_signin.core.weights import SparseWeight, sparse_weights
+from lightning_signin.core.wrappers import unwrapped
 from lightning_signin.objective.unfused import unfused
 from lightning_signin.randomness.generators import untouched
 
@@ -123,7 +124,7 @@ def flops(module: nn.Module, *args: Any, **kwargs: Any) -> FlopCount:
     """
     # A copy in eval mode, so that the module's statistics, gradients, caches, hooks and training modes do not change.
     # With gradients, since without them torch's attention modules use a fused kernel that has no formula.
-    twin = copy.deepcopy(module).eval()
+    twin = copy.deepcopy(unwrapped(module)).eval()
     for parameter in twin.parameters():
         if parameter.is_floating_point():
             parameter.requires_grad_()

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_signin.core.wrappers import unwrapped
 from lightning_signin.errors import SignInError
 from lightning_signin.objective.training_data import Losses, TrainingData
 from lightning_signin.objective.unfused import unfused
@@ -96,7 +97,7 @@ def hessian(
         SignInError: If there is no batch, or a loss is not one finite number.
     """
     known = masks(module)
-    plain = merge_(data.copy(module))
+    plain = merge_(data.copy(unwrapped(module)))
     plain.train(train)
     names = {name: parameter for name, parameter in plain.named_parameters() if parameter.requires_grad}
     supports = [known[n].flatten().nonzero().squeeze(1).to(p.device) if n in known else None for n, p in names.items()]

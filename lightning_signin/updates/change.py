@@ -48,7 +48,7 @@ def change_mask_(
         gradient, factor.grad = factor.grad, None
         moved = _moved(factor, old, new)
         _set(factor, torch.where(come, torch.full_like(moved, start), moved))
-        factor.grad = None if gradient is None else _moved(gradient, old, new)
+        factor.grad = None if gradient is None else _set_gradient(gradient, _moved(gradient, old, new))
     if isinstance(old, Compact) and isinstance(new, Compact) and old.active == new.active:
         old.move_to(new)
     else:
@@ -66,6 +66,11 @@ def _set(factor: nn.Parameter, value: Tensor) -> None:
         factor.copy_(value)
     else:
         factor.data = value
+
+
+def _set_gradient(gradient: Tensor, value: Tensor) -> Tensor:
+    # In place where it fits: DistributedDataParallel may have made the gradient a view of its bucket.
+    return gradient.copy_(value) if gradient.shape == value.shape else value
 
 
 def _move_state(optimizer: Optimizer, factor: nn.Parameter, old: Storage, new: Storage) -> None:

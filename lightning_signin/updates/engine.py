@@ -19,7 +19,7 @@ from lightning_signin.updates.change import change_mask_
 from lightning_signin.updates.finite import check_finite
 from lightning_signin.updates.lane import Lane, lane_of, lanes_of
 from lightning_signin.updates.probe import dense_gradients, probe_of
-from lightning_signin.updates.ranks import check_shapes_stay, mean_over_ranks, number_of_ranks
+from lightning_signin.updates.ranks import check_same_masks, check_shapes_stay, mean_over_ranks, number_of_ranks
 from lightning_signin.updates.resolve import parse_update
 from lightning_signin.updates.rule import Layer, Moment, UpdateRule
 
@@ -34,7 +34,8 @@ class MaskUpdates:
     together, by the step count of the optimizer that has taken the most. At the end, call `close`.
 
     Args:
-        module: A module after `sparsify`, with the sparsity that training starts with (`UpdateRule.start_sparsity`).
+        module: A module after `sparsify`, with the sparsity that training starts with (`UpdateRule.start_sparsity`);
+            wrapped or not.
         update: A name in `UPDATES`, an import path, or a rule, e.g. ``RigL(drop_fraction=0.5)``.
         optimizers: Those that train the sparse weights.
         total_steps: Length of the run in optimizer steps.
@@ -95,6 +96,7 @@ class MaskUpdates:
         final = None if has_groups_alone(spread) else sparsity
         self.choice = make_choice(shapes, final, spread, pattern, layouts)
         self._check()
+        check_same_masks(module)
         self.steps = self.rule.steps(self.total)
         self.mask_change, self._said_idle = 0.0, False
         self._keeps_shapes = number_of_ranks() > 1

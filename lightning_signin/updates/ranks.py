@@ -3,11 +3,12 @@
 from collections.abc import Iterable
 
 import torch.distributed
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_signin.core.weights import SparseWeight
 from lightning_signin.errors import SignInError
 from lightning_signin.updates.rule import UpdateRule
+from lightning_signin.weightfiles.factor_state import mask_digest
 
 
 def number_of_ranks() -> int:
@@ -23,6 +24,19 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
         torch.distributed.all_reduce(tensor)
         tensor /= ranks
     return tensor
+
+
+def check_same_masks(module: nn.Module) -> None:
+    """Raise `SignInError` on every rank if they have different masks; all ranks must call this together."""
+    if (ranks := number_of_ranks()) > 1:
+        digests: list[str | None] = [None] * ranks
+        torch.distributed.all_gather_object(digests, mask_digest(module))
+        if len(set(digests)) > 1:
+            raise SignInError(
+                "The ranks have different masks: their starting weights, or the seeds or data of their masks, differ. "
+                "Build the module after `torch.manual_seed` with one seed on all ranks, or load rank 0's "
+                "`sparse_state` on all of them."
+            )
 
 
 def check_shapes_stay(rule: UpdateRule, weights: Iterable[SparseWeight], storage: str) -> None:

@@ -19,6 +19,7 @@ from lightning_signin.core.state_dict import install_plain_state, plain_order, u
 from lightning_signin.core.storage import make_storage
 from lightning_signin.core.torch_internals import registered_parameters
 from lightning_signin.core.weights import sign_in_weights, sparse_weights
+from lightning_signin.core.wrappers import replica, unwrapped
 from lightning_signin.errors import SignInError
 from lightning_signin.masks.build import StructureOf, build_masks, check_choice
 from lightning_signin.masks.groups import Distribution, has_groups_alone
@@ -87,6 +88,12 @@ def sparsify(
     chosen = parse_parametrization(parametrization)
     if sparse_weights(module):
         raise SignInError("The module is sparse already. Call `merge_` first to make it plain again.")
+    if replica(module) is not None:
+        raise SignInError(
+            "The module is wrapped in DistributedDataParallel, which averages the gradients of the parameters that it "
+            "found, and `sparsify` replaces them. Call `sparsify` before the module is wrapped."
+        )
+    outer, module = module, unwrapped(module)
     selected = select_weights(module, include, exclude)
     weights = {name: registered_parameters(owners[0][0])[owners[0][1]] for name, owners in selected.items()}
     layouts = {name: layout_of(owners) for name, owners in selected.items()}
@@ -117,7 +124,7 @@ def sparsify(
     for name, owners in selected.items():
         built[name].layout = layouts[name]
         _parametrize(owners, built[name])
-    return module
+    return outer
 
 
 @torch.no_grad()

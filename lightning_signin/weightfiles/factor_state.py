@@ -96,7 +96,7 @@ def check_factor_state(module: nn.Module, state: State) -> dict[str, Tensor]:
     return saved
 
 
-_FIX = "Resume with the callback's arguments and the model of the run that wrote it."
+_FIX = "Resume with the arguments and the model of the run that wrote it."
 
 
 def _check_fits(name: str, weight: SparseWeight, mask: Tensor, state: State) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_signin.core.functional import sign_flips
 from lightning_signin.core.sharded import gathered
 from lightning_signin.core.weights import sparse_weights
+from lightning_signin.core.wrappers import unwrapped
 from lightning_signin.errors import SignInError, told_if_altered, warn
 from lightning_signin.verbs.model import masks as masks_of
 from lightning_signin.weightfiles.bits import full_signs, unpack_bits
@@ -161,6 +162,7 @@ def _warn_of_lost_zeros(source: str, name: str, kept: Mapping[str, int], nonzero
 
 def _tied(module: nn.Module) -> dict[str, Tensor]:
     """A module's state dict, in which each tied sparse weight is one tensor even if it is gathered for every user."""
+    module = unwrapped(module)
     tensors = {name: gathered(tensor) for name, tensor in module.state_dict().items()}
     users = {(id(owner), a): name for name, weight in sparse_weights(module).items() for owner, a in weight.owners}
     for prefix, part in module.named_modules(remove_duplicate=False):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_signin.core.numbers import exact, number, whole_number
 from lightning_signin.core.weights import sparse_weights
+from lightning_signin.core.wrappers import unwrapped
 from lightning_signin.errors import SignInError
 from lightning_signin.weightfiles.foreign import fit_shape, holds_only_masks, match_names, plain_weights
 from lightning_signin.weightfiles.saved import read_weights
@@ -54,7 +55,7 @@ def transplant_(
     """
     if sparse_weights(module):
         raise SignInError("The module is already sparse, but signs are set on plain weights. Call `merge_` first.")
-    parameters = _parameters(module, names)
+    parameters = _parameters(unwrapped(module), names)
     signs = _read("signs_from", signs_from, parameters)
     magnitudes = _read("magnitudes_from", magnitudes_from, parameters)
     changed = {name: own for name, own in parameters.items() if name in signs or name in magnitudes}

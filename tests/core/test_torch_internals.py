@@ -297,7 +297,14 @@ def parametrized_class():
     assert list(layer.parametrizations.weight.state_dict()) == ["original"]
 
 
+def compiled():
+    net = nn.Linear(2, 2)
+    assert insides.compiled_module(net) is None
+    assert insides.compiled_module(torch.compile(net, backend="eager")) is net
+
+
 CONTRACTS = {
+    "the module that was compiled": compiled,
     "nn.Module._parameters": parameters,
     "nn.Module._buffers": buffers,
     "nn.Module._modules": modules,

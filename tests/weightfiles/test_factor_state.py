@@ -23,7 +23,7 @@ VARIANTS = pytest.mark.parametrize(
     [{"storage": s, "parametrization": r} for s in ("compact", "dense") for r in ("sign-in", "plain")],
     ids=["compact", "compact-masked", "dense", "dense-masked"],
 )
-FIX = "Resume with the callback's arguments and the model of the run that wrote it."
+FIX = "Resume with the arguments and the model of the run that wrote it."
 
 
 def network(hidden: int = 7, **options: object) -> nn.Module:

@@ -1,6 +1,5 @@
 """Every test starts from the same seed, on one thread."""
 
-import gc
 from importlib.util import find_spec
 
 import pytest
@@ -15,15 +14,6 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture(scope="module")
-def quick_collections():
-    """Checking that a mask is connected collects garbage: not through all that was imported, a quarter of a second."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 class Zoo(nn.Module):

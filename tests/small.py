@@ -88,9 +88,11 @@ def callback(**options: object) -> SignInCallback:
     return SignInCallback(**{"sparsity": 0.7, "rescale_every_n_epochs": 1, "rescale_until": 1.0, **options})
 
 
-def seeded(optimizer: str = "SGD", seed: int = 1, epochs: int = 4, **options: float) -> Small:
+def seeded(
+    optimizer: str = "SGD", seed: int = 1, epochs: int = 4, kind: type[Small] = Small, **options: float
+) -> Small:
     seed_everything(seed, verbose=False)
-    return Small(optimizer, epochs, **options)
+    return kind(optimizer, epochs, **options)
 
 
 class Masks(Callback):

@@ -1,7 +1,7 @@
 """One fit: all that lives from `setup` until the module is merged."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,11 +17,13 @@ from lightning_signin.callback.fsdp import (
     warn_of_shards,
 )
 from lightning_signin.callback.incompatible import check_companions
+from lightning_signin.callback.lightning_internals import is_tuned
 from lightning_signin.callback.messages import say_start
 from lightning_signin.callback.resume_position import Position
 from lightning_signin.callback.resuming import NOT_SPARSE, STATE_KEY, VERSION, check_complete, check_same_run
 from lightning_signin.callback.start import Start
 from lightning_signin.callback.training import Training, TrainingOptions
+from lightning_signin.callback.tuned import as_it_was
 from lightning_signin.callback.user_hooks import user_hooks
 from lightning_signin.callback.wrapped_hooks import wrapped_hooks
 from lightning_signin.core.plain_view import exchange_parameters
@@ -29,10 +31,16 @@ from lightning_signin.core.sharded import has_shards
 from lightning_signin.core.weights import SparseWeight, sparse_weights
 from lightning_signin.errors import SignInError, told_if_altered
 from lightning_signin.verbs.model import merge_
-from lightning_signin.weightfiles.factor_state import factor_state, load_factor_state, mask_digest, mask_state
+from lightning_signin.weightfiles.factor_state import (
+    factor_state,
+    load_factor_state,
+    mask_digest,
+    mask_state,
+    saved_masks,
+)
 
 State = dict[str, Any]
-Sparsify = Callable[[Trainer, LightningModule, dict[str, Tensor] | None, bool], None]
+Sparsify = Callable[[Trainer, LightningModule, dict[str, Tensor] | None, bool], bool]
 
 
 class Fit:
@@ -45,8 +53,8 @@ class Fit:
         module: The module.
         start: The arguments that decide masks and first factors.
         options: What happens to the weights during training.
-        sparsify: Makes the complete module sparse; see `Start.sparsify` for its arguments.
-        known: Masks of an earlier fit of the module, to reuse.
+        sparsify: Makes the complete module sparse, as `Start.sparsify` does.
+        earlier: The state at the end of an earlier fit of the module, whose masks are kept; empty if there is none.
 
     Raises:
         SignInError: For what the run does not allow.
@@ -62,9 +70,9 @@ class Fit:
         start: Start,
         options: TrainingOptions,
         sparsify: Sparsify,
-        known: dict[str, Tensor] | None,
+        earlier: State,
     ) -> None:
-        self.trainer, self.module, self.start, self.options, self.known = trainer, module, start, options, known
+        self.trainer, self.module, self.start, self.options, self.earlier = trainer, module, start, options, earlier
         self.training: Training | None = None
         self._sparsify = sparsify
         self._origin: str | None = None  # of the masks, if the arguments do not imply it
@@ -74,7 +82,8 @@ class Fit:
         check_companions(trainer)
         self._averaging = Averaging(trainer, module, start.rule is not None, self.end)
         check_one_file(trainer)
-        options.schedule.check_run(trainer.fit_loop.max_epochs, trainer.max_steps)
+        if start.form.rescales:
+            options.schedule.check_run(trainer.fit_loop.max_epochs, trainer.max_steps)
         self._position = Position(trainer)
         with ExitStack() as undo:
             undo.callback(self._position.detach)
@@ -166,7 +175,8 @@ class Fit:
             alone: Ask no other rank: after an exception they may not respond.
 
         Returns:
-            The state at the end, without the factors of a sharded module, which stays sparse.
+            The state at the end, without the factors of a sharded module, which stays sparse. After a fit of a `Tuner`,
+            which leaves no trace: the state before it.
         """
         sharded = self.training is not None and has_shards(self.module)
         try:
@@ -181,25 +191,28 @@ class Fit:
                 merge_(self.module)
             self.training, self._replaced = None, {}
             self._undo.close()
-        return self._last
+        return self.earlier if is_tuned(self.trainer) else self._last  # a `Tuner` leaves no trace
 
     def _complete(self, resumes: bool) -> None:
         """Make the module, which is complete now, sparse."""
         trainer, module = self.trainer, self.module
         parameters = dict(module.named_parameters())
-        self._origin = "of the last fit" if self.known else None
+        known = saved_masks(self.earlier) if self.earlier else None
+        self._origin = "of the last fit" if known else None
+        self._undo.enter_context(as_it_was(module) if is_tuned(trainer) else nullcontext())
+        is_checked = True
         if sparse_weights(module):  # by `configure_model`, or by the last fit if it is sharded
             check_agreement(module, self.start, self.options)
             self._origin = "of `configure_model`"
         else:
-            self._sparsify(trainer, module, self.known, resumes)
+            is_checked = self._sparsify(trainer, module, known, resumes)
         if trainer.world_size > 1:  # ranks that start from different weights would choose different masks by magnitude
             digest = mask_digest(module)
             same = trainer.strategy.broadcast(digest) == digest
             if not trainer.strategy.reduce_boolean_decision(same):
                 check_not_sharded(module)
                 load_factor_state(module, trainer.strategy.broadcast(factor_state(module)))
-        self.training = Training(trainer, module, self.start, self.options)
+        self.training = Training(trainer, module, self.start, self.options, is_checked)
         weights = self.training.weights
         self._replaced = {id(parameters[n]): (parameters[n], w) for n, w in weights.items() if n in parameters}
         self._averaging.begin()

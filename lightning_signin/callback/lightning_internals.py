@@ -77,6 +77,11 @@ def loads_any_entries(module: LightningModule) -> Iterator[None]:
         module._strict_loading = strict
 
 
+def is_tuned(trainer: Any) -> bool:
+    """Whether a `Tuner` runs this fit, and ends it before training: it marks the callback that it adds for that."""
+    return any(getattr(callback, "_early_exit", False) for callback in trainer.callbacks)
+
+
 def log_to_loggers(trainer: Trainer, numbers: Mapping[str, Any]) -> None:
     """Log numbers past `log_dict`, which takes some 0.5 ms for each."""
     trainer._logger_connector.log_metrics(numbers)  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from lightning_signin.masks.scores import Score
 from lightning_signin.masks.structures import Structure
 from lightning_signin.parametrizations import Parametrization
 from lightning_signin.updates import UpdateRule
-from lightning_signin.weightfiles.factor_state import saved_factors, saved_masks
+from lightning_signin.weightfiles.factor_state import saved_factors
 
 State = dict[str, Any]
 
@@ -156,8 +156,8 @@ class SignInCallback(Callback):
         if stage != "fit":
             return
         self._end()
-        known = saved_masks(self._finished) if self._finished and self._module is pl_module else None
-        self._fit = Fit(trainer, pl_module, self.start, self.options, self.sparsify, known)
+        earlier = self._finished if self._module is pl_module else {}
+        self._fit = Fit(trainer, pl_module, self.start, self.options, self.sparsify, earlier)
         self._last_module, self._finished = ref(pl_module), {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -183,7 +183,9 @@ class SignInCallback(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log ``signin/sparsity``, ``signin/sign_flips``, ``signin/scaling``, and how far the mask has moved."""
         numbers, layers = self._ongoing.ongoing.after_epoch()
-        pl_module.log_dict({f"signin/{n}": v for n, v in numbers.items()}, sync_dist=trainer.world_size > 1)
+        pl_module.log_dict(
+            {f"signin/{n}": v for n, v in numbers.items()}, sync_dist=trainer.world_size > 1, batch_size=1
+        )
         log_to_loggers(trainer, {f"signin/{n}": v for n, v in layers.items()})  # layers have many
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -117,7 +117,7 @@ class Start:
 
     def sparsify(
         self, trainer: Trainer, module: LightningModule, known: dict[str, Tensor] | None, resumes: bool
-    ) -> None:
+    ) -> bool:
         """Make the module sparse.
 
         Args:
@@ -125,6 +125,9 @@ class Start:
             module: The complete, plain module.
             known: Masks of an earlier fit, to reuse.
             resumes: Whether masks and factors are loaded from a checkpoint next.
+
+        Returns:
+            Whether it is checked, as far as that is needed, that the mask does not cut the network.
         """
         options: Any = {"beta": self.beta, "parametrization": self.form, "storage": self.storage_of(trainer)}
         selection: Any = {"include": self.include, "exclude": self.exclude}
@@ -137,7 +140,7 @@ class Start:
             check_known(known, shapes)
         if known or resumes:
             sparsify(module, mask=known or to_be_loaded(shapes), **options, **selection)
-            return
+            return True
         transplant_(module, names=names, signs_from=self.signs_from, magnitudes_from=self.magnitudes_from)
         chosen: Any = {"mask": self.mask, "sparsity": self.sparsity, "seed": self.seed_in_force}
         needed = None if self.rule is None else self.rule.structure
@@ -149,8 +152,10 @@ class Start:
             chosen = {"mask": self._masks_from_file(shapes)}
         with closing(LightningData(trainer, module)) as data:
             sparsify(module, data=data, **chosen, **options, **selection)
+            is_checked = data.shows_network
         if self.flip_signs:
             flip_signs_(module, self.flip_signs, seed=self.seed_in_force)
+        return is_checked
 
     def in_words(self, origin: str | None) -> str:
         """Where the mask is from, and how it moves.

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from lightning_signin.callback.messages import Reached, say_untrained
 from lightning_signin.callback.schedule import RescaleSchedule
+from lightning_signin.callback.scoring.first_call import FirstCall
 from lightning_signin.callback.sharpness import Curvature
 from lightning_signin.callback.start import Start
 from lightning_signin.core.numbers import whole_number
@@ -65,9 +66,12 @@ class Training:
         module: The sparse module.
         start: How it became sparse.
         options: What happens to it during training.
+        is_checked: Whether it is known if the mask cuts the network.
     """
 
-    def __init__(self, trainer: Trainer, module: LightningModule, start: Start, options: TrainingOptions) -> None:
+    def __init__(
+        self, trainer: Trainer, module: LightningModule, start: Start, options: TrainingOptions, is_checked: bool
+    ) -> None:
         self.trainer, self.module, self.start, self.options = trainer, module, start, options
         self.rescales = start.form.rescales and options.schedule.ever
         self.max_epochs = trainer.fit_loop.max_epochs  # before StochasticWeightAveraging adds one without steps
@@ -76,6 +80,7 @@ class Training:
         self.curvature: Curvature | None = None
         if options.sharpness_every_n_epochs is not None:
             self.curvature = Curvature(trainer, module, options.sharpness_batches, start.seed_in_force)
+        self.first_call = None if is_checked else FirstCall(trainer, module)
         self.updates: MaskUpdates | None = None
         self.decay = start.form.decay()
         self._decaying = [factor for weight in sign_in_weights(module).values() for factor in weight.factors]
@@ -116,6 +121,8 @@ class Training:
             if self._to_load is not None:
                 with told_if_altered("The checkpoint's state of the mask updates", ValueError):
                     self.updates.load_state(self._to_load)
+        if self.first_call is not None:
+            self.first_call.begin()
 
     def before_batch(self) -> None:
         """Move masks and rescale, if due."""
@@ -144,6 +151,9 @@ class Training:
 
     def after_batch(self, outputs: Any) -> None:
         """Record the loss, for a decay that depends on it."""
+        if self.first_call is not None:
+            self.first_call.end()
+            self.first_call = None
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if self.decay is not None and isinstance(loss, Tensor) and loss.numel() == 1:
             self._losses += torch.tensor([loss.item(), 1.0], dtype=torch.float64)
@@ -174,6 +184,8 @@ class Training:
 
     def close(self) -> None:
         """Detach from the weights."""
+        if self.first_call is not None:
+            self.first_call.close()
         if self.updates is not None:
             self.updates.close()
 
@@ -227,7 +239,7 @@ class Training:
             total = self.trainer.estimated_stepping_batches
         finally:
             loop.max_epochs = in_force
-        if total == float("inf"):
+        if total == inf or total < 0:  # −1: data without a length
             raise SignInError(
                 "The length of the run is unknown, but the schedule of the mask or the decay depends on it. Give the "
                 "Trainer `max_epochs` and data that has a length, or `max_steps`."

@@ -38,14 +38,14 @@ class SparsifyLevel:
 
     def __call__(
         self, trainer: Trainer, module: LightningModule, known: dict[str, Tensor] | None, resumes: bool
-    ) -> None:
-        """Make the complete module sparse; see `Start.sparsify` for the arguments."""
+    ) -> bool:
+        """Make the complete module sparse; see `Start.sparsify` for the arguments and what is returned."""
         start = self.start
         if not resumes:
             self._begin(trainer, module)
             source: Any = {"mask_from": self.folder.mask(self.level), "sparsity": None}
             start = replace(start, **(source if self.level else {"sparsity": 0.0}))
-        start.sparsify(trainer, module, known, resumes)
+        return start.sparsify(trainer, module, known, resumes)
 
     def _begin(self, trainer: Trainer, module: LightningModule) -> None:
         """Load the weights that the level starts from, and write its mask."""

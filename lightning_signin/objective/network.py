@@ -31,16 +31,13 @@ class Network:
     names: dict[str, str]
 
 
-def find_network(
-    module: nn.Module, weights: Collection[str], example: Any, step: Callable[[nn.Module], None]
-) -> Network:
-    """The network in a module, and an input.
+def recorded_network(module: nn.Module, weights: Collection[str], step: Callable[[nn.Module], None]) -> Network:
+    """The network in a module, and the input that a training step gives it.
 
     Args:
         module: A copy that may be changed.
         weights: Names of the weights that the network has to run.
-        example: Its input, a tensor, a tuple or a dict; None to record the input from a training step.
-        step: Runs one training step of the module; used only for recording.
+        step: Runs one training step of the module.
 
     Returns:
         The network in float64, its input, and the names of the weights in it.
@@ -48,13 +45,59 @@ def find_network(
     Raises:
         SignInError: If no single call of a training step runs all the weights.
     """
-    module = module.eval()
-    part, prefix, call = (module, "", _as_call(example)) if example is not None else _record(module, weights, step)
+    part, prefix, call = _record(module.eval(), weights, step)
+    return as_network(part, prefix, weights, one_sample(part, call))
+
+
+def network_with(module: nn.Module, weights: Collection[str], example: Any) -> Network:
+    """A module as a network, with an example of its input.
+
+    Args:
+        module: A copy that may be changed.
+        weights: Names of the weights.
+        example: A tensor, a tuple of arguments or a dict of keyword arguments.
+    """
+    example = example if isinstance(example, dict | tuple) else (example,)
+    call = ((), example) if isinstance(example, dict) else (example, {})
+    return as_network(module.eval(), "", weights, call)
+
+
+def as_network(part: nn.Module, prefix: str, weights: Collection[str], call: Call) -> Network:
+    """A part of a module, which may be changed and is in eval mode, as a network.
+
+    Args:
+        part: The module that runs all the weights.
+        prefix: What the names of its weights begin with.
+        weights: Those names.
+        call: An example of its input.
+    """
     device = next(part.parameters()).device
     device = torch.device("cpu") if device.type in ("mps", "xla") else device  # they have no float64
     args, kwargs = tree_map(lambda leaf: _to_double(leaf, device), call)
     part.register_forward_hook(lambda _, inputs, output: tensors_of(output) or output)
     return Network(part.to(device).double(), args, kwargs, {name: name.removeprefix(prefix) for name in weights})
+
+
+def parts_with_all(module: nn.Module, weights: Collection[str]) -> Iterator[tuple[str, nn.Module]]:
+    """The module and those of its parts that have all the weights, from the outside in, each after its names' prefix.
+
+    Example:
+        >>> net = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
+        >>> [prefix for prefix, _ in parts_with_all(net, ["0.0.weight", "0.1.weight"])]
+        ['', '0.']
+    """
+    for name, part in module.named_modules():
+        prefix = f"{name}." if name else ""
+        if all(weight.startswith(prefix) for weight in weights):
+            yield prefix, part
+
+
+def no_call() -> SignInError:
+    """What to raise if no call of a training step can be recorded."""
+    return SignInError(
+        "No single call in the training step runs all the selected weights, so the network's input is not known. Set "
+        "`example_input_array` and `forward` of the module, or choose weights of one network with `include`."
+    )
 
 
 def in_double() -> AbstractContextManager[None]:
@@ -73,12 +116,6 @@ def in_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _as_call(example: Any) -> Call:
-    if isinstance(example, dict):
-        return (), example
-    return (example if isinstance(example, tuple) else (example,)), {}
-
-
 def _record(
     module: nn.Module, weights: Collection[str], step: Callable[[nn.Module], None]
 ) -> tuple[nn.Module, str, Call]:
@@ -87,11 +124,10 @@ def _record(
     def recorder(prefix: str) -> Callable[[nn.Module, tuple, dict[str, Any]], None]:
         return lambda part, args, kwargs: calls.append((part, prefix, (args, kwargs)))
 
-    hooks = []
-    for name, part in module.named_modules():
-        prefix = f"{name}." if name else ""
-        if {prefix + inner for inner, _ in part.named_parameters(remove_duplicate=False)} >= set(weights):
-            hooks.append(part.register_forward_pre_hook(recorder(prefix), with_kwargs=True))
+    hooks = [
+        part.register_forward_pre_hook(recorder(prefix), with_kwargs=True)
+        for prefix, part in parts_with_all(module, weights)
+    ]
     try:
         with torch.no_grad():
             step(module)
@@ -103,12 +139,8 @@ def _record(
         for hook in hooks:
             hook.remove()
     if not calls:
-        raise SignInError(
-            "No single call in the training step runs all the selected weights, so the network's input is not known. "
-            "Set `example_input_array` and `forward` of the module, or choose weights of one network with `include`."
-        )
-    part, prefix, call = calls[0]
-    return part, prefix, one_sample(part, call)
+        raise no_call()
+    return calls[0]
 
 
 def _to_double(leaf: Any, device: torch.device) -> Any:

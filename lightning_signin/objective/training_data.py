@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_signin.errors import SignInError
-from lightning_signin.objective.network import Network, find_network
+from lightning_signin.objective.network import Network, network_with, recorded_network
 
 Losses = Tensor | Sequence[tuple[Tensor, Iterable[Tensor]]]
 
@@ -41,6 +41,11 @@ class TrainingData:
         self.loss_fn, self.batches, self.example_input = loss_fn, batches, example_input
         self.average = average or (lambda tensor: tensor)
 
+    @property
+    def shows_network(self) -> bool:
+        """Whether `network` may run a training step; if not, it comes to light when training calls it."""
+        return True
+
     def copy(self, module: nn.Module) -> nn.Module:
         """A copy of the module to score on, so that training steps leave no trace in the original."""
         return copy.deepcopy(module)
@@ -60,4 +65,6 @@ class TrainingData:
                 return
             raise SignInError("There are no training batches from which to record the network's input.")
 
-        return find_network(self.copy(module), weights, self.example_input, one_step)
+        if self.example_input is not None:
+            return network_with(self.copy(module), weights, self.example_input)
+        return recorded_network(self.copy(module), weights, one_step)

@@ -5,7 +5,8 @@ mix units, such as attention, join everything with everything.
 """
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from torch import Tensor
 
@@ -36,7 +37,7 @@ def check_connected(masks: Mapping[str, Tensor], network: Callable[[], Network])
         >>> import torch
         >>> check_connected({"fc.weight": torch.eye(3) > 0}, network=lambda: None)  # not called
     """
-    full = [_covers(masks, dim) for dim in (0, 1)]
+    full = _full(masks)
     if all(full):
         return
     try:
@@ -73,8 +74,24 @@ def cut_layers(network: Network, masks: Mapping[str, Tensor]) -> list[str]:
     return trace(network.module, network.args, network.kwargs, network.names).cut(masks)
 
 
-def _covers(masks: Mapping[str, Tensor], dim: int) -> bool:
-    return all(bool(mask.transpose(0, dim).flatten(1).any(1).all()) for mask in masks.values())
+def may_cut(masks: Mapping[str, Tensor]) -> bool:
+    """Whether masks alone do not answer `check_connected`, which then asks for the network.
+
+    Example:
+        >>> import torch
+        >>> may_cut({"fc.weight": torch.eye(3) > 0}), may_cut({"fc.weight": torch.eye(3)[:2] > 0})
+        (False, True)
+    """
+    return not all(_full(masks))
+
+
+def _full(masks: Mapping[str, Tensor]) -> tuple[bool, bool]:
+    """Whether all units of all layers keep a weight, and whether all inputs do."""
+
+    def covered(dim: int) -> bool:
+        return all(bool(mask.transpose(0, dim).flatten(1).any(1).all()) for mask in masks.values())
+
+    return covered(0), covered(1)
 
 
 def _paths(network: Callable[[], Network], masks: Mapping[str, Tensor]) -> tuple[list[str], bool]:
@@ -85,8 +102,22 @@ def _paths(network: Callable[[], Network], masks: Mapping[str, Tensor]) -> tuple
     Returns:
         The names of the layers, and whether an input still reaches the output.
     """
-    found = network()
-    graph = trace(found.module, found.args, found.kwargs, found.names)
-    del found
-    gc.collect()  # `torch.export` leaves a reference cycle that holds the copy of the network
+    with _cycles_freed():  # `torch.export` leaves a reference cycle that holds the copy of the network
+        found = network()
+        graph = trace(found.module, found.args, found.kwargs, found.names)
+        del found
     return graph.cut(masks), graph.joins(masks) and (graph.weighs(masks) or not graph.weighs({}))
+
+
+@contextmanager
+def _cycles_freed() -> Iterator[None]:
+    """Free the reference cycles made inside, without the time that it takes to go through all other objects."""
+    others = gc.get_freeze_count() == 0  # else `unfreeze` would bring back what the user has put aside
+    if others:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        gc.collect()
+        if others:
+            gc.unfreeze()

@@ -112,7 +112,7 @@ def sparsify(
                 layouts=layouts,
             )
         _check_masks(mask, {name: weight.shape for name, weight in weights.items()})  # type: ignore[union-attr]
-        if data is not None:
+        if data is not None and data.shows_network:
             check_connected(mask, partial(data.network, module, list(selected)))
     betas = {name: check_beta(value) for name, value in by_pattern("beta", beta, list(selected)).items()}
     built: dict[str, Masked] = {}

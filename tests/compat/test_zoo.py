@@ -59,7 +59,6 @@ REFUSED = {
 }
 
 
-@pytest.mark.usefixtures("quick_collections")
 @pytest.mark.parametrize(("name", "score"), PAIRS)
 def test_a_score_on_a_known_network(name, score):
     line = outcome(name, FEW_STEPS.get(score, score))

@@ -15,8 +15,6 @@ from lightning_signin.iterative.levels import Levels
 from tests.pruning import BATCHES, EPOCHS, FACTORS, KEPT, LAST, SIZE, WEIGHTS, count, kept, pruned
 from tests.small import Small, copies, differing, loader, seeded, trainer
 
-pytestmark = pytest.mark.usefixtures("quick_collections")
-
 
 class FirstEpoch(Callback):
     def on_train_epoch_end(self, trainer, module):

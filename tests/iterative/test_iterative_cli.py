@@ -10,8 +10,6 @@ from lightning_signin.cli.prune import arguments_for_pruning
 from lightning_signin.iterative.arguments import plain_sign_in
 from tests.pruning import count, kept
 
-pytestmark = pytest.mark.usefixtures("quick_collections")
-
 
 def test_command_prunes_and_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

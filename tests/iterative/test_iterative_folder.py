@@ -9,8 +9,6 @@ from lightning_signin.iterative.folder import Folder
 from tests.pruning import EPOCHS, FACTORS, Trainers, pruned, pruning
 from tests.small import Small, copies, differing, loader, seeded
 
-pytestmark = pytest.mark.usefixtures("quick_collections")
-
 
 @pytest.fixture(scope="module")
 def lrr(tmp_path_factory):

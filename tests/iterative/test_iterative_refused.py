@@ -8,8 +8,6 @@ from lightning_signin import IterativePruning, SignInCallback
 from tests.pruning import Trainers, pruning
 from tests.small import Small, loader, seeded, trainer
 
-pytestmark = pytest.mark.usefixtures("quick_collections")
-
 
 @pytest.mark.parametrize(
     ("options", "text"),

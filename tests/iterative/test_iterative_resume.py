@@ -12,8 +12,6 @@ from tests.pruning import EPOCHS, KEPT, LAST, WEIGHTS, Trainers, pruned, pruning
 from tests.ranks import run_ranks
 from tests.small import BATCH, Small, copies, data, differing, loader, seeded
 
-pytestmark = pytest.mark.usefixtures("quick_collections")
-
 
 def cut_and_resumed(folder: Path, cut: tuple[int, int | None], optimizer: str, form: str, **options: object) -> dict:
     with pytest.raises(RuntimeError, match="power cut"):

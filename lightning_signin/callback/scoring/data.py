@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from lightning_signin.callback import lightning_internals as insides
 from lightning_signin.callback.scoring.trainer import Steps, number_of_batches, scoring_trainer
 from lightning_signin.callback.two_packages import in_both
-from lightning_signin.core.torch_internals import set_worker_iterator, worker_iterator
-from lightning_signin.errors import SignInError, in_one_line
+from lightning_signin.core.torch_internals import set_worker_iterator, tree_map, worker_iterator
+from lightning_signin.errors import SignInError, WrongTypeError, in_one_line
+from lightning_signin.objective.network import Network, as_network, network_with
+from lightning_signin.objective.sample import Call, one_sample
 from lightning_signin.objective.training_data import Losses, TrainingData
 from lightning_signin.randomness import generators
+from lightning_signin.verbs.model import merge_
 
 _BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
@@ -42,6 +45,12 @@ class LightningData(TrainingData):
         self._held = generators.Held()
         self._iterators: dict[int, tuple[Any, Any]] = {}  # earlier iterators of loaders with persistent workers
         self._steps: WeakKeyDictionary[nn.Module, Steps] = WeakKeyDictionary()
+        self._asked = False
+
+    @property
+    def shows_network(self) -> bool:
+        """With an example input, or after a score has run training steps; else the fit's first step shows it."""
+        return self.example_input is not None or self._asked
 
     @property
     def batches(self) -> Iterator[Any]:  # type: ignore[override]
@@ -66,9 +75,26 @@ class LightningData(TrainingData):
         Raises:
             SignInError: If it holds something that cannot be copied.
         """
-        scored = self._copy()
+        self._asked, scored = True, self._copy()
         self._steps[scored] = Steps(scored, self._copy)
         return scored
+
+    def network(self, module: nn.Module, weights: Collection[str]) -> Network:
+        """A copy of the network that runs the named weights; to run it on an example takes no optimizers."""
+        if self.example_input is not None:
+            return network_with(self._copy(), weights, self.example_input)
+        return super().network(module, weights)
+
+    def called(self, prefix: str, call: Call, weights: Collection[str]) -> Network:
+        """A copy of the part of the sparse module that is being called, made plain, as a network.
+
+        Args:
+            prefix: What the names of its weights begin with.
+            call: Its input, which is left as it is.
+            weights: The plain names of the sparse weights.
+        """
+        part = merge_(self._copy().eval()).get_submodule(prefix.removesuffix("."))
+        return as_network(part, prefix, weights, one_sample(part, tree_map(_copied, call)))
 
     def loss(self, module: nn.Module, batch: Any) -> Losses:
         """What the training step minimizes.
@@ -138,7 +164,10 @@ class LightningData(TrainingData):
         for holder in (*combined.flattened, self.trainer.datamodule, self.module):  # type: ignore[attr-defined]
             self._held.remember(holder)
         for loader in combined.flattened:
-            insides.check_iterable(loader, source)  # in the words of the fit
+            try:
+                insides.check_iterable(loader, source)
+            except TypeError as error:
+                raise WrongTypeError(str(error)) from error  # in the words of the fit
             if isinstance(loader, Iterator):
                 raise SignInError(
                     "The training data is an iterator, which gives its batches only once: those used for scoring would "
@@ -162,3 +191,7 @@ class LightningData(TrainingData):
         scored.log = scored.log_dict = scored.print = lambda *args, **kwargs: None  # type: ignore[method-assign]
         scored.trainer = scoring_trainer(self.trainer, scored, self._loaders) if trainer is None else trainer
         return scored
+
+
+def _copied(leaf: Any) -> Any:
+    return leaf.detach().clone() if isinstance(leaf, Tensor) else copy.deepcopy(leaf)

@@ -8,11 +8,12 @@ import copy
 import lightning
 import pytest
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import LearningRateFinder, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import RandomSampler, SequentialSampler
 
@@ -92,6 +93,20 @@ def strict_loading():
             module.load_state_dict({}, strict=module.strict_loading)
         assert vars(module) == before
         assert module.strict_loading
+
+
+def tuned(tmp_path):
+    class Asks(Small):
+        lr = 0.1
+
+        def setup(self, stage):
+            self.found = insides.is_tuned(self.trainer)
+
+    module = Asks()
+    Tuner(trainer(default_root_dir=tmp_path)).lr_find(module, loader(), num_training=2)
+    assert module.found
+    trainer(LearningRateFinder(num_training_steps=2), epochs=1, default_root_dir=tmp_path).fit(module, loader())
+    assert not module.found
 
 
 def logging(tmp_path):
@@ -249,6 +264,7 @@ CONTRACTS = {
     "ModelParallelStrategy._save_distributed_checkpoint": distributed_checkpoint,
     "DDPStrategy._ddp_kwargs": ddp_arguments,
     "LightningModule._strict_loading": strict_loading,
+    "LearningRateFinder._early_exit": tuned,
     "Trainer._logger_connector.log_metrics": logging,
     "_Loop.restarting, reset_restart_stage": restart,
     "_FitLoop._combined_loader": combined_loader,

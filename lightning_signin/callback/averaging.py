@@ -187,9 +187,10 @@ class Averaging:
         """Training ends: the weights are merged, and replaced by the average, bit for bit."""
         with self._turn() as shown:
             yield
+            averages = [(weight, parameter.detach()) for weight, parameter in shown]
         self.merge()
-        for weight, averaged in shown:
-            theta = weight.storage.unpack(weight.storage.pack(averaged.detach()))
+        for weight, averaged in averages:
+            theta = weight.storage.unpack(weight.storage.pack(averaged))
             self.module.get_parameter(weight.name).data.copy_(theta)
 
     @contextmanager

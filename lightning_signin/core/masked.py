@@ -6,7 +6,7 @@ with θ = ψ(v).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from lightning_signin.core.elementwise_maps import ElementwiseMap
 from lightning_signin.core.functional import check_beta, check_beta_fits, factors_of
 from lightning_signin.core.layout import PLAIN
+from lightning_signin.core.masked_product import strided
+from lightning_signin.core.plain_parameter import follow, hooked
 from lightning_signin.core.sharded import is_sharded, whole
 from lightning_signin.core.storage import Storage
 
@@ -33,11 +35,15 @@ class Masked(nn.Module):
         probe: A zero tensor of the weight's shape whose ``grad`` becomes the dense gradient, where one is needed.
         stride: The plain weight's strides, which it gets back when merged.
         layout: Which axes of the plain weight are outputs and inputs.
+        plain_parameter: The parameter that the weight was, and becomes again when it is merged.
+        has_hooks: Whether that parameter has hooks on its gradient.
+        waits: Whether that parameter has hooks that wait for the gradients of all trainable tensors.
         read_only: Whether the weight computed now will only be read; see `mark_own_forward`.
     """
 
     factors: tuple[str, ...] = ("theta",)
     signed = 0
+    plain_parameter: nn.Parameter | None = None
 
     def __init__(self, storage: Storage, elementwise_map: ElementwiseMap | None = None) -> None:
         super().__init__()
@@ -45,7 +51,7 @@ class Masked(nn.Module):
         self.probe: Tensor | None = None
         self.stride = torch.empty(storage.shape, device="meta").stride()
         self.layout = PLAIN
-        self.read_only = False
+        self.has_hooks = self.waits = self.read_only = False
 
     @property
     def makes_zeros(self) -> bool:
@@ -91,6 +97,14 @@ class Masked(nn.Module):
         """The stored form of v, from its factors: their product, zero where dense storage is masked."""
         return self.storage.restrict(*factors)
 
+    def gradient(self, factors: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+        """The gradient with respect to v in stored form, from those of the factors."""
+        return gradients[0]
+
+    def factor_gradients(self, factors: Sequence[Tensor], gradient: Tensor) -> tuple[Tensor, ...]:
+        """The gradients of the factors, from that with respect to v in stored form."""
+        return (gradient,)
+
     def values(self, *tensors: Tensor) -> Tensor:
         """The stored form of θ, from the trainable tensors."""
         if self.elementwise_map is None:
@@ -108,6 +122,8 @@ class Masked(nn.Module):
         """The full weight, from the trainable tensors; plus the probe where there is one."""
         lend = self.read_only and self.probe is None and torch.is_grad_enabled()
         full = self.full(*tensors, lend=lend)
+        if self.has_hooks and self.plain_parameter is not None and full.requires_grad:
+            full = hooked(self.plain_parameter, full, lambda g: self.storage.unpack(self.storage.pack(strided(g))))
         if self.probe is None or not torch.is_grad_enabled() or not tensors[0].requires_grad:
             return full
         return full + self.probe
@@ -119,6 +135,8 @@ class Masked(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Masked":
         self.storage.follow(fn)
+        if self.plain_parameter is not None:
+            follow(self.plain_parameter, fn)
         return super()._apply(fn, recurse)
 
 
@@ -162,6 +180,17 @@ class SignIn(Masked):
         m, w = (factor.to(inner.dtype) for factor in factors_of(inner, self.beta))
         # The factors of 0 are (√β, 0): a masked m must be put back to zero, or w would start to move.
         return self.storage.restrict(m), w
+
+    def gradient(self, factors: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+        """(w g_m + m g_w) / (m² + w²), which is g for g_m = w g and g_w = m g; 0 where both factors are 0."""
+        (m, w), (of_m, of_w) = factors, gradients
+        norm = m * m + w * w
+        return torch.where(norm > 0, (w * of_m + m * of_w) / norm, 0)
+
+    def factor_gradients(self, factors: Sequence[Tensor], gradient: Tensor) -> tuple[Tensor, ...]:
+        """(w g, m g)."""
+        m, w = factors
+        return w * gradient, m * gradient
 
     def extra_repr(self) -> str:
         """Shape, active entries, storage and β, for `print(module)`."""

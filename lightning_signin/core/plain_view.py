@@ -4,11 +4,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from lightning_signin.core.optimizers import check_elementwise
+from lightning_signin.core.plain_parameter import set_aside, shown
 from lightning_signin.core.state_dict import plain_order
 from lightning_signin.core.torch_internals import (
     drop_weights_list,
@@ -105,7 +107,7 @@ def exchange_parameters(optimizer: Optimizer, behind: Factors) -> None:
             if state is not None:
                 for factor in [parameter] if weight is None else weight.tensors:
                     optimizer.state[factor] = state if weight is None else _packed(state, weight, factor)
-        group["params"] = [item[1] if isinstance(item, tuple) else item for item in exchanged]
+        group["params"][:] = [item[1] if isinstance(item, tuple) else item for item in exchanged]
         if "param_names" in group:
             group["param_names"] = [item[0] for item in exchanged]
 
@@ -127,8 +129,10 @@ def show(weights: Iterable[SparseWeight]) -> "tuple[list[PlainLayer], Factors]":
     layers: dict[int, PlainLayer] = {}
     behind: Factors = {}
     for weight in weights:
-        parameter = nn.Parameter(weight.plain(), requires_grad=weight.tensors[0].requires_grad)
-        behind[id(parameter)] = weight
+        own: Any = weight.parametrization.plain_parameter
+        with torch.inference_mode(False):  # the parameter is to be trained later
+            parameter = shown(own, weight.plain(), weight.tensors[0].requires_grad)
+        behind |= dict.fromkeys((id(own), id(parameter)), weight)
         for owner, attribute in weight.owners:
             layers.setdefault(id(owner), PlainLayer(owner)).shown[attribute] = parameter
     for layer in layers.values():
@@ -155,7 +159,7 @@ class PlainLayer:
     def show(self) -> None:
         """Show the plain parameters, in their plain order."""
         order, parameters = plain_order(self.owner), registered_parameters(self.owner)
-        self.parametrizations = registered_modules(self.owner).pop("parametrizations")
+        self.parametrizations: Any = registered_modules(self.owner).pop("parametrizations")
         self.parametrized_class = self.owner.__class__
         self.owner.__class__ = self._plain_class()
         parameters.update(self.shown)
@@ -172,8 +176,9 @@ class PlainLayer:
 
     def restore(self) -> None:
         """Put the parametrizations back."""
-        for attribute in self.shown:
+        for attribute, parameter in self.shown.items():
             registered_parameters(self.owner).pop(attribute, None)
+            set_aside(parameter, self.parametrizations[attribute])
         drop_weights_list(self.owner)  # of what was shown
         self.owner.__class__ = self.parametrized_class
         registered_modules(self.owner)["parametrizations"] = self.parametrizations

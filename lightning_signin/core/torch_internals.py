@@ -14,6 +14,7 @@ callback/lightning_internals.py:
 - State dict hooks of a layer: `install_plain_state`, `uninstall_plain_state` (core/state_dict.py), the latter in
   `merge_`.
 - Class, parameters and children of a layer, for a while: `PlainLayer.show`, `PlainLayer.restore` (core/plain_view.py).
+- The class of the plain parameter of a sparse weight: `set_aside`, `shown` (core/plain_parameter.py), until `merge_`.
 - `Optimizer.add_param_group`, and hooks around the steps of all optimizers: `plain_view` (core/plain_view.py), until
   the end of its context.
 - Methods, properties and the deep copy of the class that `parametrize` makes for a layer, for the time of a fit:
@@ -49,6 +50,14 @@ __all__ = ["ConvNd", "ConvTransposeNd", "OpOverload", "TorchDispatchMode", "tree
 
 # The product with the experts of a mixture, of which torch counts no operations; it has no public name.
 GROUPED_MM = getattr(torch.ops.aten, "_grouped_mm", None)
+
+_GOT = "shape dtype device layout ndim requires_grad is_leaf grad_fn is_meta is_cpu is_cuda is_sparse itemsize nbytes"
+# What reads a tensor's description, as `__torch_function__` gets it, and not its values.
+TENSOR_METADATA = {
+    *(getattr(Tensor, name).__get__ for name in _GOT.split()),
+    *(Tensor.size, Tensor.dim, Tensor.ndimension, Tensor.numel, Tensor.nelement, Tensor.__len__, Tensor.element_size),
+    *(Tensor.is_floating_point, Tensor.is_complex, Tensor.get_device, Tensor.__hash__),
+}
 
 
 def registered_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
@@ -107,6 +116,31 @@ def compute_weights_list(made_by_torch: Any, listed: Callable[[Any], list[Tensor
         setattr(made_by_torch, method, lambda self: None)
 
 
+def can_hold(parameter: Tensor, values: Tensor) -> bool:
+    """Whether ``parameter.data = values`` is possible: not across kinds of devices such as XLA, nor with DTensors."""
+    return torch._has_compatible_shallow_copy_type(parameter, values) and type(values) in (Tensor, nn.Parameter)
+
+
+def gradient_hooks(parameter: Tensor) -> Iterable[Callable[..., Any]]:
+    """What `register_hook` has given to a parameter; torch has no public way to ask."""
+    return (parameter._backward_hooks or {}).values()
+
+
+def post_accumulate_hooks(parameter: Tensor) -> Iterable[Callable[..., Any]]:
+    """What `register_post_accumulate_grad_hook` has given to a parameter."""
+    return (parameter._post_accumulate_grad_hooks or {}).values()
+
+
+def version_of(tensor: Tensor) -> int:
+    """A number that each change of a tensor in place increases."""
+    return tensor._version
+
+
+def without_torch_function() -> Any:
+    """Within this context, subclasses of tensors are ordinary tensors."""
+    return torch._C.DisableTorchFunctionSubclass()
+
+
 def without_step_hooks() -> dict[str, Any]:
     """The attributes of an optimizer to which no hook around its step was given."""
     return {"_optimizer_step_pre_hooks": OrderedDict(), "_optimizer_step_post_hooks": OrderedDict()}
@@ -124,11 +158,6 @@ def is_transformed(tensor: Tensor) -> bool:
         or torch._C._get_tracing_state() is not None
         or torch._C._functorch.is_legacy_batchedtensor(tensor)
     )
-
-
-def version_of(tensor: Tensor) -> int:
-    """How often a tensor was written into; ``tensor.data`` counts on its own. torch's documents name no public way."""
-    return tensor._version
 
 
 def is_functional_call(frame: FrameType | None, attribute: str) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from lightning_signin.core.functional import check_beta
 from lightning_signin.core.layer_class import complete_layer
 from lightning_signin.core.masked import Masked, SignIn
 from lightning_signin.core.optimizer_rescale import MOMENTUM, StateAtRescale
+from lightning_signin.core.plain_parameter import set_aside
 from lightning_signin.core.plain_view import show_plain
 from lightning_signin.core.selection import layout_of, select_weights
 from lightning_signin.core.sharded import EXPORT, is_sharded, sharded_like, whole
@@ -204,8 +206,9 @@ def effective_weights(module: nn.Module) -> dict[str, Tensor]:
 
 def _parametrize(owners: list[tuple[nn.Module, str]], parametrization: Masked) -> None:
     first, attribute = owners[0]
+    plain: Any = registered_parameters(first)[attribute]
     # The strides of a meta copy, which never overlap.
-    parametrization.stride = torch.empty_like(registered_parameters(first)[attribute], device="meta").stride()  # type: ignore[arg-type]
+    parametrization.stride = torch.empty_like(plain, device="meta").stride()
     for owner, name in owners:
         order = plain_order(owner) if hasattr(owner, "parametrizations") else list(registered_parameters(owner))
         register_parametrization(owner, name, parametrization, unsafe=True)  # our tests cover what it would check
@@ -214,6 +217,8 @@ def _parametrize(owners: list[tuple[nn.Module, str]], parametrization: Masked) -
         if not hasattr(owner.parametrizations, "plain_order"):
             install_plain_state(owner, order)
         complete_layer(owner, name)
+    vars(parametrization)["plain_parameter"] = plain  # not registered: it is not trained now
+    set_aside(plain, first.parametrizations[attribute])  # type: ignore[arg-type, operator, index]
 
 
 def _check_masks(masks: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:

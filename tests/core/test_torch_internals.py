@@ -285,6 +285,44 @@ def grouped_mm():
     assert insides.GROUPED_MM is torch.ops.aten._grouped_mm if has_it else True
 
 
+def holding():
+    parameter = nn.Parameter(torch.zeros(2, 3))
+    assert insides.can_hold(parameter, torch.zeros(4, dtype=torch.float64))
+    assert not insides.can_hold(parameter, torch.zeros(2, 3).to_sparse())
+    assert not insides.can_hold(parameter, torch.zeros(2, 3, device="meta"))
+
+
+def tensor_hooks():
+    parameter, hook, after = nn.Parameter(torch.zeros(2)), (lambda gradient: None), (lambda parameter: None)
+    assert (list(insides.gradient_hooks(parameter)), list(insides.post_accumulate_hooks(parameter))) == ([], [])
+    parameter.register_hook(hook)
+    parameter.register_post_accumulate_grad_hook(after)
+    assert list(insides.gradient_hooks(parameter)) == [hook]
+    assert list(insides.post_accumulate_hooks(parameter)) == [after]
+
+
+def versions():
+    tensor = torch.zeros(2)
+    before = insides.version_of(tensor)
+    tensor[:1].add_(1)
+    assert insides.version_of(tensor) > before
+
+
+class Described(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        with insides.without_torch_function():
+            value = func(*args, **(kwargs or {}))
+        return value if func in insides.TENSOR_METADATA else (func, value)
+
+
+def torch_functions():
+    tensor = torch.zeros(2, 3).as_subclass(Described)
+    assert (tensor.shape, tensor.ndim, tensor.dtype, len(tensor), tensor.numel()) == ((2, 3), 2, torch.float32, 2, 6)
+    assert tensor.data[0] == torch.Tensor.data.__get__
+    assert tensor.sum()[0] == torch.Tensor.sum
+
+
 def parametrized_class():
     layer = nn.Linear(2, 2)
     twin = copy.deepcopy(layer)
@@ -331,6 +369,10 @@ CONTRACTS = {
     "torch.nn.modules.conv._ConvNd, _ConvTransposeNd": convolutions,
     "torch.utils._pytree.tree_leaves, tree_map": pytree,
     "torch.ops.aten._grouped_mm": grouped_mm,
+    "torch._has_compatible_shallow_copy_type": holding,
+    "Tensor._backward_hooks, _post_accumulate_grad_hooks": tensor_hooks,
+    "Tensor._version": versions,
+    "torch._C.DisableTorchFunctionSubclass, Tensor.shape.__get__ and others": torch_functions,
     "the class that parametrize makes": parametrized_class,
 }
 VERSION = torch.__version__.partition("+")[0]

@@ -1,0 +1,231 @@
+"""The plain parameter of a weight, which stays the same object before, while and after the weight is sparse.
+
+Ids, attributes, hooks and lists of parameters that a module notes in ``__init__`` thus stay valid. While the weight is
+sparse, its factors are trained, and the plain parameter is empty: what is done to it is done to θ.
+"""
+
+import copy
+from collections.abc import Callable, Hashable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
+
+from lightning_signin.core.theta import gradient_of, set_gradient, set_theta, written_through
+from lightning_signin.core.torch_internals import (
+    TENSOR_METADATA,
+    can_hold,
+    gradient_hooks,
+    post_accumulate_hooks,
+    tree_map,
+    version_of,
+    without_torch_function,
+)
+
+_TORCH: Any = Tensor
+_HOLDER = "_sparse_holder"  # among the attributes of an empty parameter
+
+
+def set_aside(parameter: nn.Parameter, holder: ParametrizationList) -> None:
+    """Empty the plain parameter of a sparse weight. Its attributes and hooks are carried over to the factors.
+
+    Args:
+        parameter: The plain parameter; its memory is released.
+        holder: torch's list of the weight's parametrization, which holds the trainable tensors.
+    """
+    masked: Any = holder[0]
+    if parameter is not masked.plain_parameter or is_empty(parameter):
+        return
+    for factor in holder.parameters(recurse=False):
+        vars(factor).update(vars(parameter))
+    parameter.grad = None
+    parameter.data = _blank(parameter.shape, parameter)
+    _become_empty(parameter, holder)
+    _carry_hooks(parameter)
+
+
+def shown(parameter: Any, values: Tensor, requires_grad: bool) -> nn.Parameter:
+    """The plain parameter with its values; a new one with its attributes where it cannot hold them, as if sharded."""
+    if is_empty(parameter):
+        del vars(parameter)[_HOLDER]
+        parameter.__class__ = type(parameter).__bases__[-1]
+    if can_hold(parameter, values):
+        parameter.data = values
+    else:
+        attributes, parameter = vars(parameter), nn.Parameter(values)
+        vars(parameter).update(attributes)
+    parameter.requires_grad_(requires_grad)
+    return parameter
+
+
+def is_empty(parameter: nn.Parameter) -> bool:
+    """Whether this is the plain parameter of a weight that is sparse now."""
+    return _HOLDER in vars(parameter)
+
+
+def follow(parameter: nn.Parameter, fn: Callable[[Tensor], Tensor]) -> None:
+    """Let an empty parameter have the device and the dtype that ``fn`` gives to others."""
+    with without_torch_function():
+        like = fn(torch.empty(0, dtype=parameter.dtype, device=parameter.device))
+        if can_hold(parameter, like):
+            parameter.data = _blank(parameter.shape, like)
+
+
+def hooked(parameter: nn.Parameter, theta: Tensor, on_mask: Callable[[Tensor], Tensor]) -> Tensor:
+    """θ of a forward pass, whose gradient goes through the hooks of the plain parameter.
+
+    In a layer that is used several times in a step, the hooks get the gradient of each use.
+    """
+
+    def through_hooks(gradient: Tensor) -> Tensor:
+        gradient = on_mask(gradient)
+        with without_torch_function():
+            hooks = list(gradient_hooks(parameter))
+        for hook in hooks:
+            changed = hook(gradient)
+            gradient = gradient if changed is None else changed
+        return gradient
+
+    theta.register_hook(through_hooks)
+    return theta
+
+
+class _Empty:
+    """Mixed into the class of a parameter while it is empty: what is done to it is done to θ."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in TENSOR_METADATA:
+            with without_torch_function():
+                return func(*args, **kwargs)
+        if func in _ON_PARAMETER:
+            return _ON_PARAMETER[func](*args, **kwargs)
+        found: dict[int, tuple[Any, Tensor, int]] = {}
+
+        def theta_of(argument: Any) -> Any:
+            if not isinstance(argument, _Empty):
+                return argument
+            if id(argument) not in found:
+                theta = _holder(argument)()
+                found[id(argument)] = argument, theta, version_of(theta)
+            return found[id(argument)][1]
+
+        result = func(*tree_map(theta_of, args), **tree_map(theta_of, kwargs))
+        for parameter, theta, version in found.values():
+            if version_of(theta) != version:  # changed in place
+                set_theta(_holder(parameter), theta)
+            if result is theta:
+                return parameter
+        return result
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        twin = memo[id(self)] = _new(*_described(self))
+        _become_empty(twin, copy.deepcopy(_holder(self), memo))
+        return twin
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _new, _described(self), vars(self), None, None, _set_attributes
+
+
+@cache
+def _empty_kind(kind: Hashable) -> type:
+    return type("EmptyParameter", (_Empty, kind), {})  # type: ignore[arg-type]
+
+
+def _become_empty(parameter: Any, holder: ParametrizationList) -> None:
+    vars(parameter)[_HOLDER] = holder
+    parameter.__class__ = _empty_kind(parameter.__class__)
+
+
+def _holder(parameter: Any) -> ParametrizationList:
+    return vars(parameter)[_HOLDER]
+
+
+def _blank(shape: torch.Size, like: Tensor) -> Tensor:
+    """NaN, in the memory of one number."""
+    return torch.full((), torch.nan, dtype=like.dtype, device=like.device).expand(shape)
+
+
+def _described(parameter: Any) -> tuple[Any, ...]:
+    return type(parameter).__bases__[-1], parameter.shape, parameter.dtype, parameter.device, parameter.requires_grad
+
+
+def _new(kind: Any, shape: torch.Size, dtype: torch.dtype, device: torch.device, requires_grad: bool) -> nn.Parameter:
+    parameter: nn.Parameter = nn.Parameter(torch.empty(0, dtype=dtype, device=device), requires_grad)
+    parameter.data = _blank(shape, parameter)
+    parameter.__class__ = kind
+    return parameter
+
+
+def _set_attributes(parameter: Any, attributes: dict[str, Any]) -> None:
+    vars(parameter).update(attributes)
+    parameter.__class__ = _empty_kind(parameter.__class__)
+
+
+def _carry_hooks(parameter: nn.Parameter) -> None:
+    """Let the hooks of the plain parameter act on gradients of θ, and when all factors have theirs."""
+    holder = _holder(parameter)
+    masked: Any = holder[0]
+    with without_torch_function():
+        masked.has_hooks = bool(gradient_hooks(parameter))
+        after = bool(post_accumulate_hooks(parameter))
+    if not after or masked.waits:
+        return
+    masked.waits, arrived = True, set()
+
+    def count(factor: Tensor) -> None:
+        arrived.add(id(factor))
+        if len(arrived) < sum(tensor.requires_grad for tensor in holder.parameters(recurse=False)):
+            return
+        arrived.clear()
+        with without_torch_function():
+            hooks = list(post_accumulate_hooks(parameter))
+        for hook in hooks:
+            hook(parameter)
+
+    for factor in holder.parameters(recurse=False):
+        factor.register_post_accumulate_grad_hook(count)
+
+
+def _register(method: Callable[..., Any]) -> Callable[..., Any]:
+    def register(parameter: nn.Parameter, *args: Any, **kwargs: Any) -> Any:
+        with without_torch_function():
+            handle = method(parameter, *args, **kwargs)
+        _carry_hooks(parameter)
+        return handle
+
+    return register
+
+
+def _set_requires_grad(parameter: nn.Parameter, requires_grad: bool = True) -> nn.Parameter:
+    _holder(parameter).requires_grad_(requires_grad)
+    with without_torch_function():
+        parameter.requires_grad_(requires_grad)
+    return parameter
+
+
+def _gradient(parameter: nn.Parameter, *_: Any) -> Tensor | None:
+    holder = _holder(parameter)
+    gradient = gradient_of(holder)
+    return None if gradient is None else written_through(gradient, lambda values: set_gradient(holder, values))
+
+
+def _data(parameter: nn.Parameter, *_: Any) -> Tensor:
+    holder = _holder(parameter)
+    with torch.no_grad():
+        return written_through(holder(), lambda values: set_theta(holder, values))
+
+
+_ON_PARAMETER: dict[Any, Callable[..., Any]] = {
+    _TORCH.data.__get__: _data,
+    _TORCH.data.__set__: lambda parameter, theta: set_theta(_holder(parameter), theta),
+    _TORCH.grad.__get__: _gradient,
+    _TORCH.grad.__set__: lambda parameter, gradient: set_gradient(_holder(parameter), gradient),
+    _TORCH.requires_grad.__set__: _set_requires_grad,
+    _TORCH.requires_grad_: _set_requires_grad,
+    _TORCH.register_hook: _register(_TORCH.register_hook),
+    _TORCH.register_post_accumulate_grad_hook: _register(_TORCH.register_post_accumulate_grad_hook),
+}

@@ -17,6 +17,7 @@ _OF_CALLBACKS = [name for name in vars(Callback) if name.startswith("on_")]
 _OF_MODULES = [name for hooks in (ModelHooks, CheckpointHooks) for name in vars(hooks) if name.startswith("on_")]
 # Before these steps a module works on gradients; what it saves has the names of its parameters.
 _OF_MODULES += ["configure_gradient_clipping", "optimizer_step", "state_dict"]
+_STEPS = ["training_step", "validation_step", "test_step"]
 
 
 class UserHook:
@@ -48,7 +49,7 @@ class OptimizerStep(UserHook):
     """A module's ``optimizer_step``: the training step and the backward pass, which it gets to call, need factors."""
 
     def __init__(self, method: Callable[..., Any], view: LiveView) -> None:
-        super().__init__(method, view.on)
+        super().__init__(method, view.hooks)
         self.view = view
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -76,11 +77,15 @@ def user_hooks(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     view = LiveView(module)
     hooks: dict[Callable[..., Any], Any] = {}
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
-    for holder, names in [(module, _OF_MODULES), *((callback, _OF_CALLBACKS) for callback in callbacks)]:
+    for holder, names in [(module, _OF_MODULES + _STEPS), *((callback, _OF_CALLBACKS) for callback in callbacks)]:
         for name in names:
             method = getattr(holder, name, None)
             if callable(method) and str(getattr(method, "__module__", "")).partition(".")[0] not in _PACKAGES:
-                hook = OptimizerStep(method, view) if name == "optimizer_step" else UserHook(method, view.on)
+                hook = (
+                    OptimizerStep(method, view)
+                    if name == "optimizer_step"
+                    else UserHook(method, view.steps if name in _STEPS else view.hooks)
+                )
                 hook.__name__ = name
                 hooks[hook] = holder
     with view.attached(), replaced_on_instances(hooks):

@@ -7,7 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_signin.core.masked import Masked
-from lightning_signin.core.torch_internals import compute_weights_list, drop_weights_list, is_transformed
+from lightning_signin.core.torch_internals import (
+    compute_weights_list,
+    drop_weights_list,
+    is_transformed,
+    registered_parameters,
+)
 
 # Their forward passes only hand the weight to one function, so nothing can write into it meanwhile. Code outside torch
 # may, as in ``layer.weight.data.add_(…)``, which torch's version counters do not see.
@@ -28,6 +33,11 @@ def mark_own_forward(owner: nn.Module) -> None:
         _list_weights(owner, made_by_torch)
     elif plain in READERS:
         made_by_torch.forward = _reading(plain.forward)
+
+
+def hands_on_only(owner: nn.Module) -> bool:
+    """Whether a parametrized layer tells its weights when it runs itself; in other layers that is not known."""
+    return type(owner).__bases__[0] in READERS
 
 
 def _reading(plain_forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,11 +69,14 @@ def _list_weights(owner: nn.RNNBase, made_by_torch: Any) -> None:
         return [getattr(self, name, None) for name in self._flat_weights_names] if known is None else known
 
     def like_parameters(self: nn.RNNBase) -> list[Tensor | None]:
-        if torch.is_grad_enabled() or is_transformed(next(self.parameters())):
+        # Not its own `parameters`, which the user's code sees as plain.
+        factors = list(self.parametrizations.parameters())  # type: ignore[operator, union-attr]
+        if torch.is_grad_enabled() or is_transformed(factors[0]):
             return flat_weights(self)
         # They require a gradient here too: for tensors that do not, torch sums in another order.
         with torch.inference_mode(False), torch.no_grad():
-            trained = any(parameter.requires_grad for parameter in self.parameters())
+            own = [*factors, *registered_parameters(self).values()]
+            trained = any(parameter is not None and parameter.requires_grad for parameter in own)
             return [w if w is None else w.detach().requires_grad_(trained) for w in flat_weights(self)]
 
     def forward(self: nn.RNNBase, *args: Any, **kwargs: Any) -> Any:

@@ -5,39 +5,52 @@ Until then it costs nothing. What asks is `named_modules`, through which torch's
 """
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 from lightning_signin.core.factors_visible import LIVE
-from lightning_signin.core.plain_view import opened
+from lightning_signin.core.layer_forward import hands_on_only
+from lightning_signin.core.plain_layer import PlainLayer, layers_of
+from lightning_signin.core.plain_view import Factors, exchanged_in_optimizers, opened
 from lightning_signin.core.state_dict import uninstall_plain_state
+from lightning_signin.core.theta import as_parameter
+from lightning_signin.core.torch_internals import registered_parameters
 from lightning_signin.core.weights import SparseWeight, sparse_weights
 
-Opening = Callable[[nn.Module], bool]
+_GET_PARAMETER = nn.Module.get_parameter.__code__
 
 
 class LiveView:
     """The view of one module, for the time of a fit.
 
+    In `hooks` a layer gets parameters with the values of θ, as in `plain_view`. In `steps`, where a loss is computed,
+    it gets the parameters that it had before it was sparse, which stand for θ: a gradient goes on to the factors.
+
     Args:
         module: A module with sparse weights, none of them sharded.
+
+    Attributes:
+        mode: "hooks", "steps", or None where no user code runs.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._groups = _connected(list(sparse_weights(module).values()))
-        self._is_on = False
-        self._open = ExitStack()
+        self.mode: str | None = None
+        self._open: dict[int, ExitStack] = {}  # by the id of a group
+        self._behind: Factors = {}
+        self._exchanging = ExitStack()
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Let the layers open in blocks of `on`. It is undone with the classes of the layers when they are merged."""
+        """Let the layers open in blocks of `hooks` and `steps`. Merging undoes it, with the classes of the layers."""
         owners = {id(owner): owner for group in self._groups.values() for weight in group for owner, _ in weight.owners}
         for owner in owners.values():
-            _watch(owner, self._opens)
+            _watch(owner, self)
         LIVE.append(self)
         try:
             yield
@@ -45,75 +58,168 @@ class LiveView:
             LIVE.remove(self)
             self._groups = {}
 
-    @contextmanager
-    def on(self) -> Iterator[None]:
+    def hooks(self) -> AbstractContextManager[None]:
         """Let layers become plain in the block; then write back what was changed, and close them."""
-        before, self._is_on = self._is_on, True
-        try:
-            yield
-        finally:
-            self._is_on = before
-            if not before:
-                self._open.close()
+        return self._in("hooks")
+
+    def steps(self) -> AbstractContextManager[None]:
+        """Let layers refer to θ in the block, until they run."""
+        return self._in("steps")
+
+    def off(self) -> AbstractContextManager[None]:
+        """Write back what was changed, close the layers, and leave them closed in the block."""
+        return self._in(None)
 
     @contextmanager
-    def off(self) -> Iterator[None]:
-        """Write back what was changed, close the layers, and leave them closed in the block."""
-        before, self._is_on = self._is_on, False
+    def _in(self, mode: str | None) -> Iterator[None]:
+        before, self.mode = self.mode, mode
         try:
-            self._open.close()
+            if mode != before:
+                self._close()
             yield
         finally:
-            self._is_on = before
+            self.mode = before
+            if mode != before:
+                self._close()
 
-    def _opens(self, owner: nn.Module) -> bool:
-        """Make a layer plain if user code asks for it; its copies, which share its class, stay as they are."""
-        if not self._is_on or id(owner) not in self._groups:
+    def shows(self, owner: nn.Module) -> bool:
+        """Whether this is one of the layers, and no copy of one, which has the same class."""
+        return id(owner) in self._groups
+
+    def opens(self, owner: nn.Module) -> bool:
+        """Make a layer plain if user code asks for it; its copies stay as they are."""
+        if self.mode is None or torch.compiler.is_compiling() or not self.shows(owner):
             return False
-        self._open.enter_context(opened(self._groups[id(owner)]))
+        group = self._groups[id(owner)]
+        if not self._behind:
+            self._exchanging.enter_context(exchanged_in_optimizers(self._behind))
+        opening, key = ExitStack(), id(group)
+        if self.mode == "hooks":
+            context = opened(group)
+        else:
+            context = _referred_to(group, lambda: self._open.pop(key).close(), lambda: self._reopen(owner))
+        self._behind |= opening.enter_context(context)
+        self._open[key] = opening
         return True
 
+    def _reopen(self, owner: nn.Module) -> None:
+        if id(self._groups[id(owner)]) not in self._open:
+            self.opens(owner)
 
-def _watch(owner: nn.Module, opens: Opening) -> None:
-    made_by_torch: Any = type(owner)
-    inherited = super(made_by_torch, owner)
-    before = {name: getattr(inherited, name).__func__ for name in ("named_modules", "named_parameters")}
-    for name, function in before.items():
-        setattr(made_by_torch, name, _opening(function, name, opens))
-    for attribute in owner.parametrizations:  # type: ignore[union-attr]
-        if isinstance(found := vars(made_by_torch).get(attribute), property):
-            setattr(made_by_torch, attribute, _opening_property(found, attribute, opens))
-    copied = made_by_torch.__deepcopy__
-
-    def __deepcopy__(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
-        if not opens(self):
-            return copied(self, memo)
-        plain = copy.deepcopy(self, memo)
+    def copied(self, owner: nn.Module, memo: dict[int, Any]) -> Any:
+        """A plain copy of a layer, if user code asks for it."""
+        if self.mode is None or not self.shows(owner):
+            return None
+        with opened(self._groups[id(owner)]):
+            plain = copy.deepcopy(owner, memo)
         uninstall_plain_state(plain)
         return plain
 
-    made_by_torch.__deepcopy__ = __deepcopy__
+    def _close(self) -> None:
+        with self._exchanging, ExitStack() as closing:
+            for opening in self._open.values():
+                closing.push(opening)
+            self._open, self._behind = {}, {}
 
 
-def _opening(function: Callable[..., Any], name: str, opens: Opening) -> Callable[..., Any]:
-    def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        # If it opens, the layer has another class now.
-        return getattr(self, name)(*args, **kwargs) if opens(self) else function(self, *args, **kwargs)
+@contextmanager
+def _referred_to(
+    weights: Iterable[SparseWeight], close: Callable[[], None], reopen: Callable[[], None]
+) -> Iterator[Factors]:
+    """Show the empty plain parameters of sparse weights: θ is computed when it is read, and its gradient goes on.
+
+    Args:
+        weights: As in `opened`.
+        close: Ends this context. It is called when a layer is copied, or runs: with its factors, unless a functional
+            call has put other tensors into the places of the parameters.
+        reopen: Enters a context like this one again, after the layer has run.
+
+    Yields:
+        The sparse weight behind each parameter, by its id.
+    """
+    weights = list(weights)
+    empty: dict[str, Any] = {weight.name: weight.parametrization.plain_parameter for weight in weights}
+    layers = layers_of(empty, weights)
+    with ExitStack() as closing:
+        for layer in layers:
+            layer.show(have_values=False)
+            closing.callback(layer.restore)
+            own = vars(layer.owner)
+            methods = {name: _closing(layer, name, close) for name in ("__deepcopy__", "__reduce_ex__")}
+            methods["forward"] = _running(layer, close, reopen)
+            for name, method in methods.items():
+                if name not in own:
+                    own[name] = method
+                    closing.callback(own.pop, name)
+        yield {id(empty[weight.name]): weight for weight in weights}
+
+
+def _closing(layer: PlainLayer, name: str, close: Callable[[], None]) -> Callable[..., Any]:
+    def method(*args: Any, **kwargs: Any) -> Any:
+        close()
+        return getattr(layer.owner, name)(*args, **kwargs)
 
     return method
 
 
-def _opening_property(computed: property, attribute: str, opens: Opening) -> property:
+def _running(layer: PlainLayer, close: Callable[[], None], reopen: Callable[[], None]) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        owner, here = layer.owner, registered_parameters(layer.owner)
+        if any(here.get(attribute) is not parameter for attribute, parameter in layer.shown.items()):
+            return type(owner).forward(owner, *args, **kwargs)
+        close()
+        try:
+            return owner.forward(*args, **kwargs)
+        finally:
+            reopen()
+
+    return forward
+
+
+def _watch(owner: nn.Module, view: LiveView) -> None:
+    made_by_torch: Any = type(owner)
+    for name in ("named_modules", "named_parameters"):
+        setattr(made_by_torch, name, _opening(getattr(made_by_torch, name), name, view))
+    for attribute in owner.parametrizations:  # type: ignore[union-attr]
+        if isinstance(vars(made_by_torch).get(attribute), property):
+            setattr(made_by_torch, attribute, _opening_property(owner, attribute, view))
+    copied = made_by_torch.__deepcopy__
+
+    def __deepcopy__(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
+        plain: nn.Module | None = view.copied(self, memo)
+        return copied(self, memo) if plain is None else plain
+
+    made_by_torch.__deepcopy__ = __deepcopy__
+
+
+def _opening(method: Callable[..., Any], name: str, view: LiveView) -> Callable[..., Any]:
+    def opening(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        # If it opens, the layer has another class now.
+        return getattr(self, name)(*args, **kwargs) if view.opens(self) else method(self, *args, **kwargs)
+
+    return opening
+
+
+def _opening_property(owner: nn.Module, attribute: str, view: LiveView) -> property:
+    computed: Any = vars(type(owner))[attribute]
+    masked: Any = owner.parametrizations[attribute][0]  # type: ignore[operator, index]
+    known = hands_on_only(owner)
+
     def read(self: nn.Module) -> Any:
-        if not torch.compiler.is_compiling() and opens(self):
-            return getattr(self, attribute)
-        return computed.fget(self)  # type: ignore[misc]
+        # In every forward pass, so as little as possible.
+        if torch.compiler.is_compiling() or view.mode is None or masked.read_only:
+            return computed.fget(self)
+        if view.mode == "hooks" or sys._getframe(1).f_code is _GET_PARAMETER:  # noqa: SLF001 — documented by Python
+            return getattr(self, attribute) if view.opens(self) else computed.fget(self)
+        theta = computed.fget(self)
+        holder: Any = self.parametrizations
+        return as_parameter(holder[attribute], theta) if known and view.shows(self) else theta
 
     def write(self: nn.Module, value: Any) -> None:
-        if opens(self):
+        if view.mode == "hooks" and view.opens(self):
             setattr(self, attribute, value)
         else:
-            computed.fset(self, value)  # type: ignore[misc]
+            computed.fset(self, value)
 
     return property(read, write, computed.fdel)
 

@@ -6,14 +6,21 @@ sparse, its factors are trained, and the plain parameter is empty: what is done 
 
 import copy
 from collections.abc import Callable, Hashable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from lightning_signin.core.theta import gradient_of, set_gradient, set_theta, written_through
+from lightning_signin.core.theta import (
+    from_factor_gradients,
+    gradient_of,
+    set_gradient,
+    set_theta,
+    views_written_through,
+    written_through,
+)
 from lightning_signin.core.torch_internals import (
     TENSOR_METADATA,
     can_hold,
@@ -103,6 +110,8 @@ class _Empty:
                 return func(*args, **kwargs)
         if func in _ON_PARAMETER:
             return _ON_PARAMETER[func](*args, **kwargs)
+        if func is torch.autograd.grad and any(isinstance(parameter, _Empty) for parameter in args[1]):
+            return _differentiate(*args, **kwargs)
         found: dict[int, tuple[Any, Tensor, int]] = {}
 
         def theta_of(argument: Any) -> Any:
@@ -119,6 +128,8 @@ class _Empty:
                 set_theta(_holder(parameter), theta)
             if result is theta:
                 return parameter
+            write = partial(set_theta, _holder(parameter), theta.detach())
+            result = views_written_through(result, theta, write)
         return result
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
@@ -213,15 +224,26 @@ def _gradient(parameter: nn.Parameter, *_: Any) -> Tensor | None:
     return None if gradient is None else written_through(gradient, lambda values: set_gradient(holder, values))
 
 
+def _differentiate(outputs: Any, inputs: Any, **options: Any) -> tuple[Tensor | None, ...]:
+    """``torch.autograd.grad`` with respect to θ: by the factors, since each use of θ computes it anew."""
+    sources = [list(_holder(p).parameters(recurse=False)) if isinstance(p, _Empty) else [p] for p in inputs]
+    found = iter(torch.autograd.grad(outputs, [tensor for source in sources for tensor in source], **options))
+    gradients = [[next(found) for _ in source] for source in sources]
+    return tuple(
+        from_factor_gradients(_holder(p), own) if isinstance(p, _Empty) and None not in own else own[0]
+        for p, own in zip(inputs, gradients, strict=True)
+    )
+
+
 def _data(parameter: nn.Parameter, *_: Any) -> Tensor:
     holder = _holder(parameter)
     with torch.no_grad():
-        return written_through(holder(), lambda values: set_theta(holder, values))
+        return written_through(holder(), lambda values: set_theta(holder, values, unseen=True))
 
 
 _ON_PARAMETER: dict[Any, Callable[..., Any]] = {
     _TORCH.data.__get__: _data,
-    _TORCH.data.__set__: lambda parameter, theta: set_theta(_holder(parameter), theta),
+    _TORCH.data.__set__: lambda parameter, theta: set_theta(_holder(parameter), theta, unseen=True),
     _TORCH.grad.__get__: _gradient,
     _TORCH.grad.__set__: lambda parameter, gradient: set_gradient(_holder(parameter), gradient),
     _TORCH.requires_grad.__set__: _set_requires_grad,

@@ -10,17 +10,10 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from lightning_signin.core.optimizers import check_elementwise
-from lightning_signin.core.plain_parameter import set_aside, shown
-from lightning_signin.core.state_dict import plain_order
-from lightning_signin.core.torch_internals import (
-    drop_weights_list,
-    make_weights_list,
-    registered_modules,
-    registered_parameters,
-)
+from lightning_signin.core.plain_layer import PlainLayer, layers_of
+from lightning_signin.core.plain_parameter import shown
 from lightning_signin.core.weights import SparseWeight, sparse_weights
 from lightning_signin.core.write_back import Mirror
-from lightning_signin.errors import SignInError
 
 Factors = dict[int, SparseWeight]
 
@@ -59,13 +52,17 @@ def plain_view(module: nn.Module) -> Iterator[nn.Module]:
         >>> bool((net.weight.abs() < 0.1001).all())
         True
     """
-    with opened(sparse_weights(module).values()):
+    with opened(sparse_weights(module).values()) as behind, exchanged_in_optimizers(behind):
         yield module
 
 
 @contextmanager
-def opened(weights: Iterable[SparseWeight]) -> Iterator[None]:
-    """Show sparse weights as `plain_view` does; all weights of a layer, and all users of a weight, belong together."""
+def opened(weights: Iterable[SparseWeight]) -> Iterator[Factors]:
+    """Show sparse weights as `plain_view` does; all weights of a layer, and all users of a weight, belong together.
+
+    Yields:
+        The sparse weight behind each parameter, by its id.
+    """
     weights = list(weights)
     layers, behind = show(weights)
     mirrors = [Mirror(weight) for weight in weights]
@@ -83,10 +80,9 @@ def opened(weights: Iterable[SparseWeight]) -> Iterator[None]:
             closing.callback(layer.restore)
         for mirror in mirrors:
             closing.callback(mirror.write_back)
-        closing.enter_context(_exchange_in_optimizers(behind))
         closing.callback(register_optimizer_step_pre_hook(write_back).remove)
         closing.callback(register_optimizer_step_post_hook(refresh).remove)
-        yield
+        yield behind
 
 
 def exchange_parameters(optimizer: Optimizer, behind: Factors) -> None:
@@ -112,7 +108,7 @@ def exchange_parameters(optimizer: Optimizer, behind: Factors) -> None:
             group["param_names"] = [item[0] for item in exchanged]
 
 
-def show_plain(module: nn.Module) -> "tuple[list[PlainLayer], Factors]":
+def show_plain(module: nn.Module) -> tuple[list[PlainLayer], Factors]:
     """Make the module plain: each sparse weight is one parameter with the masked effective values.
 
     Returns:
@@ -124,68 +120,23 @@ def show_plain(module: nn.Module) -> "tuple[list[PlainLayer], Factors]":
     return show(sparse_weights(module).values())
 
 
-def show(weights: Iterable[SparseWeight]) -> "tuple[list[PlainLayer], Factors]":
+def show(weights: Iterable[SparseWeight]) -> tuple[list[PlainLayer], Factors]:
     """`show_plain` for some of a module's weights."""
-    layers: dict[int, PlainLayer] = {}
-    behind: Factors = {}
+    weights, parameters, behind = list(weights), {}, Factors()
     for weight in weights:
         own: Any = weight.parametrization.plain_parameter
         with torch.inference_mode(False):  # the parameter is to be trained later
-            parameter = shown(own, weight.plain(), weight.tensors[0].requires_grad)
-        behind |= dict.fromkeys((id(own), id(parameter)), weight)
-        for owner, attribute in weight.owners:
-            layers.setdefault(id(owner), PlainLayer(owner)).shown[attribute] = parameter
-    for layer in layers.values():
-        if others := set(layer.owner.parametrizations) - set(layer.shown):  # type: ignore[arg-type]
-            raise SignInError(
-                f"{', '.join(sorted(others))} of a sparse {type(layer.owner).__name__} got a parametrization after "
-                "`sparsify`. Remove it before the module is made plain."
-            )
-    for layer in layers.values():
+            parameters[weight.name] = shown(own, weight.plain(), weight.tensors[0].requires_grad)
+        behind |= dict.fromkeys((id(own), id(parameters[weight.name])), weight)
+    layers = layers_of(parameters, weights)
+    for layer in layers:
         layer.show()
-    return list(layers.values()), behind
-
-
-class PlainLayer:
-    """One layer that is shown without its parametrizations.
-
-    The layer gets another class; the class that torch made is not changed, because deep copies of the layer share it.
-    """
-
-    def __init__(self, owner: nn.Module) -> None:
-        self.owner = owner
-        self.shown: dict[str, nn.Parameter] = {}
-
-    def show(self) -> None:
-        """Show the plain parameters, in their plain order."""
-        order, parameters = plain_order(self.owner), registered_parameters(self.owner)
-        self.parametrizations: Any = registered_modules(self.owner).pop("parametrizations")
-        self.parametrized_class = self.owner.__class__
-        self.owner.__class__ = self._plain_class()
-        parameters.update(self.shown)
-        for name in order:
-            if name in parameters:
-                parameters[name] = parameters.pop(name)
-        if isinstance(self.owner, nn.RNNBase):
-            make_weights_list(self.owner)
-
-    def _plain_class(self) -> type[nn.Module]:
-        """The base of the class on which torch has put the weights as properties; FSDP2 makes another class of that."""
-        attribute = next(iter(self.shown))
-        return next(cls for cls in self.parametrized_class.__mro__ if attribute in vars(cls)).__bases__[0]
-
-    def restore(self) -> None:
-        """Put the parametrizations back."""
-        for attribute, parameter in self.shown.items():
-            registered_parameters(self.owner).pop(attribute, None)
-            set_aside(parameter, self.parametrizations[attribute])
-        drop_weights_list(self.owner)  # of what was shown
-        self.owner.__class__ = self.parametrized_class
-        registered_modules(self.owner)["parametrizations"] = self.parametrizations
+    return layers, behind
 
 
 @contextmanager
-def _exchange_in_optimizers(behind: Factors) -> Iterator[None]:
+def exchanged_in_optimizers(behind: Factors) -> Iterator[None]:
+    """Let optimizers that are built in the block get the factors behind plain parameters."""
     plain_add_param_group = Optimizer.add_param_group
 
     def add_param_group(self: Optimizer, param_group: dict[str, Any]) -> None:

@@ -1,75 +1,146 @@
-"""θ and its gradient, as they would stand in a plain parameter: read from the factors, and written into them."""
+"""θ and its gradient, as they would stand in a plain parameter: read from the factors, and written into them.
 
-from collections.abc import Callable
+With θ = m ⊙ w and g = ∂L/∂θ, the factors' gradients are g ⊙ w and g ⊙ m, so g = (w ⊙ ∂L/∂m + m ⊙ ∂L/∂w) / (m² + w²);
+with an elementwise map θ = ψ(v), that is divided by ψ′(v). What is not changed leaves the factors as they are, bit for
+bit, entry by entry.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.parametrize import ParametrizationList
 
-from lightning_signin.core.sharded import sharded_like, whole
-from lightning_signin.core.torch_internals import tree_leaves, version_of, without_torch_function
-from lightning_signin.errors import SignInError
+from lightning_signin.core.masked_product import strided
+from lightning_signin.core.sharded import is_sharded, sharded_like, whole
+from lightning_signin.core.torch_internals import (
+    is_transformed,
+    storage_id,
+    tree_leaves,
+    tree_map,
+    version_of,
+    without_torch_function,
+)
+from lightning_signin.errors import SignInError, warn
 
 
 @torch.no_grad()
-def set_theta(holder: ParametrizationList, theta: Tensor) -> None:
-    """Write θ into the factors of a weight; if no entry on the mask has changed, they stay as they are, bit for bit.
+def set_theta(holder: ParametrizationList, theta: Tensor, name: str = "a sparse weight", unseen: bool = False) -> None:
+    """Set the entries of θ that differ from the current ones, up to rounding; entries off the mask stay zero.
+
+    Scalars of the parametrization keep their values, and θ its gradient.
 
     Args:
         holder: torch's list of the weight's parametrization, which holds the trainable tensors.
-        theta: Of the weight's shape; its masked entries are dropped.
+        theta: The new values, of the weight's shape.
+        name: The weight's name in messages.
+        unseen: Write past autograd, as ``weight.data`` does.
+
+    Raises:
+        SignInError: If the shape is another, or a new value on the mask is not finite.
     """
-    masked: Any = holder[0]
-    tensors = list(holder.parameters(recurse=False))
-    if torch.equal(masked.storage.pack(theta), whole(masked.values(*tensors))):
+    masked, factors, scalars = _parts(holder)
+    if theta.shape != masked.shape:
+        raise SignInError(
+            f"{name} was given the shape {tuple(theta.shape)} and has {tuple(masked.shape)}: its mask is of that "
+            "shape. Change the layer before the fit, or leave it dense with `exclude`."
+        )
+    theta, now = whole(theta), whole(masked.values(*factors, *scalars))
+    packed = masked.storage.pack(theta).to(now)
+    same = _same(packed, now)
+    if int(theta.count_nonzero()) > int(packed.count_nonzero()):
+        warn(f"Values were written into {name} off its mask. They are dropped: masked entries stay zero.")
+    if bool(same.all()):
         return
-    for tensor, value in zip(tensors, masked.right_inverse(theta.to(tensors[0])), strict=True):
-        tensor.copy_(sharded_like(value, tensor))
+    if not bool(packed.isfinite().logical_or_(same).all()):
+        raise SignInError(f"Infinities or NaN were written into {name}, which have no factors. Write finite ones.")
+    psi, gradient = masked.elementwise_map, _stored_gradient(holder)
+    inner = packed if psi is None else psi.inverse(packed, *map(whole, scalars))
+    for factor, value in zip(factors, masked.split(inner), strict=True):
+        renewed = whole(factor).where(same, value.to(factor.dtype))
+        (factor.data if unseen else factor).copy_(sharded_like(renewed, factor))
+    if gradient is not None:
+        for factor, of_factor in zip(factors, _of_factors(holder, gradient), strict=True):
+            factor.grad.copy_(factor.grad.where(same, of_factor))
 
 
 @torch.no_grad()
 def gradient_of(holder: ParametrizationList) -> Tensor | None:
-    """The gradient with respect to θ on the mask, zero elsewhere, from those of the factors; None if they have none.
+    """∂L/∂θ of the weight's shape, zero off the mask; None where the factors have none, or are sharded.
 
-    Raises:
-        SignInError: If θ is a map of the product of its factors: where the map is flat, the gradient is not known.
+    Where the loss does not depend on θ through its map, as below a threshold, it is zero.
     """
-    masked = _without_map(holder)
-    factors = list(holder.parameters(recurse=False))[: len(masked.factors)]
-    gradients = [factor.grad for factor in factors]
-    if any(gradient is None for gradient in gradients):
-        return None
-    return masked.storage.unpack(whole(masked.gradient(factors, gradients)))
+    gradient = _stored_gradient(holder)
+    return None if gradient is None else _parts(holder)[0].storage.unpack(gradient)
 
 
 @torch.no_grad()
 def set_gradient(holder: ParametrizationList, gradient: Tensor | None) -> None:
-    """Give the factors the gradients that belong to a gradient with respect to θ, or none.
+    """Change the gradients of the factors along with that of θ, where the latter differs from the current one.
 
-    Raises:
-        SignInError: See `gradient_of`.
+    Args:
+        holder: As in `set_theta`; gradients of sharded factors are left alone.
+        gradient: ∂L/∂θ, or None to clear the gradients.
     """
-    tensors = list(holder.parameters(recurse=False))
+    masked, factors, scalars = _parts(holder)
+    if is_sharded(factors[0]):
+        return
     if gradient is None:
-        for tensor in tensors:
+        for tensor in (*factors, *scalars):
             tensor.grad = None
         return
-    masked = _without_map(holder)
-    factors = tensors[: len(masked.factors)]
-    packed = masked.storage.pack(gradient)
-    for factor, value in zip(factors, masked.factor_gradients(factors, packed), strict=True):
-        factor.grad = sharded_like(value, factor)
+    before, after = _stored_gradient(holder), masked.storage.pack(strided(gradient))
+    if before is None:
+        for factor, new in zip(factors, _of_factors(holder, after), strict=True):
+            factor.grad = new.to(factor.dtype)
+    elif not bool((same := _same(after, before)).all()):
+        for factor, more in zip(factors, _of_factors(holder, after - before), strict=True):
+            # Adding leaves a decay that is in the gradient; what is to be zero is exactly zero.
+            new = (factor.grad + more).where(after != 0, torch.zeros_like(more))
+            factor.grad.copy_(factor.grad.where(same, new))
 
 
-def _without_map(holder: ParametrizationList) -> Any:
-    masked: Any = holder[0]
+def from_factor_gradients(holder: ParametrizationList, gradients: Sequence[Tensor]) -> Tensor:
+    """∂L/∂θ of the weight's shape from the gradients of the factors; it can be differentiated again."""
+    masked, factors, scalars = _parts(holder)
+    of_inner = masked.gradient(factors, gradients[: len(factors)])
     if masked.elementwise_map is not None:
-        raise SignInError(
-            f"The gradient of a weight that is a {type(masked.elementwise_map).__name__} of its factors is not known "
-            "where the map is flat. Use those of the factors, which are in `parameters()` during a fit."
-        )
-    return masked
+        slope = _slope(masked, factors, scalars)
+        of_inner = torch.where(slope != 0, of_inner / slope, 0)
+    return masked.storage.unpack(of_inner)
+
+
+def _stored_gradient(holder: ParametrizationList) -> Tensor | None:
+    masked, factors, _ = _parts(holder)
+    if is_sharded(factors[0]) or any(factor.grad is None for factor in factors):
+        return None
+    return masked.storage.pack(from_factor_gradients(holder, [strided(factor.grad) for factor in factors]))
+
+
+def _of_factors(holder: ParametrizationList, gradient: Tensor) -> tuple[Tensor, ...]:
+    masked, factors, scalars = _parts(holder)
+    if masked.elementwise_map is not None:
+        gradient = gradient * _slope(masked, factors, scalars)
+    return masked.factor_gradients(factors, gradient)
+
+
+def _slope(masked: Any, factors: Sequence[Tensor], scalars: Sequence[Tensor]) -> Tensor:
+    """ψ′(v)."""
+    with torch.enable_grad():
+        inner = masked.join(*factors).detach().requires_grad_()
+        return torch.autograd.grad(masked.elementwise_map(inner, *[s.detach() for s in scalars]).sum(), inner)[0]
+
+
+def _parts(holder: ParametrizationList) -> tuple[Any, list[Any], list[Any]]:
+    """The parametrization, its factors, and its scalars."""
+    masked: Any = holder[0]
+    tensors = list(holder.parameters(recurse=False))
+    return masked, tensors[: len(masked.factors)], tensors[len(masked.factors) :]
+
+
+def _same(a: Tensor, b: Tensor) -> Tensor:
+    return (a == b).logical_or_(a.isnan() & b.isnan())
 
 
 def written_through(values: Tensor, write: Callable[[Tensor], None]) -> Tensor:
@@ -77,14 +148,33 @@ def written_through(values: Tensor, write: Callable[[Tensor], None]) -> Tensor:
 
     Example:
         >>> seen = []
-        >>> written_through(torch.zeros(2), lambda values: seen.append(values.tolist()))[1:].add_(1)
-        tensor([1.])
+        >>> _ = written_through(torch.zeros(2), lambda values: seen.append(values.tolist()))[1:].add_(1)
         >>> seen
         [[0.0, 1.0]]
     """
     result = values.detach().as_subclass(_WrittenThrough)
     result.write = lambda: write(values)
     return result
+
+
+def as_parameter(holder: ParametrizationList, theta: Tensor) -> Tensor:
+    """θ as it was computed, with its graph, which can be written to and asked for its gradient as a parameter can."""
+    result = theta.as_subclass(_AsParameter)
+    result.holder, result.write = holder, lambda: set_theta(holder, theta.detach())
+    return result
+
+
+def views_written_through(result: Any, source: Tensor, write: Callable[[], None]) -> Any:
+    """What an operation on ``source`` gave: tensors in it that share its memory call ``write`` when they change."""
+
+    def as_view(tensor: Any) -> Any:
+        if type(tensor) is not Tensor or is_transformed(tensor) or storage_id(tensor) != storage_id(source):
+            return tensor
+        view = tensor.as_subclass(_WrittenThrough)
+        view.write = write
+        return view
+
+    return tree_map(as_view, result)
 
 
 class _WrittenThrough(Tensor):
@@ -100,9 +190,31 @@ class _WrittenThrough(Tensor):
             for tensor, version in own:
                 if version_of(tensor) != version:
                     tensor.write()
-            if isinstance(result, Tensor) and own and not isinstance(result, _WrittenThrough):
-                source = own[0][0]
-                if result.untyped_storage().data_ptr() == source.untyped_storage().data_ptr():  # a view
-                    result = result.as_subclass(_WrittenThrough)
-                    result.write = source.write
-        return result
+            return views_written_through(result, own[0][0], own[0][0].write) if own else result
+
+
+class _AsParameter(_WrittenThrough):
+    """The result of `as_parameter`."""
+
+    holder: ParametrizationList
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _AS_PARAMETER and isinstance(args[0], _AsParameter):
+            with without_torch_function():
+                return _AS_PARAMETER[func](*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def _set_requires_grad(theta: _AsParameter, requires_grad: bool = True) -> Tensor:
+    theta.holder.requires_grad_(requires_grad)
+    return theta
+
+
+_TENSOR: Any = Tensor
+_AS_PARAMETER: dict[Any, Callable[..., Any]] = {
+    _TENSOR.grad.__get__: lambda theta: gradient_of(theta.holder),
+    _TENSOR.grad.__set__: lambda theta, gradient: set_gradient(theta.holder, gradient),
+    _TENSOR.requires_grad.__set__: _set_requires_grad,
+    _TENSOR.requires_grad_: _set_requires_grad,
+}

@@ -13,7 +13,7 @@ callback/lightning_internals.py:
 - ``append`` of the list that `parametrize` makes for a weight (core/layer_class.py). The list goes with it.
 - State dict hooks of a layer: `install_plain_state`, `uninstall_plain_state` (core/state_dict.py), the latter in
   `merge_`.
-- Class, parameters and children of a layer, for a while: `PlainLayer.show`, `PlainLayer.restore` (core/plain_view.py).
+- Class, parameters and children of a layer, for a while: `PlainLayer.show`, `PlainLayer.restore` (core/plain_layer.py).
 - The class of the plain parameter of a sparse weight: `set_aside`, `shown` (core/plain_parameter.py), until `merge_`.
 - `Optimizer.add_param_group`, and hooks around the steps of all optimizers: `plain_view` (core/plain_view.py), until
   the end of its context.
@@ -102,6 +102,11 @@ def versions_of(state_dict: dict[str, Any]) -> dict[str, Any]:
 def make_weights_list(layer: nn.RNNBase) -> None:
     """Let a recurrent layer list references to its weights anew; on CUDA they become one piece of memory again."""
     layer._init_flat_weights()  # type: ignore[no-untyped-call]
+
+
+def list_weights(layer: nn.RNNBase) -> None:
+    """Let a recurrent layer list its weights as they are, wherever their memory is."""
+    layer.__dict__["_flat_weights"] = [registered_parameters(layer).get(name) for name in layer._flat_weights_names]
 
 
 def drop_weights_list(layer: nn.Module) -> None:

@@ -86,10 +86,10 @@ class SparseWeight:
         return int(self.values().count_nonzero()) if self.parametrization.makes_zeros else self.storage.active
 
     @torch.no_grad()
-    def set_factors(self, values: Iterable[Tensor], unseen: bool = False) -> None:
-        """Write the factors in place: optimizers and DDP hold references to them. If ``unseen``, past autograd."""
+    def set_factors(self, values: Iterable[Tensor]) -> None:
+        """Write the factors in place: optimizers and DDP hold references to them."""
         for factor, value in zip(self.factors, values, strict=True):
-            (factor.data if unseen else factor).copy_(sharded_like(value, factor))
+            factor.copy_(sharded_like(value, factor))
 
 
 def sparsity(module: nn.Module) -> float:

@@ -160,7 +160,7 @@ def test_frobenius_decay_is_added_once_a_step_and_before_clipping(extra):
         def on_train_batch_end(self, trainer, module, *_):
             m, w = sparse_weights(module)["fc1.weight"].factors
             self.last, self.expected = m.grad.clone(), (1e6 * m * w * w).detach()
-            self.norm = torch.cat([p.grad.flatten() for p in module.parameters()]).norm()
+            self.norm = torch.cat([p.grad.flatten() for p in trainer.optimizers[0].param_groups[0]["params"]]).norm()
 
     gradient = Gradient()
     fit(seeded(lr=0.0), callback(frobenius_decay=1e6), gradient, epochs=1, **extra)

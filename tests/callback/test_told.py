@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_signin import SignInCallback, masks, merge_, sparsify
+from lightning_signin.core.weights import sparse_weights
 from lightning_signin.export import export
 from lightning_signin.updates import UPDATES
 from lightning_signin.weightfiles.factor_state import saved_masks
@@ -111,8 +112,7 @@ class Counted(Callback):
     """Counts the parameters of the sparse layers as the model summary does."""
 
     def on_train_start(self, trainer, module):
-        dense = {name for name, _ in seeded().named_parameters() if name not in masks(module)}
-        self.counted = sum(p.numel() for name, p in module.named_parameters() if name not in dense)
+        self.counted = sum(p.numel() for weight in sparse_weights(module).values() for p in weight.tensors)
 
 
 def masks_of(done: SignInCallback) -> dict[str, Tensor]:

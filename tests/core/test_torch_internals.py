@@ -213,14 +213,6 @@ def storage():
     assert insides.storage_id(meta) == insides.storage_id(meta[1:]) != insides.storage_id(meta.clone())
 
 
-def version():
-    tensor = torch.zeros(2)
-    before = insides.version_of(tensor)
-    tensor.data.add_(1)
-    assert insides.version_of(tensor) == before
-    assert insides.version_of(tensor.add_(1)) == before + 1
-
-
 class Seen(insides.TorchDispatchMode):
     def __init__(self):
         super().__init__()
@@ -362,7 +354,6 @@ CONTRACTS = {
     "torch.nn.utils._named_member_accessor.swap_tensor": swapping,
     "torch.nn.utils.parametrize._inject_new_class, _inject_property": empty_parametrized,
     "UntypedStorage._cdata": storage,
-    "Tensor._version": version,
     "OpOverload._overloadpacket, torch.utils._python_dispatch.TorchDispatchMode": overload_packet,
     "OpOverload._schema, torch._ops.OpOverload": schema,
     "DataLoader._iterator": iterator,

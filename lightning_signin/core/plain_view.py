@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from lightning_signin.core.old_optimizers import give_back_parameters, note_optimizer
 from lightning_signin.core.optimizers import check_elementwise
 from lightning_signin.core.plain_layer import PlainLayer, layers_of
 from lightning_signin.core.plain_parameter import shown
@@ -94,6 +95,8 @@ def exchange_parameters(optimizer: Optimizer, behind: Factors) -> None:
         optimizer: Any optimizer that has taken no step.
         behind: The sparse weight behind each plain parameter, by the parameter's id.
     """
+    give_back_parameters(optimizer)  # after an earlier fit
+    note_optimizer(optimizer)
     for group in optimizer.param_groups:
         names = group.get("param_names", [None] * len(group["params"]))
         items = [(name, p) if name else p for name, p in zip(names, group["params"], strict=True)]
@@ -146,6 +149,7 @@ def exchanged_in_optimizers(behind: Factors) -> Iterator[None]:
             for item in params:
                 if weight := behind.get(id(item[1] if isinstance(item, tuple) else item)):
                     check_elementwise(weight, self)
+                    note_optimizer(self)
             param_group["params"] = [exchanged for item in params for exchanged in _factors(item, behind)]
         plain_add_param_group(self, param_group)
 

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from lightning_signin.core.functional import check_beta
 from lightning_signin.core.layer_class import complete_layer
 from lightning_signin.core.masked import Masked, SignIn
+from lightning_signin.core.old_optimizers import note_merged
 from lightning_signin.core.optimizer_rescale import MOMENTUM, StateAtRescale
 from lightning_signin.core.plain_parameter import set_aside
 from lightning_signin.core.plain_view import show_plain
@@ -176,7 +177,8 @@ def rescale_(module: nn.Module, *, optimizers: Iterable[Optimizer] = (), momentu
 def merge_(module: nn.Module) -> nn.Module:
     """Make the module plain again, with the masked effective weights as its parameters, in place.
 
-    Outputs stay the same bit for bit; parameters have their plain order, and tied weights are one parameter again.
+    Outputs stay the same bit for bit. Parameters are the objects that they were before `sparsify`, in their order, and
+    tied weights are one parameter again. Optimizers that trained the factors train the parameters from now on.
 
     Raises:
         SignInError: If ``fully_shard`` has sharded the module; the message has the command that merges its checkpoint.
@@ -186,11 +188,13 @@ def merge_(module: nn.Module) -> nn.Module:
         >>> [name for name, _ in net.named_parameters()], int((net.weight != 0).sum())
         (['weight', 'bias'], 50)
     """
-    if any(is_sharded(weight.factors[0]) for weight in sparse_weights(module).values()):
+    weights = sparse_weights(module).values()
+    if any(is_sharded(weight.factors[0]) for weight in weights):
         raise SignInError(f"The module is sharded over ranks, and cannot be merged in place. {EXPORT}")
     layers, _ = show_plain(module)
     for layer in layers:
         uninstall_plain_state(layer.owner)
+    note_merged(weights)
     return module
 
 

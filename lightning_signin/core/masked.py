@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from lightning_signin.core.elementwise_maps import ElementwiseMap
 from lightning_signin.core.functional import check_beta, check_beta_fits, factors_of
+from lightning_signin.core.gradient_hooks import HookedUses
 from lightning_signin.core.layout import PLAIN
-from lightning_signin.core.masked_product import strided
-from lightning_signin.core.plain_parameter import follow, hooked
+from lightning_signin.core.plain_parameter import follow
 from lightning_signin.core.sharded import is_sharded, whole
 from lightning_signin.core.storage import Storage
 
@@ -36,7 +36,8 @@ class Masked(nn.Module):
         stride: The plain weight's strides, which it gets back when merged.
         layout: Which axes of the plain weight are outputs and inputs.
         plain_parameter: The parameter that the weight was, and becomes again when it is merged.
-        has_hooks: Whether that parameter has hooks on its gradient.
+        name: The plain name of the weight.
+        hooked_uses: Gives θ the hooks on the gradient of the plain parameter; None if it has none.
         waits: Whether that parameter has hooks that wait for the gradients of all trainable tensors.
         read_only: Whether the weight computed now will only be read; see `mark_own_forward`.
     """
@@ -44,6 +45,7 @@ class Masked(nn.Module):
     factors: tuple[str, ...] = ("theta",)
     signed = 0
     plain_parameter: nn.Parameter | None = None
+    name = ""
 
     def __init__(self, storage: Storage, elementwise_map: ElementwiseMap | None = None) -> None:
         super().__init__()
@@ -51,7 +53,8 @@ class Masked(nn.Module):
         self.probe: Tensor | None = None
         self.stride = torch.empty(storage.shape, device="meta").stride()
         self.layout = PLAIN
-        self.has_hooks = self.waits = self.read_only = False
+        self.hooked_uses: HookedUses | None = None
+        self.waits = self.read_only = False
 
     @property
     def makes_zeros(self) -> bool:
@@ -122,8 +125,8 @@ class Masked(nn.Module):
         """The full weight, from the trainable tensors; plus the probe where there is one."""
         lend = self.read_only and self.probe is None and torch.is_grad_enabled()
         full = self.full(*tensors, lend=lend)
-        if self.has_hooks and self.plain_parameter is not None and full.requires_grad:
-            full = hooked(self.plain_parameter, full, lambda g: self.storage.unpack(self.storage.pack(strided(g))))
+        if self.hooked_uses is not None and full.requires_grad and self.names != ("theta",):
+            self.hooked_uses.watch(full)
         if self.probe is None or not torch.is_grad_enabled() or not tensors[0].requires_grad:
             return full
         return full + self.probe

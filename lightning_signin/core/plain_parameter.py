@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
+from lightning_signin.core.gradient_hooks import carry_hooks
 from lightning_signin.core.theta import (
     from_factor_gradients,
     gradient_of,
@@ -24,8 +25,6 @@ from lightning_signin.core.theta import (
 from lightning_signin.core.torch_internals import (
     TENSOR_METADATA,
     can_hold,
-    gradient_hooks,
-    post_accumulate_hooks,
     tree_map,
     version_of,
     without_torch_function,
@@ -50,7 +49,7 @@ def set_aside(parameter: nn.Parameter, holder: ParametrizationList) -> None:
     parameter.grad = None
     parameter.data = _blank(parameter.shape, parameter)
     _become_empty(parameter, holder)
-    _carry_hooks(parameter)
+    carry_hooks(parameter, holder)
 
 
 def shown(parameter: Any, values: Tensor, requires_grad: bool) -> nn.Parameter:
@@ -78,25 +77,6 @@ def follow(parameter: nn.Parameter, fn: Callable[[Tensor], Tensor]) -> None:
         like = fn(torch.empty(0, dtype=parameter.dtype, device=parameter.device))
         if can_hold(parameter, like):
             parameter.data = _blank(parameter.shape, like)
-
-
-def hooked(parameter: nn.Parameter, theta: Tensor, on_mask: Callable[[Tensor], Tensor]) -> Tensor:
-    """θ of a forward pass, whose gradient goes through the hooks of the plain parameter.
-
-    In a layer that is used several times in a step, the hooks get the gradient of each use.
-    """
-
-    def through_hooks(gradient: Tensor) -> Tensor:
-        gradient = on_mask(gradient)
-        with without_torch_function():
-            hooks = list(gradient_hooks(parameter))
-        for hook in hooks:
-            changed = hook(gradient)
-            gradient = gradient if changed is None else changed
-        return gradient
-
-    theta.register_hook(through_hooks)
-    return theta
 
 
 class _Empty:
@@ -176,36 +156,11 @@ def _set_attributes(parameter: Any, attributes: dict[str, Any]) -> None:
     parameter.__class__ = _empty_kind(parameter.__class__)
 
 
-def _carry_hooks(parameter: nn.Parameter) -> None:
-    """Let the hooks of the plain parameter act on gradients of θ, and when all factors have theirs."""
-    holder = _holder(parameter)
-    masked: Any = holder[0]
-    with without_torch_function():
-        masked.has_hooks = bool(gradient_hooks(parameter))
-        after = bool(post_accumulate_hooks(parameter))
-    if not after or masked.waits:
-        return
-    masked.waits, arrived = True, set()
-
-    def count(factor: Tensor) -> None:
-        arrived.add(id(factor))
-        if len(arrived) < sum(tensor.requires_grad for tensor in holder.parameters(recurse=False)):
-            return
-        arrived.clear()
-        with without_torch_function():
-            hooks = list(post_accumulate_hooks(parameter))
-        for hook in hooks:
-            hook(parameter)
-
-    for factor in holder.parameters(recurse=False):
-        factor.register_post_accumulate_grad_hook(count)
-
-
 def _register(method: Callable[..., Any]) -> Callable[..., Any]:
     def register(parameter: nn.Parameter, *args: Any, **kwargs: Any) -> Any:
         with without_torch_function():
             handle = method(parameter, *args, **kwargs)
-        _carry_hooks(parameter)
+        carry_hooks(parameter, _holder(parameter))
         return handle
 
     return register

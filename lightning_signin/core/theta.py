@@ -98,6 +98,7 @@ def set_gradient(holder: ParametrizationList, gradient: Tensor | None) -> None:
         for factor, more in zip(factors, _of_factors(holder, after - before), strict=True):
             # Adding leaves a decay that is in the gradient; what is to be zero is exactly zero.
             new = (factor.grad + more).where(after != 0, torch.zeros_like(more))
+            new = after.to(new) if masked.names == ("theta",) else new  # without rounding
             factor.grad.copy_(factor.grad.where(same, new))
 
 

@@ -125,7 +125,7 @@ def sparsify(
         if (reason := built[name].refusal(name, weight)) is not None:
             raise SignInError(reason)
     for name, owners in selected.items():
-        built[name].layout = layouts[name]
+        built[name].layout, built[name].name = layouts[name], name
         _parametrize(owners, built[name])
     return outer
 

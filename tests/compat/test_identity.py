@@ -1,5 +1,6 @@
 """What a module notes at or about its parameters in ``__init__`` keeps its meaning while they are sparse."""
 
+import gc
 import weakref
 
 import pytest
@@ -8,9 +9,10 @@ from lightning.pytorch import LightningModule, seed_everything
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
-from torch.optim import SGD, Adagrad
+from torch.optim import SGD, Adagrad, AdamW
 
 from lightning_signin import SignInCallback
+from lightning_signin.core.weights import sparse_weights
 from tests.small import Small, callback, copies, differing, loader, trainer
 
 
@@ -201,8 +203,8 @@ KINDS += [Early]
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 MASKED = pytest.mark.parametrize(
     "options",
-    [{}, {"parametrization": "plain"}, {"storage": "dense"}, {"sparsity": 0.2, "parametrization": "plain"}],
-    ids=["sign-in", "plain", "dense", "plain-dense"],
+    [{}, {"parametrization": "plain"}, {"sparsity": 0.2, "parametrization": "plain"}],
+    ids=["sign-in", "plain", "plain-dense"],
 )
 
 
@@ -244,8 +246,102 @@ def test_with_a_mask_a_note_means_what_is_written_without_it(kind, options):
     assert all(type(parameter) is nn.Parameter for parameter in noted.parameters())
 
 
-@EVERY_KIND
+# What the others note does not show in the losses, or is what Net does without it.
+@pytest.mark.parametrize("kind", [k for k in KINDS if k not in (Average, Stepping)], ids=lambda kind: kind.__name__)
 def test_the_notes_of_these_tests_matter(kind):
-    if kind not in (Attributes, AttributesAtSteps, Ids, Keys, Lists, Penalty, Clipping, Decay, Closure, Hooks):
-        pytest.skip("What it does is not part of the losses, or what Net does too.")
     assert fitted(made(kind)).losses != fitted(made(Net)).losses
+
+
+class Outlives(Net):
+    """Its one optimizer is made in ``__init__``, and trains in every fit."""
+
+    def __init__(self, kind: type[torch.optim.Optimizer] = SGD, **options: float) -> None:
+        super().__init__()
+        self.mine = kind(self.named_parameters(), **({"lr": 0.1, "momentum": 0.9} if kind is SGD else options))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.mine
+
+
+def outlives(kind: type[torch.optim.Optimizer] = SGD, **options: float) -> Outlives:
+    seed_everything(1, verbose=False)
+    return Outlives(kind, **options)
+
+
+@pytest.mark.parametrize("optimizer", [SGD, AdamW, Adagrad])
+def test_an_optimizer_of_init_trains_in_two_fits_as_without_the_callback(optimizer):
+    options = {} if optimizer is SGD else {"lr": 0.02}
+    without = fitted(fitted(outlives(optimizer, **options)))
+    with_it = fitted(fitted(outlives(optimizer, **options), plain()), plain())
+    assert with_it.losses == without.losses
+    assert not differing(copies(with_it), copies(without))
+
+
+@pytest.mark.parametrize("callbacks", [lambda: (callback(),), lambda: ()], ids=["sparse", "dense"])
+@MASKED
+def test_an_optimizer_of_init_trains_in_the_fit_after_a_sparse_one(callbacks, options):
+    module = fitted(outlives(), callback(**options))
+    before, thetas = [id(p) for p in module.parameters()], copies(module)
+    fitted(module, *callbacks())
+    assert set(differing(copies(module), thetas)) >= {n for n, _ in module.named_parameters()} - {"conv.bias"}
+    assert [id(p) for p in module.parameters()] == before
+    module.mine.step()
+    assert [id(p) for group in module.mine.param_groups for p in group["params"]] == before
+    assert module.mine.param_groups[0]["param_names"] == [name for name, _ in module.named_parameters()]
+
+
+def test_an_optimizer_goes_on_in_a_loop_of_ones_own_after_the_fit():
+    module = fitted(Small(epochs=2), callback())
+    optimizer = module.trainer.optimizers[0]
+    factors = [p for group in optimizer.param_groups for p in group["params"]]
+    assert len(factors) == len(list(module.parameters())) + 3  # a checkpoint saved now can be resumed
+    before = module.fc1.weight.detach().clone()
+    module(torch.ones(2, 10)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(module.fc1.weight, before)
+    assert [id(p) for group in optimizer.param_groups for p in group["params"]] == [id(p) for p in module.parameters()]
+    module.trainer = None
+    gone = weakref.ref(factors[0])
+    del factors
+    gc.collect()
+    assert gone() is None
+
+
+def test_momentum_of_plain_masked_weights_goes_along():
+    module = outlives()
+    fitted(module, callback(parametrization="plain"))
+    of_factors = [p for p in module.mine.state if p.ndim == 1 and p.numel() > 100]
+    kept = module.mine.state[of_factors[0]]["momentum_buffer"]
+    module.mine.step()
+    momentum = module.mine.state[module.fc1.weight]["momentum_buffer"]
+    assert momentum.shape == module.fc1.weight.shape
+    assert torch.equal(momentum[momentum != 0], kept[kept != 0])
+
+
+def test_no_note_is_left_on_the_parameters():
+    module = fitted(made(Penalty), callback())
+    assert not sparse_weights(module)
+    assert all(not vars(p) and p.grad_fn is None and p.is_leaf for p in module.parameters())
+
+
+class Twice(Net):
+    """A layer is used twice in a step, with a hook that is not linear."""
+
+    def note(self) -> None:
+        self.fc1.weight.register_hook(lambda gradient: gradient.clamp(-1e-3, 1e-3))
+
+    def training_step(self, batch, batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx) + F.cross_entropy(self(-batch[0]), batch[1])
+
+
+def test_a_hook_of_a_layer_used_twice_gets_the_sum_where_a_weight_has_one_factor(recwarn):
+    without = fitted(made(Twice))
+    assert fitted(made(Twice), plain()).losses == without.losses
+    fitted(made(Twice), callback(parametrization="plain"))
+    fitted(made(Hooks), callback())
+    assert not [w for w in recwarn if "hooks on its gradient" in str(w.message)]
+
+
+def test_a_hook_of_a_layer_used_twice_is_told_where_a_weight_is_a_product():
+    with pytest.warns(UserWarning, match=r"fc1\.weight has hooks on its gradient, and is used several times in a step"):
+        fitted(made(Twice), callback())

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from lightning_signin._version import __version__
 from lightning_signin.core.kinds import add_kind
 from lightning_signin.core.plain_view import plain_view
+from lightning_signin.core.weight_decay import decay_theta
 from lightning_signin.errors import SignInError
 from lightning_signin.objective.training_data import TrainingData
 from lightning_signin.updates import MaskUpdates
@@ -25,6 +26,7 @@ __all__ = [
     "TrainingData",
     "__version__",
     "add_kind",
+    "decay_theta",
     "effective_weights",
     "flip_signs_",
     "load_sparse_state",

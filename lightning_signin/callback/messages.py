@@ -1,6 +1,6 @@
 """What a fit reports about its sparse weights: one line at its start, and warnings of parts that would not train."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -40,6 +40,27 @@ def say_untrained(module: LightningModule, optimizers: Iterable[Optimizer]) -> N
             f"{some(names)} {have} requires_grad=True but {are} in no optimizer, so {they} will not train. Add what "
             "should train to an optimizer in `configure_optimizers`, and freeze the rest (requires_grad_(False))."
         )
+
+
+def say_decays(of_optimizers: Sequence[float], frobenius: float, on: str) -> str:
+    """What decays the sparse weights, in words; warns of two decays at once.
+
+    Args:
+        of_optimizers: The values of ``weight_decay`` in the optimizers' groups of these weights.
+        frobenius: The callback's ``frobenius_decay``.
+        on: What the optimizers' decay acts on.
+
+    Returns:
+        The decays, or "none".
+    """
+    values = ", ".join(f"{decay:g}" for decay in of_optimizers if decay)
+    if values and frobenius:
+        warn(
+            f"The sparse weights decay twice: by `frobenius_decay`={frobenius:g} and by the optimizer's `weight_decay`="
+            f"{values}. Set one of them to 0."
+        )
+    parts = [f"{values} on {on}"] if values else []
+    return " and ".join(parts + [f"{frobenius:g} on θ (frobenius_decay)"] * bool(frobenius)) or "none"
 
 
 class Reached:

@@ -55,8 +55,12 @@ class SignInCallback(Callback):
         rescale_until: T₂: the first epoch without rescales (int), or a fraction of the run (float).
         rescale_momentum: What a rescale does to the optimizer's momentum: "carry" it over to the new factors, "keep"
             it (Listing 1; works with every optimizer without copies of the parameters), or "clear" it.
+        weight_decay: What the optimizer's ``weight_decay`` acts on: "theta", as it does on plain weights, in every
+            parametrization ("str" and "powerprop": on v), or "factors", that is m and w each (Table 5 for ImageNet),
+            a stronger pull to 0 like L1. With SGD and Adam it is added to the gradient, with AdamW it is decoupled.
         frobenius_decay: λ ≥ 0: adds the gradient of (λ/2)·‖m ⊙ w‖², so that λ is comparable to ``weight_decay`` on θ.
-            The paper's loss term λ‖m ⊙ w‖² is 2λ here. Set the optimizer's ``weight_decay`` of these weights to 0.
+            The paper's loss term λ‖m ⊙ w‖² is 2λ here. Set the optimizer's ``weight_decay`` of these weights to 0:
+            two decays are a warning.
         log_layers: Also log sign flips, density and scaling of every layer.
         warmup_epochs: Log sign flips from the start to the end of this many epochs, and since then (Figure 1).
         sharpness_every_n_epochs: Log the sharpness after every n-th epoch: the largest eigenvalue of the Hessian of the
@@ -101,6 +105,7 @@ class SignInCallback(Callback):
         rescale_every_n_steps: int | None = None,
         rescale_until: int | float = 0.75,
         rescale_momentum: Literal["keep", "carry", "clear"] = "carry",
+        weight_decay: Literal["theta", "factors"] = "theta",
         frobenius_decay: float = 0.0,
         log_layers: bool = False,
         warmup_epochs: int | None = None,
@@ -133,6 +138,7 @@ class SignInCallback(Callback):
         self.options = TrainingOptions(
             schedule=RescaleSchedule(rescale_every_n_epochs, rescale_every_n_steps, rescale_until),
             rescale_momentum=rescale_momentum,
+            weight_decay=weight_decay,
             frobenius_decay=frobenius_decay,
             log_layers=log_layers,
             warmup_epochs=warmup_epochs,
@@ -142,6 +148,7 @@ class SignInCallback(Callback):
         )
         self.exports = parse_exports(export)
         self.sparsify: Sparsify = self.start.sparsify
+        self.weight_decay_in_words = ""  # of the last fit
         self._fit: Fit | None = None  # from `setup` to the merge
         self._finished: State = {}  # the last state, from the merge until the next fit
         self._last_module: ref[LightningModule] | None = None
@@ -163,6 +170,7 @@ class SignInCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that the optimizers train every weight and that a checkpoint to resume is from a sparse run."""
         self._ongoing.check()
+        self.weight_decay_in_words = self._ongoing.ongoing.weight_decay
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Get ready to train; on resuming, restore the random generators."""

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_signin.callback.messages import Reached, say_untrained
+from lightning_signin.callback.messages import Reached, say_decays, say_untrained
 from lightning_signin.callback.schedule import RescaleSchedule
 from lightning_signin.callback.scoring.first_call import FirstCall
 from lightning_signin.callback.sharpness import Curvature
@@ -18,6 +18,7 @@ from lightning_signin.callback.start import Start
 from lightning_signin.core.numbers import whole_number
 from lightning_signin.core.optimizer_rescale import MOMENTUM, StateAtRescale
 from lightning_signin.core.optimizers import add_frobenius_decay_, check_optimizers
+from lightning_signin.core.weight_decay import WEIGHT_DECAY, ThetaDecay, decay_theta, decays_of
 from lightning_signin.core.weights import sign_in_weights, sparse_weights
 from lightning_signin.errors import SignInError, told_if_altered, warn
 from lightning_signin.masks.build import check_choice
@@ -41,6 +42,7 @@ class TrainingOptions:
 
     schedule: RescaleSchedule
     rescale_momentum: str
+    weight_decay: str
     frobenius_decay: float
     log_layers: bool
     warmup_epochs: int | None
@@ -50,6 +52,7 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         check_choice("rescale_momentum", self.rescale_momentum, MOMENTUM)
+        check_choice("weight_decay", self.weight_decay, WEIGHT_DECAY)
         check_choice("sharpness_mode", self.sharpness_mode, ("eval", "train"))
         if not self.frobenius_decay >= 0:
             raise SignInError(f"`frobenius_decay` must be at least 0, got {self.frobenius_decay}. The paper uses 1e-4.")
@@ -83,6 +86,8 @@ class Training:
         self.first_call = None if is_checked else FirstCall(trainer, module)
         self.updates: MaskUpdates | None = None
         self.decay = start.form.decay()
+        self._theta_decay: ThetaDecay | None = None
+        self.weight_decay = ""  # in words, when the optimizers are known
         self._decaying = [factor for weight in sign_in_weights(module).values() for factor in weight.factors]
         self._seen = (-1, -1)
         self._losses = torch.zeros(2, dtype=torch.float64)  # sum and number of this epoch's losses
@@ -98,6 +103,11 @@ class Training:
             products = sign_in_weights(self.module).values()
             StateAtRescale(self.options.rescale_momentum, self.trainer.optimizers, products)
         say_untrained(self.module, self.trainer.optimizers)
+        if self.options.weight_decay == "theta":
+            self._theta_decay = decay_theta(self.module, self.trainer.optimizers)
+        decays = decays_of(self.weights.values(), self.trainer.optimizers)
+        on_factors = self.options.weight_decay == "factors" and bool(self._decaying)
+        self.weight_decay = say_decays(decays, self.options.frobenius_decay, "m and w" if on_factors else "θ")
 
     def begin(self) -> None:
         """Record the signs that flips are counted from, and set up the mask updates."""
@@ -183,9 +193,11 @@ class Training:
         return numbers, layer_numbers(self.module, self.flips) if self.options.log_layers else {}
 
     def close(self) -> None:
-        """Detach from the weights."""
+        """Detach from the weights and the optimizers."""
         if self.first_call is not None:
             self.first_call.close()
+        if self._theta_decay is not None:
+            self._theta_decay.remove()
         if self.updates is not None:
             self.updates.close()
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_signin.core.optimizer_parts import bare, distributes, holds_tensors, states_of, wrapped
-from lightning_signin.core.optimizer_trial import Trial, TrialError, remembers
+from lightning_signin.core.optimizer_trial import Trial, TrialError, remembers, settings_of
 from lightning_signin.core.weights import SparseWeight
 from lightning_signin.errors import SignInError, warn
 
@@ -94,19 +94,10 @@ _RULES: WeakKeyDictionary[Optimizer, dict[Any, _Rule]] = WeakKeyDictionary()
 
 def _rule(optimizer: Optimizer, group: dict[str, Any]) -> _Rule:
     known = _RULES.setdefault(optimizer, {})
-    settings = tuple((key, _kind(value)) for key, value in group.items() if key not in ("params", "param_names", "lr"))
+    settings = settings_of(group)
     if settings not in known:
         known[settings] = _tried(optimizer, group)
     return known[settings]
-
-
-def _kind(setting: Any) -> Any:
-    """What of a setting may decide which state there is: all but the size of numbers, which schedules change."""
-    if isinstance(setting, list | tuple):
-        return tuple(map(_kind, setting))
-    if isinstance(setting, int | float) and not isinstance(setting, bool):
-        return setting != 0
-    return setting if isinstance(setting, bool | str) else type(setting)
 
 
 def _tried(optimizer: Optimizer, group: dict[str, Any]) -> _Rule:

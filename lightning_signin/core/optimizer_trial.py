@@ -24,6 +24,11 @@ class TrialError(SignInError):
     """An optimizer cannot be tried. The message is a reason, without the optimizer's name."""
 
 
+def settings_of(group: dict[str, Any]) -> tuple[Any, ...]:
+    """What of a group's settings may decide how it is trained, to remember trials by: not the size of numbers."""
+    return tuple((key, _kind(value)) for key, value in group.items() if key not in ("params", "param_names", "lr"))
+
+
 def fresh_state(optimizer: Optimizer, group: dict[str, Any], ndim: int = 1) -> dict[str, Any]:
     """The state that an optimizer makes for a parameter of 3, 3 × 3, … ones in a group, whose gradient is zero.
 
@@ -211,3 +216,11 @@ def _shadows(part: Optimizer, key: str, value: Any) -> bool:
 
 def _as(given: Any, value: Any) -> Any:
     return torch.full_like(given, value) if isinstance(given, Tensor) else value
+
+
+def _kind(setting: Any) -> Any:
+    if isinstance(setting, list | tuple):
+        return tuple(map(_kind, setting))
+    if isinstance(setting, int | float) and not isinstance(setting, bool):
+        return setting != 0
+    return setting if isinstance(setting, bool | str) else type(setting)

@@ -22,6 +22,7 @@ callback/lightning_internals.py:
 - The class of a training loader, with another ``__iter__``: `Recorder`, `Recorder.detach` (randomness/replay.py), the
   latter at the end of a fit.
 - The workers of a loader that keeps them: `LightningData` (callback/scoring/data.py), until its `close`.
+- Hooks before an optimizer's step: `ThetaDecay` (core/weight_decay.py), until its `remove`.
 - Of copies that are thrown away or are the result, never undone: the attributes of an optimizer's twin
   (core/optimizer_trial.py), `zero_grad` and `step` of modules and optimizers that are scored
   (callback/scoring/trainer.py), layers of a copy for inference (export/sparse/convert.py).
@@ -149,6 +150,26 @@ def without_torch_function() -> Any:
 def without_step_hooks() -> dict[str, Any]:
     """The attributes of an optimizer to which no hook around its step was given."""
     return {"_optimizer_step_pre_hooks": OrderedDict(), "_optimizer_step_post_hooks": OrderedDict()}
+
+
+def multiplied_each(tensors: list[Tensor], others: list[Tensor]) -> list[Tensor]:
+    """Each tensor of a list times that of another, in one call; torch's optimizers work so, through private names."""
+    return list(torch._foreach_mul(tensors, others))
+
+
+def multiply_each_(tensors: list[Tensor], by: Any) -> None:
+    """Multiply each by a number or a scalar tensor, in place; see `multiplied_each`."""
+    torch._foreach_mul_(tensors, by)
+
+
+def subtract_each_(tensors: list[Tensor], others: list[Tensor]) -> None:
+    """Subtract from each that of another list, in place; see `multiplied_each`."""
+    torch._foreach_sub_(tensors, others)
+
+
+def add_each_(tensors: list[Tensor], others: list[Tensor], times: float) -> None:
+    """Add to each that of another list, times a number, in place; see `multiplied_each`."""
+    torch._foreach_add_(tensors, others, alpha=times)
 
 
 def is_transformed(tensor: Tensor) -> bool:

@@ -80,7 +80,8 @@ class Classifier(LightningModule):
         classes: Number of classes.
         lr: Peak learning rate, reached after ``warmup`` of the steps and then falling linearly to 0.
         momentum: Momentum of SGD.
-        weight_decay: For all parameters; keep it 0 if the callback's ``frobenius_decay`` takes its place (Table 5).
+        weight_decay: For all parameters, on θ of sparse ones unless the callback says otherwise; keep it 0 if its
+            ``frobenius_decay`` takes its place (Table 5).
         warmup: Fraction of the steps, in (0, 1).
         optimizer: "sgd", or "adamw", whose decay is decoupled from the gradient.
         label_smoothing: Share of each label that is spread evenly over all classes, in training.

@@ -186,6 +186,6 @@ def _name(number: int, cell: Cell) -> str:
 
 
 def _result(trial: FrozenTrial) -> Result:
-    result = {name: trial.user_attrs.get(name) for name in ("measured", "error", "seconds", "warnings")}
+    result = {name: trial.user_attrs.get(name) for name in ("measured", "error", "seconds", "warnings", "weight_decay")}
     cell = _cell(trial)
     return Result(cell, f"runs/{_name(trial.number, cell)}", **result)

@@ -22,6 +22,7 @@ class Result:
         error: Why it failed.
         seconds: How long it took.
         warnings: Its warnings; None if it has not ended.
+        weight_decay: What decayed its sparse weights, in words; None if it is not known.
     """
 
     cell: Cell
@@ -30,6 +31,7 @@ class Result:
     error: str | None = None
     seconds: float | None = None
     warnings: list[str] | None = None
+    weight_decay: str | None = None
 
     @property
     def is_finished(self) -> bool:

@@ -22,6 +22,7 @@ class Summary:
         asked: For each place, the number of planned runs.
         troubles: The runs without a value, and why they have none.
         warnings: For each warning, the cells whose runs gave it.
+        decays: For each method, what decayed its sparse weights.
     """
 
     metric: str
@@ -32,6 +33,7 @@ class Summary:
     asked: dict[Place, int]
     troubles: list[tuple[Result, str]]
     warnings: dict[str, list[Cell]]
+    decays: dict[str, list[str]]
 
     @property
     def label(self) -> str:
@@ -74,6 +76,10 @@ def summarize(results: Sequence[Result], metric: str, methods_first: Sequence[st
     for result in results:
         for text in result.warnings or ():
             warnings.setdefault(text, []).append(result.cell)
+    decays: dict[str, dict[str, None]] = {}
+    for result in results:
+        if result.weight_decay:
+            decays.setdefault(result.cell.method, {})[result.weight_decay] = None
     return Summary(
         metric=metric,
         percent=percent,
@@ -83,4 +89,5 @@ def summarize(results: Sequence[Result], metric: str, methods_first: Sequence[st
         asked={place: places.count(place) for place in places},
         troubles=troubles,
         warnings=warnings,
+        decays={method: list(found) for method, found in decays.items()},
     )

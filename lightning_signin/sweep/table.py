@@ -20,6 +20,12 @@ def markdown(summary: Summary) -> str:
             f"Difference from {summary.methods[0]}, paired by seed" + (", in points" if summary.percent else ""),
             _table(summary, others, lambda method, sparsity: _difference_cell(summary, method, sparsity)),
         ]
+    if summary.decays:
+        found = {method: "; ".join(decays) for method, decays in summary.decays.items()}
+        same = set(found.values()) if len(found) == len(summary.methods) else set()
+        each = "\n".join(f"- {method}: {decay}" for method, decay in found.items())
+        of_all = f"Weight decay of the sparse weights, with every method: {next(iter(same), '')}"
+        parts += [of_all] if len(same) == 1 else ["Weight decay of the sparse weights:", each]
     if summary.troubles:
         lines = (f"- {result.cell}: {_in_line(why)}" for result, why in summary.troubles)
         parts += ["Runs without a number:", "\n".join(lines)]

@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 
+from lightning_signin.callback import SignInCallback
 from lightning_signin.errors import SignInError
 from lightning_signin.lightning_cli.fit import SignInCLI, silence_lightning
 from lightning_signin.weightfiles.files.paths import write_whole
@@ -46,7 +47,7 @@ class TrialCLI(SignInCLI):
 
 
 def run_trial(arguments: list[str]) -> dict[str, Any]:
-    """Run ``fit`` with these arguments; return ``measured``, or the ``error`` that ended it, and ``warnings``."""
+    """Run ``fit``; return what it ``measured``, its ``weight_decay`` in words, or its ``error``, and ``warnings``."""
     with _kept_warnings() as kept:
         try:
             silence_lightning()
@@ -58,7 +59,9 @@ def run_trial(arguments: list[str]) -> dict[str, Any]:
             line = str(error).strip().partition("\n")[0]
             reason = line if isinstance(error, Diverged) else f"{type(error).__name__}: {line}"
             return {"error": reason, "warnings": kept}
-        return {"measured": cli.measured, "warnings": kept}
+        callbacks: Any = [callback for callback in cli.trainer.callbacks if isinstance(callback, SignInCallback)]  # type: ignore[attr-defined]
+        decays = "; ".join(callback.weight_decay_in_words for callback in callbacks)
+        return {"measured": cli.measured, "warnings": kept, "weight_decay": decays}
 
 
 @contextmanager

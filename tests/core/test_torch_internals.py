@@ -121,6 +121,15 @@ def step_hooks():
     assert not called
 
 
+def foreach():
+    ones, twos = [torch.ones(2), torch.ones(1)], [torch.full((2,), 2.0), torch.full((1,), 2.0)]
+    sixes = insides.multiplied_each(twos, [3 * one for one in ones])
+    insides.multiply_each_(twos, torch.tensor(0.5))
+    insides.subtract_each_(sixes, twos)
+    insides.add_each_(sixes, ones, -2.0)
+    assert [value.tolist() for value in (*twos, *sixes)] == [[1, 1], [1], [3, 3], [3]]
+
+
 def functorch():
     found = []
     torch.func.vmap(lambda x: found.append(insides.is_transformed(x)) or x)(torch.ones(2))
@@ -347,6 +356,7 @@ CONTRACTS = {
     "nn.RNNBase._flat_weights_names": flat_weights_names,
     "nn.RNNBase._init_flat_weights, _update_flat_weights, flatten_parameters": flat_weights_methods,
     "Optimizer._optimizer_step_pre_hooks, _optimizer_step_post_hooks": step_hooks,
+    "torch._foreach_mul, _foreach_mul_, _foreach_sub_, _foreach_add_": foreach,
     "torch._C._are_functorch_transforms_active": functorch,
     "torch.autograd.forward_ad._current_level": forward_level,
     "torch._C._functorch.is_legacy_batchedtensor": legacy_batched,

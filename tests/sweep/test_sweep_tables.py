@@ -45,6 +45,16 @@ def test_warnings_stand_below_the_table_once_with_their_runs():
     assert text.endswith("\n\nWarnings:\n\n- plain-0.9-seed0 and 2 more: hm so\n")
 
 
+def test_table_says_what_decayed_the_weights_of_each_method():
+    plain, product = (results_of({name: {0: 0.7, 1: 0.7}}) for name in ("plain", "sign-in"))
+    on_theta = [replace(result, weight_decay="0.1 on θ") for result in [*plain, *product]]
+    text = markdown(summarize(on_theta, "test_acc"))
+    assert text.endswith("\n\nWeight decay of the sparse weights, with every method: 0.1 on θ\n")
+    on_both = [*on_theta[:2], *(replace(result, weight_decay="0.1 on m and w") for result in product)]
+    text = markdown(summarize(on_both, "test_acc"))
+    assert text.endswith("Weight decay of the sparse weights:\n\n- plain: 0.1 on θ\n- sign-in: 0.1 on m and w\n")
+
+
 def test_other_metrics_are_no_percents():
     summary = summarize(results_of({"plain": {0: 1234.4}}, "val_loss"), "val_loss")
     assert summary.label == "val_loss"

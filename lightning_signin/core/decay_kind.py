@@ -1,0 +1,71 @@
+"""How an optimizer applies its ``weight_decay``: found out by trying it, as with `Trial`."""
+
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_signin.core.optimizer_trial import Trial, TrialError, settings_of
+
+Kind = Literal["coupled", "coupled, maximizing", "decoupled", "none"]
+_DECAY = 0.125
+_RATES = (0.02, 0.005)  # two, because some decay by the square of the rate
+_START = torch.tensor([1.0, -2.0, 0.5])
+_GRADIENTS = torch.tensor([[0.3, 0.1, -0.2], [-0.1, 0.4, 0.2], [0.2, -0.3, 0.1]])
+_KINDS: WeakKeyDictionary[Optimizer, dict[Any, Kind | None]] = WeakKeyDictionary()
+
+
+def decay_kind(optimizer: Optimizer, group: dict[str, Any], ndim: int = 1) -> Kind | None:
+    """How an optimizer decays the parameters of a group.
+
+    Args:
+        optimizer: One that wraps no other.
+        group: One of its groups, with a ``weight_decay``.
+        ndim: The number of dimensions of the parameters.
+
+    Returns:
+        "coupled" if λp is added to the gradient g of a parameter p, as SGD and Adam do ("coupled, maximizing" if g is
+        negated first); "decoupled" if p is multiplied by 1 − lr · λ, as AdamW does; "none" if nothing decays; None for
+        any other form.
+
+    Example:
+        >>> adam = torch.optim.Adam([torch.zeros(3)], weight_decay=0.1)
+        >>> decay_kind(adam, adam.param_groups[0])
+        'coupled'
+    """
+    known = _KINDS.setdefault(optimizer, {})
+    key = (settings_of(group), ndim)
+    if key not in known:
+        try:
+            known[key] = _tried(optimizer, group, ndim)
+        except TrialError:
+            known[key] = None
+    return known[key]
+
+
+def _tried(optimizer: Optimizer, group: dict[str, Any], ndim: int) -> Kind | None:
+    kinds: tuple[Kind, ...] = ("none", "coupled", "coupled, maximizing", "decoupled")
+    own = [_after(optimizer, group, ndim, rate, None) for rate in _RATES]
+    for kind in kinds:
+        ends = [_after(optimizer, group, ndim, rate, kind) for rate in _RATES]
+        if all(torch.allclose(one, other, rtol=1e-5, atol=1e-6) for one, other in zip(own, ends, strict=True)):
+            return kind
+    return None
+
+
+def _after(optimizer: Optimizer, group: dict[str, Any], ndim: int, rate: float, kind: Kind | None) -> Tensor:
+    """A parameter after three steps: with the optimizer's own decay, or with the decay of a kind in its place."""
+    decay = _DECAY if kind is None else 0.0
+    trial = Trial(optimizer, group, _matrix(_START, ndim), lr=rate, weight_decay=decay)
+    sign = {"coupled": 1, "coupled, maximizing": -1}.get(kind or "none", 0)
+    for gradient in _GRADIENTS:
+        if kind == "decoupled":
+            trial.put(trial.values * (1 - rate * _DECAY))
+        trial.step(_matrix(gradient, ndim) + sign * _DECAY * trial.values.cpu(), closure=True)
+    return trial.values
+
+
+def _matrix(values: Tensor, ndim: int) -> Tensor:
+    return values.view(-1, *[1] * (ndim - 1)).expand((3,) * ndim)

@@ -1,0 +1,162 @@
+"""The optimizer's ``weight_decay`` acts on θ = m ⊙ w instead of on m and w."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from lightning_signin.core.decay_kind import decay_kind
+from lightning_signin.core.optimizer_parts import parts_of, wrapped
+from lightning_signin.core.torch_internals import add_each_, multiplied_each, multiply_each_, subtract_each_
+from lightning_signin.core.weights import SparseWeight, sign_in_weights
+from lightning_signin.errors import SignInError, warn
+
+WEIGHT_DECAY = ("theta", "factors")
+
+
+def decay_theta(module: nn.Module, optimizers: Iterable[Optimizer]) -> "ThetaDecay":
+    r"""Let the ``weight_decay`` λ of optimizers act on θ = m ⊙ w, as it does on a plain weight.
+
+    Without it, as after `sparsify` alone, λ acts on m and on w, which pulls small θ to zero like an L1 penalty.
+
+    Where decay is decoupled (AdamW), θ is multiplied by 1 − lr · λ in every step, and m and w by the root of that each,
+    so m² − w² shrinks as θ does until the next rescale. Where it is coupled (SGD, Adam), the gradient of
+    :math:`\frac{λ}{2} \|m ⊙ w\|^2` takes the place of that of :math:`\frac{λ}{2} (\|m\|^2 + \|w\|^2)`: λθw for m and
+    λθm for w, after clipping. The groups of the optimizers stay as they are, so schedules of λ work. With a
+    parametrization θ = ψ(m ⊙ w), m ⊙ w decays.
+
+    Args:
+        module: A module after `sparsify`. Weights that are no product are left alone: there λ acts on θ already.
+        optimizers: Those that train it.
+
+    Returns:
+        A handle; its `remove` ends it.
+
+    Example:
+        >>> from lightning_signin import effective_weights, plain_view, sparsify
+        >>> net = sparsify(nn.Linear(8, 8), sparsity=0.5)
+        >>> with plain_view(net):
+        ...     optimizer = torch.optim.AdamW(net.parameters(), lr=0.1, weight_decay=0.5)
+        >>> handle = decay_theta(net, [optimizer])
+        >>> before = effective_weights(net)["weight"]
+        >>> (0 * net(torch.ones(1, 8))).sum().backward()
+        >>> optimizer.step()
+        >>> torch.allclose(effective_weights(net)["weight"], 0.95 * before)
+        True
+    """
+    return ThetaDecay(sign_in_weights(module).values(), optimizers)
+
+
+class ThetaDecay:
+    """See `decay_theta`.
+
+    The optimizer goes on to decay m and w by itself. Before it does, m and w, or their gradients, are changed by as
+    much as the two decays differ.
+
+    Args:
+        weights: Products.
+        optimizers: Those that train them.
+    """
+
+    def __init__(self, weights: Iterable[SparseWeight], optimizers: Iterable[Optimizer]) -> None:
+        self._other: dict[int, Tensor] = {}
+        for weight in weights:
+            m, w = weight.factors
+            self._other |= {id(m): w, id(w): m}
+        self._said: set[str] = set()
+        steppers = {id(part): part for optimizer in optimizers for part in parts_of(optimizer) if not wrapped(part)}
+        self._handles: list[RemovableHandle] = [
+            optimizer.register_step_pre_hook(self._before_step) for optimizer in steppers.values()
+        ]
+        for optimizer in steppers.values():
+            for group in optimizer.param_groups:
+                if group.get("weight_decay") and (held := self._held(group)):
+                    self._kind(optimizer, group, held[0].ndim)
+
+    def remove(self) -> None:
+        """Let the optimizers decay m and w again."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _held(self, group: dict[str, Any]) -> list[Tensor]:
+        return [parameter for parameter in group["params"] if id(parameter) in self._other]
+
+    def _kind(self, optimizer: Optimizer, group: dict[str, Any], ndim: int) -> str | None:
+        kind = decay_kind(optimizer, group, ndim)
+        name = type(optimizer).__name__
+        if kind is None and name not in self._said:
+            self._said.add(name)
+            warn(
+                f"The `weight_decay` of {name} is neither added to the gradient nor a factor 1 − lr · λ, so it acts on "
+                "m and w, and not on θ. Set it to 0, use SGD, Adam or AdamW, or pass weight_decay='factors' to "
+                "SignInCallback if that is intended."
+            )
+        return kind
+
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self._change_(optimizer, first=True)
+            return None
+        calls: list[int] = []
+
+        # Lightning computes and clips the gradients in the closure.
+        def and_change() -> Any:
+            loss = closure()
+            self._change_(optimizer, first=not calls)
+            calls.append(1)
+            return loss
+
+        return (args[:1], {**kwargs, "closure": and_change})
+
+    @torch.no_grad()
+    def _change_(self, optimizer: Optimizer, first: bool) -> None:
+        for group in optimizer.param_groups:
+            decay = group.get("weight_decay") or 0.0
+            held = [factor for factor in self._held(group) if factor.grad is not None] if decay else []
+            kind = self._kind(optimizer, group, held[0].ndim) if held else None
+            if kind == "decoupled" and first:
+                _undo_half_(held, _kept(group["lr"], decay), getattr(optimizer, "found_inf", None))
+            elif kind is not None and kind.startswith("coupled"):
+                others = [self._other[id(factor)] for factor in held]
+                sign = -1 if "maximizing" in kind else 1
+                _exchange_gradients_(held, others, sign * float(decay), getattr(optimizer, "grad_scale", None))
+
+
+def _undo_half_(factors: list[Tensor], kept: Any, found_inf: Tensor | None) -> None:
+    """Divide by √kept, where the optimizer multiplies by what is kept next, if it does not skip the step."""
+    times = kept**-0.5
+    if found_inf is not None:
+        ones = torch.ones_like(found_inf, dtype=factors[0].dtype)
+        times = torch.where(found_inf == 0, ones * times, ones)
+    multiply_each_(factors, times)
+
+
+def _exchange_gradients_(factors: list[Tensor], others: list[Tensor], decay: float, grad_scale: Tensor | None) -> None:
+    """Add λ(θw − m) to the gradient of m, where the optimizer adds λm next."""
+    differences = multiplied_each(multiplied_each(factors, others), others)
+    subtract_each_(differences, factors)
+    if grad_scale is not None:  # fused optimizers divide the gradients by it in their step
+        multiply_each_(differences, grad_scale)
+    add_each_([factor.grad for factor in factors], differences, decay)  # type: ignore[misc]
+
+
+def _kept(lr: Any, decay: Any) -> Any:
+    kept = 1 - lr * decay
+    if not isinstance(kept, Tensor) and kept <= 0:
+        raise SignInError(
+            f"The learning rate {lr} times the optimizer's `weight_decay` {decay} is {lr * decay}: it must be below 1, "
+            "or θ would be turned around in every step."
+        )
+    return kept
+
+
+def decays_of(weights: Iterable[SparseWeight], optimizers: Iterable[Optimizer]) -> list[float]:
+    """The values of ``weight_decay`` in the groups that train weights, each once, in ascending order."""
+    factors = {id(weight.factors[0]) for weight in weights}
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    training = [group for group in groups if any(id(parameter) in factors for parameter in group["params"])]
+    return sorted({float(group.get("weight_decay") or 0.0) for group in training})

@@ -50,17 +50,14 @@ class SignInCallback(Callback):
             e.g. ``STR(s_init=-5)``. "plain" is θ itself: the baseline "Random" of the paper's Table 3.
         beta: The scaling β > 0, or a dict of glob pattern on plain names → β.
         rescale_every_n_epochs: p; None never rescales ("m ⊙ w" of Table 14).
-        rescale_every_n_steps: Counts optimizer steps (``trainer.global_step``) instead; needs
-            ``rescale_every_n_epochs=None``.
+        rescale_every_n_steps: In optimizer steps (``trainer.global_step``); needs ``rescale_every_n_epochs=None``.
         rescale_until: T₂: the first epoch without rescales (int), or a fraction of the run (float).
         rescale_momentum: What a rescale does to the optimizer's momentum: "carry" it over to the new factors, "keep"
             it (Listing 1; works with every optimizer without copies of the parameters), or "clear" it.
-        weight_decay: What the optimizer's ``weight_decay`` acts on: "theta", as it does on plain weights, in every
-            parametrization ("str" and "powerprop": on v), or "factors", that is m and w each (Table 5 for ImageNet),
-            a stronger pull to 0 like L1. With SGD and Adam it is added to the gradient, with AdamW it is decoupled.
-        frobenius_decay: λ ≥ 0: adds the gradient of (λ/2)·‖m ⊙ w‖², so that λ is comparable to ``weight_decay`` on θ.
-            The paper's loss term λ‖m ⊙ w‖² is 2λ here. Set the optimizer's ``weight_decay`` of these weights to 0:
-            two decays are a warning.
+        weight_decay: What the optimizer's ``weight_decay`` acts on: "theta" as on plain weights ("str", "powerprop":
+            v), or "factors", m and w each (the paper on ImageNet, Table 5), a stronger pull to 0 like L1.
+        frobenius_decay: λ ≥ 0: adds the gradient of (λ/2)·‖m ⊙ w‖² (the paper's λ‖m ⊙ w‖² is 2λ here), in place of the
+            optimizer's ``weight_decay``: both at once are a warning.
         log_layers: Also log sign flips, density and scaling of every layer.
         warmup_epochs: Log sign flips from the start to the end of this many epochs, and since then (Figure 1).
         sharpness_every_n_epochs: Log the sharpness after every n-th epoch: the largest eigenvalue of the Hessian of the
@@ -148,7 +145,6 @@ class SignInCallback(Callback):
         )
         self.exports = parse_exports(export)
         self.sparsify: Sparsify = self.start.sparsify
-        self.weight_decay_in_words = ""  # of the last fit
         self._fit: Fit | None = None  # from `setup` to the merge
         self._finished: State = {}  # the last state, from the merge until the next fit
         self._last_module: ref[LightningModule] | None = None
@@ -170,7 +166,6 @@ class SignInCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that the optimizers train every weight and that a checkpoint to resume is from a sparse run."""
         self._ongoing.check()
-        self.weight_decay_in_words = self._ongoing.ongoing.weight_decay
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Get ready to train; on resuming, restore the random generators."""

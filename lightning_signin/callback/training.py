@@ -209,6 +209,7 @@ class Training:
             "updates": self._to_load if self.updates is None else self.updates.state(),
             "decay": None if self.decay is None else self.decay.state(),
             "losses": self._losses.clone(),
+            "weight_decay": self.weight_decay,
         }
 
     def load(self, state: State) -> None:

@@ -59,8 +59,8 @@ def run_trial(arguments: list[str]) -> dict[str, Any]:
             line = str(error).strip().partition("\n")[0]
             reason = line if isinstance(error, Diverged) else f"{type(error).__name__}: {line}"
             return {"error": reason, "warnings": kept}
-        callbacks: Any = [callback for callback in cli.trainer.callbacks if isinstance(callback, SignInCallback)]  # type: ignore[attr-defined]
-        decays = "; ".join(callback.weight_decay_in_words for callback in callbacks)
+        ours: Any = [callback for callback in cli.trainer.callbacks if isinstance(callback, SignInCallback)]  # type: ignore[attr-defined]
+        decays = "; ".join(callback.state_dict()["weight_decay"] for callback in ours)
         return {"measured": cli.measured, "warnings": kept, "weight_decay": decays}
 
 

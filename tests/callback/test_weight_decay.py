@@ -101,7 +101,7 @@ def test_optimizer_is_as_it_was_after_the_fit():
     runner = fit(module, sign_in)
     (optimizer,) = runner.optimizers
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1]
-    assert sign_in.weight_decay_in_words == "0.1 on θ"
+    assert sign_in.state_dict()["weight_decay"] == "0.1 on θ"
     assert not optimizer._optimizer_step_pre_hooks
 
 
@@ -111,7 +111,7 @@ def test_two_decays_are_told():
         UserWarning, match=r"decay twice: by `frobenius_decay`=0.001 and by the optimizer's `weight_decay"
     ):
         fit(seeded("AdamW"), sign_in, max_steps=1)
-    assert sign_in.weight_decay_in_words == "0.01 on m and w and 0.001 on θ (frobenius_decay)"
+    assert sign_in.state_dict()["weight_decay"] == "0.01 on m and w and 0.001 on θ (frobenius_decay)"
 
 
 def test_what_decays_must_be_known():

@@ -12,7 +12,7 @@ What is put into the place of something of Lightning, and where it is undone; fo
   `Fit` closes however a fit ends.
 - `strict_loading` of the module while a checkpoint is loaded into a sharded one: `loads_any_entries`, below, until the
   end of its context.
-- `max_epochs` of the fit loop while the steps of a run are counted: `Training` (callback/training.py), at once.
+- `max_epochs` of the fit loop while the steps of a run are counted: `total_steps` (callback/schedule.py), at once.
 - The restart stage of the loops, when a checkpoint is from an epoch's end: `leave_restart`, below; Lightning leaves it
   itself after the first batch.
 - Of copies that are scored and thrown away, never undone: `log`, `log_dict`, `print`, `manual_backward` and `trainer`

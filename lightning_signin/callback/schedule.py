@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from math import inf
 
+from lightning.pytorch import Trainer
+
 from lightning_signin.core.numbers import exact
 from lightning_signin.errors import SignInError
 
@@ -102,3 +104,30 @@ class RescaleSchedule:
 
 def _ends(limit: int | None) -> bool:
     return limit is not None and limit >= 0
+
+
+def total_steps(trainer: Trainer, max_epochs: int | None) -> int:
+    """The length of a run in optimizer steps.
+
+    Args:
+        trainer: Its fit loop counts.
+        max_epochs: What the fit loop had before another callback changed it.
+
+    Returns:
+        The number of steps.
+
+    Raises:
+        SignInError: If it is unknown.
+    """
+    loop = trainer.fit_loop
+    in_force, loop.max_epochs = loop.max_epochs, max_epochs
+    try:
+        total = trainer.estimated_stepping_batches
+    finally:
+        loop.max_epochs = in_force
+    if total == inf or total < 0:  # −1: data without a length
+        raise SignInError(
+            "The length of the run is unknown, but the schedule of the mask or the decay depends on it. Give the "
+            "Trainer `max_epochs` and data that has a length, or `max_steps`."
+        )
+    return int(total)

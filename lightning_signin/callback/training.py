@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_signin.callback.messages import Reached, say_decays, say_untrained
-from lightning_signin.callback.schedule import RescaleSchedule
+from lightning_signin.callback.schedule import RescaleSchedule, total_steps
 from lightning_signin.callback.scoring.first_call import FirstCall
 from lightning_signin.callback.sharpness import Curvature
 from lightning_signin.callback.start import Start
@@ -120,7 +120,7 @@ class Training:
                 self.module,
                 self.start.rule,
                 self.trainer.optimizers,
-                total_steps=self._total_steps(),
+                total_steps=total_steps(self.trainer, self.max_epochs),
                 sparsity=self.start.sparsity,
                 distribution=self.start.distribution,
                 structure=self.start.structure,  # type: ignore[arg-type]
@@ -184,7 +184,7 @@ class Training:
             losses: Any = self.trainer.strategy.reduce(self._losses.to(self.module.device), reduce_op="sum")
             norm = sum(weight.values().abs().sum(dtype=torch.float64).item() for weight in self.weights.values())
             loss = (losses[0] / losses[1]).item() if losses[1] else None
-            self.decay.epoch_ended(loss, norm, self.trainer.global_step / self._total_steps())
+            self.decay.epoch_ended(loss, norm, self.trainer.global_step / total_steps(self.trainer, self.max_epochs))
             self._losses.zero_()
         every = self.options.sharpness_every_n_epochs
         if self.curvature is not None and every is not None and epochs % every == 0:
@@ -244,17 +244,3 @@ class Training:
                 f"{name} is not finite at the end of epoch {self.trainer.current_epoch}: the training loss or a "
                 f"gradient was not finite. {ADVICE}"
             )
-
-    def _total_steps(self) -> int:
-        loop = self.trainer.fit_loop
-        in_force, loop.max_epochs = loop.max_epochs, self.max_epochs
-        try:
-            total = self.trainer.estimated_stepping_batches
-        finally:
-            loop.max_epochs = in_force
-        if total == inf or total < 0:  # −1: data without a length
-            raise SignInError(
-                "The length of the run is unknown, but the schedule of the mask or the decay depends on it. Give the "
-                "Trainer `max_epochs` and data that has a length, or `max_steps`."
-            )
-        return int(total)

@@ -52,8 +52,8 @@ class SignInCallback(Callback):
         rescale_every_n_epochs: p; None never rescales ("m ⊙ w" of Table 14).
         rescale_every_n_steps: In optimizer steps (``trainer.global_step``); needs ``rescale_every_n_epochs=None``.
         rescale_until: T₂: the first epoch without rescales (int), or a fraction of the run (float).
-        rescale_momentum: At a rescale, "carry" the momentum over to the new factors, "keep" it (Listing 1) or "clear" it.
-        weight_decay: The optimizer's acts on "theta", as on plain weights, or on "factors", m and w (Table 5, ImageNet).
+        rescale_momentum: At a rescale, "carry" momentum over to the new factors, "keep" (Listing 1) or "clear" it.
+        weight_decay: The optimizer's acts on "theta", as on plain weights, or "factors", m and w (Table 5, ImageNet).
         frobenius_decay: λ ≥ 0: adds the gradient of (λ/2)·‖m ⊙ w‖² (the paper's λ‖m ⊙ w‖² is 2λ here), in place of the
             optimizer's ``weight_decay``: both at once are a warning.
         log_layers: Also log sign flips, density and scaling of every layer.

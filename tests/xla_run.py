@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from lightning_signin import merge_, plain_view, rescale_, sparsify
+from lightning_signin.callback.start import storage_of
 from lightning_signin.core.weights import sparse_weights
 from lightning_signin.updates import RigL
 from tests.small import BATCH, Small, callback, copies, data, seeded
@@ -112,7 +113,7 @@ def main(output: Path) -> None:
         places = {"accelerator": "cpu"}, {"accelerator": WithoutTPU(), "devices": 1}
         found[name] = [fit(options, name == "tied", **place) for place in places]
     trainer = Trainer(accelerator=WithoutTPU(), devices=1, logger=False)
-    found["of a module on the CPU"] = {kind: callback(storage=kind).start.storage_of(trainer) for kind in STORAGES}
+    found["of a module on the CPU"] = {kind: storage_of(callback(storage=kind).arguments, trainer) for kind in STORAGES}
     torch.save(found, output)
 
 

@@ -8,27 +8,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_signin.callback.two_packages import in_both
 from lightning_signin.export.formats import FORMATS, output_beside
-from lightning_signin.masks.build import check_choice
 from lightning_signin.weightfiles.files.paths import is_file, is_url
 from lightning_signin.weightfiles.saved import SavedWeights, read_weights
-
-_CHOICES = ("safetensors", "compressed")  # checkpoints exist already, and the other formats need an example input
-
-
-def parse_exports(names: str | Sequence[str] | None) -> tuple[str, ...]:
-    """The formats that the argument ``export`` names.
-
-    Raises:
-        SignInError: For other names than "safetensors" and "compressed".
-
-    Example:
-        >>> parse_exports("compressed"), parse_exports(None)
-        (('compressed',), ())
-    """
-    chosen = () if names is None else (names,) if isinstance(names, str) else tuple(names)
-    for name in chosen:
-        check_choice("export", name, _CHOICES)
-    return chosen
 
 
 def export_fit(trainer: Trainer, module: LightningModule, formats: Sequence[str], state: dict) -> None:
@@ -37,7 +18,7 @@ def export_fit(trainer: Trainer, module: LightningModule, formats: Sequence[str]
     Args:
         trainer: The trainer at the end of its fit.
         module: The module, merged; a sharded one as it is.
-        formats: As returned by `parse_exports`.
+        formats: See `parse_exports`.
         state: State of the callback, which knows what was kept and flipped.
     """
     if not formats:

@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
+from lightning_signin.arguments import Arguments
 from lightning_signin.callback.averaging import Averaging
 from lightning_signin.callback.fsdp import (
     check_agreement,
@@ -21,8 +22,8 @@ from lightning_signin.callback.lightning_internals import is_tuned
 from lightning_signin.callback.messages import say_start
 from lightning_signin.callback.resume_position import Position
 from lightning_signin.callback.resuming import NOT_SPARSE, STATE_KEY, VERSION, check_complete, check_same_run
-from lightning_signin.callback.start import Start
-from lightning_signin.callback.training import Training, TrainingOptions
+from lightning_signin.callback.start import in_words
+from lightning_signin.callback.training import Training
 from lightning_signin.callback.tuned import as_it_was
 from lightning_signin.callback.user_hooks import user_hooks
 from lightning_signin.callback.wrapped_hooks import wrapped_hooks
@@ -51,8 +52,7 @@ class Fit:
     Args:
         trainer: The trainer of the fit, in ``setup``.
         module: The module.
-        start: The arguments that decide masks and first factors.
-        options: What happens to the weights during training.
+        arguments: The arguments of the run.
         sparsify: Makes the complete module sparse, as `Start.sparsify` does.
         earlier: The state at the end of an earlier fit of the module, whose masks are kept; empty if there is none.
 
@@ -67,12 +67,11 @@ class Fit:
         self,
         trainer: Trainer,
         module: LightningModule,
-        start: Start,
-        options: TrainingOptions,
+        arguments: Arguments,
         sparsify: Sparsify,
         earlier: State,
     ) -> None:
-        self.trainer, self.module, self.start, self.options, self.earlier = trainer, module, start, options, earlier
+        self.trainer, self.module, self.arguments, self.earlier = trainer, module, arguments, earlier
         self.training: Training | None = None
         self._sparsify = sparsify
         self._origin: str | None = None  # of the masks, if the arguments do not imply it
@@ -80,10 +79,10 @@ class Fit:
         self._resumed = False
         self._last: State = {}  # the state at the end
         check_companions(trainer)
-        self._averaging = Averaging(trainer, module, start.rule is not None, self.end)
+        self._averaging = Averaging(trainer, module, arguments.rule is not None, self.end)
         check_one_file(trainer)
-        if start.form.rescales:
-            options.schedule.check_run(trainer.fit_loop.max_epochs, trainer.max_steps)
+        if arguments.form.rescales:
+            arguments.schedule.check_run(trainer.fit_loop.max_epochs, trainer.max_steps)
         self._position = Position(trainer)
         with ExitStack() as undo:
             undo.callback(self._position.detach)
@@ -110,7 +109,7 @@ class Fit:
             exchange_parameters(optimizer, {key: weight for key, (_, weight) in self._replaced.items()})
         self._replaced = {}
         self.ongoing.check()
-        say_start(self.module, self.start.in_words(self._origin))
+        say_start(self.module, in_words(self.arguments, self._origin))
 
     def begin(self) -> None:
         """Get ready to train; on resuming, restore the random generators."""
@@ -137,7 +136,8 @@ class Fit:
             return
         with told_if_altered("The checkpoint's state of SignInCallback"):
             check_complete(state)
-            check_same_run(state["arguments"], self.start.saved(), any_seed=self.start.seed is None)
+            here = self.arguments.that_are_same("resume")
+            check_same_run(state["arguments"], here, any_seed=self.arguments.seed is None)
             load_factor_state(self.module, state)
         with told_if_altered("The checkpoint's state of SignInCallback", ValueError):
             self.training.load(state)
@@ -162,7 +162,7 @@ class Fit:
         position = self._position.state(alone)
         if not position["epoch_complete"]:
             position["inexact"] += self._averaging.inexact_within_epochs()
-        return {"version": VERSION, "arguments": self.start.saved(), **state, "position": position}
+        return {"version": VERSION, "arguments": self.arguments.that_are_same("resume"), **state, "position": position}
 
     def state_as_if_ended(self) -> State:
         """The state that `end` would leave if the fit ended now, on this rank."""
@@ -202,7 +202,7 @@ class Fit:
         self._undo.enter_context(as_it_was(module) if is_tuned(trainer) else nullcontext())
         is_checked = True
         if sparse_weights(module):  # by `configure_model`, or by the last fit if it is sharded
-            check_agreement(module, self.start, self.options)
+            check_agreement(module, self.arguments)
             self._origin = "of `configure_model`"
         else:
             is_checked = self._sparsify(trainer, module, known, resumes)
@@ -212,7 +212,7 @@ class Fit:
             if not trainer.strategy.reduce_boolean_decision(same):
                 check_not_sharded(module)
                 load_factor_state(module, trainer.strategy.broadcast(factor_state(module)))
-        self.training = Training(trainer, module, self.start, self.options, is_checked)
+        self.training = Training(trainer, module, self.arguments, is_checked)
         weights = self.training.weights
         self._replaced = {id(parameters[n]): (parameters[n], w) for n, w in weights.items() if n in parameters}
         self._averaging.begin()

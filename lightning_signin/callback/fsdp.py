@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from lightning_signin.arguments import Arguments, default, of_stage
 from lightning_signin.callback.lightning_internals import loads_any_entries, saves_shards
 from lightning_signin.callback.resuming import NOT_SPARSE, STATE_KEY, check_complete
-from lightning_signin.callback.start import Start
-from lightning_signin.callback.training import TrainingOptions
 from lightning_signin.callback.two_packages import in_both
 from lightning_signin.core.sharded import EXPORT, has_shards, is_sharded
 from lightning_signin.core.weights import SparseWeight, sparse_weights
@@ -24,7 +22,6 @@ from lightning_signin.masks.distributions import budget
 from lightning_signin.weightfiles.factor_state import check_factor_state
 
 _ONE_FILE = "Pass ModelParallelStrategy(save_distributed_checkpoint=False): rank 0 writes one file."
-_OF_SPARSIFY = {"mask": "random", "flip_signs": 0.0, "beta": 1.0, "storage": "auto"}  # and None for the others
 _COMPARED = ("sparsity", "parametrization")
 
 
@@ -39,14 +36,13 @@ def check_one_file(trainer: Trainer) -> None:
         )
 
 
-def check_agreement(module: LightningModule, start: Start, options: TrainingOptions) -> None:
+def check_agreement(module: LightningModule, arguments: Arguments) -> None:
     """Check that the module's masks and factors agree with the callback's arguments.
 
     Args:
         module: A module after `sparsify`, complete.
-        start: The arguments that decide masks and first factors. Since the module already has both, they must be left
-            out, except ``sparsity`` and ``parametrization``, which are compared.
-        options: The other arguments.
+        arguments: The arguments of the run. Since the module already has masks and factors, those that decide them must
+            be left out, except ``sparsity`` and ``parametrization``, which are compared.
 
     Raises:
         SignInError: If they disagree, or ask for what a sharded module cannot do.
@@ -54,23 +50,23 @@ def check_agreement(module: LightningModule, start: Start, options: TrainingOpti
     weights = sparse_weights(module)
     for weight in weights.values():  # `fully_shard` may have moved the parameters, but not their indices
         weight.storage.follow(lambda probe, device=weight.factors[0].device: probe.to(device))  # type: ignore[misc]
-    for field in fields(start):
-        value = getattr(start, field.name)
-        if field.name not in (*_COMPARED, "update") and value != _OF_SPARSIFY.get(field.name):
+    for name in of_stage("start"):
+        value = getattr(arguments, name)
+        if name not in (*_COMPARED, "update") and value != default(name):
             raise SignInError(
-                f"`{field.name}`={value!r} of SignInCallback has no effect: `configure_model` has already called "
+                f"`{name}`={value!r} of SignInCallback has no effect: `configure_model` has already called "
                 "`sparsify`. Pass it there, and leave it out here."
             )
-    _check_sparsity(start, weights)
-    _check_parametrization(start, weights)
-    if start.rule is not None:
+    _check_sparsity(arguments, weights)
+    _check_parametrization(arguments, weights)
+    if arguments.rule is not None:
         raise SignInError(
-            f"`update`: {type(start.rule).__name__} does not move masks that `configure_model` has made. Leave out "
+            f"`update`: {type(arguments.rule).__name__} does not move masks that `configure_model` has made. Leave out "
             "`sparsify` there, and `fully_shard` as well: masks can move on one device and under DDP."
         )
     if not any(is_sharded(weight.factors[0]) for weight in weights.values()):
         return
-    if options.sharpness_every_n_epochs is not None:
+    if arguments.sharpness_every_n_epochs is not None:
         raise SignInError(
             "`sharpness_every_n_epochs` measures on a copy of the module, and FSDP2 modules cannot be copied. "
             "Leave it out; `lightning_signin.metrics.sharpness` measures the plain model with a checkpoint's weights."
@@ -126,23 +122,23 @@ def warn_of_shards() -> None:
     )
 
 
-def _check_sparsity(start: Start, weights: dict[str, SparseWeight]) -> None:
+def _check_sparsity(arguments: Arguments, weights: dict[str, SparseWeight]) -> None:
     kept, size = (
         sum(w.storage.active for w in weights.values()),
         sum(w.storage.shape.numel() for w in weights.values()),
     )
-    if start.sparsity is not None and kept != budget(start.sparsity, size):
+    if arguments.sparsity is not None and kept != budget(arguments.sparsity, size):
         raise SignInError(
             f"`configure_model` has called `sparsify`, which kept {kept} of {size} weights, but `sparsity`="
-            f"{start.sparsity} of SignInCallback asks for {budget(start.sparsity, size)}. Leave it out here."
+            f"{arguments.sparsity} of SignInCallback asks for {budget(arguments.sparsity, size)}. Leave it out here."
         )
 
 
-def _check_parametrization(start: Start, weights: dict[str, SparseWeight]) -> None:
+def _check_parametrization(arguments: Arguments, weights: dict[str, SparseWeight]) -> None:
     for name, weight in weights.items():
-        there, asked = weight.parametrization, start.form.build(weight.storage, 1.0)
+        there, asked = weight.parametrization, arguments.form.build(weight.storage, 1.0)
         if type(there) is not type(asked) or there.elementwise_map != asked.elementwise_map:
             raise SignInError(
-                f"`parametrization`={start.parametrization!r} of SignInCallback is not that of {name}: "
+                f"`parametrization`={arguments.parametrization!r} of SignInCallback is not that of {name}: "
                 "`configure_model` has chosen another. Pass the same one to `sparsify` and to SignInCallback."
             )

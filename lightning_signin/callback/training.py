@@ -1,6 +1,5 @@
 """What happens to the sparse weights during a fit: mask updates, rescales, decay, and logged numbers."""
 
-from dataclasses import dataclass
 from math import inf
 from operator import index
 from typing import Any
@@ -10,18 +9,17 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_signin.arguments import Arguments
 from lightning_signin.callback.messages import Reached, say_decays, say_untrained
-from lightning_signin.callback.schedule import RescaleSchedule, total_steps
+from lightning_signin.callback.schedule import total_steps
 from lightning_signin.callback.scoring.first_call import FirstCall
 from lightning_signin.callback.sharpness import Curvature
-from lightning_signin.callback.start import Start
-from lightning_signin.core.numbers import whole_number
-from lightning_signin.core.optimizer_rescale import MOMENTUM, StateAtRescale
+from lightning_signin.callback.start import storage_of
+from lightning_signin.core.optimizer_rescale import StateAtRescale
 from lightning_signin.core.optimizers import add_frobenius_decay_, check_optimizers
-from lightning_signin.core.weight_decay import WEIGHT_DECAY, ThetaDecay, decay_theta, decays_of
+from lightning_signin.core.weight_decay import ThetaDecay, decay_theta, decays_of
 from lightning_signin.core.weights import sign_in_weights, sparse_weights
-from lightning_signin.errors import SignInError, told_if_altered, warn
-from lightning_signin.masks.build import check_choice
+from lightning_signin.errors import told_if_altered, warn
 from lightning_signin.metrics.numbers import layer_numbers, whole_numbers
 from lightning_signin.metrics.sign_flips import SignFlips
 from lightning_signin.parametrizations.decay import add_factor_decay_
@@ -32,60 +30,28 @@ from lightning_signin.verbs.model import rescale_
 State = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class TrainingOptions:
-    """The arguments of `SignInCallback` that control training; documented there.
-
-    Raises:
-        SignInError: For values out of range and unknown names.
-    """
-
-    schedule: RescaleSchedule
-    rescale_momentum: str
-    weight_decay: str
-    frobenius_decay: float
-    log_layers: bool
-    warmup_epochs: int | None
-    sharpness_every_n_epochs: int | None
-    sharpness_batches: int
-    sharpness_mode: str
-
-    def __post_init__(self) -> None:
-        check_choice("rescale_momentum", self.rescale_momentum, MOMENTUM)
-        check_choice("weight_decay", self.weight_decay, WEIGHT_DECAY)
-        check_choice("sharpness_mode", self.sharpness_mode, ("eval", "train"))
-        if not self.frobenius_decay >= 0:
-            raise SignInError(f"`frobenius_decay` must be at least 0, got {self.frobenius_decay}. The paper uses 1e-4.")
-        for name in ("warmup_epochs", "sharpness_every_n_epochs", "sharpness_batches"):
-            if (value := getattr(self, name)) is not None:
-                whole_number(name, value)
-
-
 class Training:
     """The sparse weights of one fit, from when the module is made sparse until it is merged.
 
     Args:
         trainer: The trainer of the fit.
         module: The sparse module.
-        start: How it became sparse.
-        options: What happens to it during training.
+        arguments: The arguments of the run.
         is_checked: Whether it is known if the mask cuts the network.
     """
 
-    def __init__(
-        self, trainer: Trainer, module: LightningModule, start: Start, options: TrainingOptions, is_checked: bool
-    ) -> None:
-        self.trainer, self.module, self.start, self.options = trainer, module, start, options
-        self.rescales = start.form.rescales and options.schedule.ever
+    def __init__(self, trainer: Trainer, module: LightningModule, arguments: Arguments, is_checked: bool) -> None:
+        self.trainer, self.module, self.arguments = trainer, module, arguments
+        self.rescales = arguments.form.rescales and arguments.schedule.ever
         self.max_epochs = trainer.fit_loop.max_epochs  # before StochasticWeightAveraging adds one without steps
         self.weights = sparse_weights(module)
-        self.flips = SignFlips(module, moving=start.rule is not None)
+        self.flips = SignFlips(module, moving=arguments.rule is not None)
         self.curvature: Curvature | None = None
-        if options.sharpness_every_n_epochs is not None:
-            self.curvature = Curvature(trainer, module, options.sharpness_batches, start.seed_in_force)
+        if arguments.sharpness_every_n_epochs is not None:
+            self.curvature = Curvature(trainer, module, arguments.sharpness_batches, arguments.seed_in_force)
         self.first_call = None if is_checked else FirstCall(trainer, module)
         self.updates: MaskUpdates | None = None
-        self.decay = start.form.decay()
+        self.decay = arguments.form.decay()
         self._theta_decay: ThetaDecay | None = None
         self.weight_decay = ""  # in words, when the optimizers are known
         self._decaying = [factor for weight in sign_in_weights(module).values() for factor in weight.factors]
@@ -101,13 +67,13 @@ class Training:
         check_optimizers(self.weights.values(), self.trainer.optimizers)
         if self.rescales:
             products = sign_in_weights(self.module).values()
-            StateAtRescale(self.options.rescale_momentum, self.trainer.optimizers, products)
+            StateAtRescale(self.arguments.rescale_momentum, self.trainer.optimizers, products)
         say_untrained(self.module, self.trainer.optimizers)
-        if self.options.weight_decay == "theta":
+        if self.arguments.weight_decay == "theta":
             self._theta_decay = decay_theta(self.module, self.trainer.optimizers)
         decays = decays_of(self.weights.values(), self.trainer.optimizers)
-        on_factors = self.options.weight_decay == "factors" and bool(self._decaying)
-        self.weight_decay = say_decays(decays, self.options.frobenius_decay, "m and w" if on_factors else "θ")
+        on_factors = self.arguments.weight_decay == "factors" and bool(self._decaying)
+        self.weight_decay = say_decays(decays, self.arguments.frobenius_decay, "m and w" if on_factors else "θ")
 
     def begin(self) -> None:
         """Record the signs that flips are counted from, and set up the mask updates."""
@@ -115,17 +81,17 @@ class Training:
             self.flips.mark("start", self.module)
             self._begun = True
             self._say_never_rescaled()
-        if self.start.rule is not None:
+        if self.arguments.rule is not None:
             self.updates = MaskUpdates(
                 self.module,
-                self.start.rule,
+                self.arguments.rule,
                 self.trainer.optimizers,
                 total_steps=total_steps(self.trainer, self.max_epochs),
-                sparsity=self.start.sparsity,
-                distribution=self.start.distribution,
-                structure=self.start.structure,  # type: ignore[arg-type]
-                storage=self.start.storage_of(self.trainer),
-                seed=self.start.seed_in_force,
+                sparsity=self.arguments.sparsity,
+                distribution=self.arguments.distribution,
+                structure=self.arguments.structure,  # type: ignore[arg-type]
+                storage=storage_of(self.arguments, self.trainer),
+                seed=self.arguments.seed_in_force,
                 average=lambda tensor: self.trainer.strategy.reduce(tensor, reduce_op="mean"),  # type: ignore[arg-type, return-value]
             )
             if self._to_load is not None:
@@ -140,8 +106,8 @@ class Training:
         if self.updates is not None:
             self.updates.before_batch()
         now, limits = (trainer.current_epoch, trainer.global_step), (self.max_epochs, trainer.max_steps)
-        if self.rescales and self.options.schedule.due(now, self._seen, *limits):
-            rescale_(self.module, optimizers=trainer.optimizers, momentum=self.options.rescale_momentum)
+        if self.rescales and self.arguments.schedule.due(now, self._seen, *limits):
+            rescale_(self.module, optimizers=trainer.optimizers, momentum=self.arguments.rescale_momentum)
         self._seen = now
 
     def before_step(self, optimizer: Optimizer) -> None:
@@ -151,11 +117,11 @@ class Training:
         scale = 1.0 if scaler is None else scaler.get_scale()
         if self.updates is not None and self.updates.before_step(optimizer, scale):
             return
-        if not self.options.frobenius_decay and self.decay is None:
+        if not self.arguments.frobenius_decay and self.decay is None:
             return
         stepped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        if self.options.frobenius_decay:
-            add_frobenius_decay_(self.weights.values(), self.options.frobenius_decay, stepped)
+        if self.arguments.frobenius_decay:
+            add_frobenius_decay_(self.weights.values(), self.arguments.frobenius_decay, stepped)
         if self.decay is not None:
             add_factor_decay_(self._decaying, self.decay.strength, stepped)
 
@@ -171,7 +137,7 @@ class Training:
     def after_epoch(self) -> tuple[dict[str, float], dict[str, float]]:
         """Adapt the decay, and return the epoch's numbers to log: of the whole model, and of its layers."""
         epochs = self.trainer.current_epoch + 1
-        if epochs == self.options.warmup_epochs:
+        if epochs == self.arguments.warmup_epochs:
             self.flips.mark("warmup", self.module)
         self._say_lost()
         self._reached.say()
@@ -186,11 +152,11 @@ class Training:
             loss = (losses[0] / losses[1]).item() if losses[1] else None
             self.decay.epoch_ended(loss, norm, self.trainer.global_step / total_steps(self.trainer, self.max_epochs))
             self._losses.zero_()
-        every = self.options.sharpness_every_n_epochs
+        every = self.arguments.sharpness_every_n_epochs
         if self.curvature is not None and every is not None and epochs % every == 0:
-            found = self.curvature.measure(train=self.options.sharpness_mode == "train")
+            found = self.curvature.measure(train=self.arguments.sharpness_mode == "train")
             numbers |= {"sharpness": float(found), "sharpness_products": float(found.products)}
-        return numbers, layer_numbers(self.module, self.flips) if self.options.log_layers else {}
+        return numbers, layer_numbers(self.module, self.flips) if self.arguments.log_layers else {}
 
     def close(self) -> None:
         """Detach from the weights and the optimizers."""
@@ -227,7 +193,7 @@ class Training:
         trainer: Any = self.trainer
         batches = trainer.num_training_batches
         steps = batches if batches == inf else -(-batches // trainer.accumulate_grad_batches)
-        schedule, limits = self.options.schedule, (self.max_epochs, trainer.max_steps)
+        schedule, limits = self.arguments.schedule, (self.max_epochs, trainer.max_steps)
         if self.rescales and not trainer.fast_dev_run and schedule.never(*limits, steps):
             counted = "epochs" if schedule.every_n_epochs else "steps"
             every = schedule.every_n_epochs or schedule.every_n_steps

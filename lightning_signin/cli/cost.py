@@ -52,7 +52,7 @@ def _as_trained(module: nn.Module, masks: Mapping[str, Tensor], cli: LightningCL
     callbacks = [callback for callback in cli.trainer.callbacks if isinstance(callback, SignInCallback)]  # type: ignore[attr-defined]
     own: dict[str, Any] = {}
     for callback in callbacks:
-        own = {"storage": callback.start.storage, "parametrization": callback.start.parametrization}
+        own = {"storage": callback.arguments.storage, "parametrization": callback.arguments.parametrization}
     return sparsify(module, mask=masks, include=list(masks), **own)
 
 

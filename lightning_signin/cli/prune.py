@@ -8,22 +8,13 @@ import jsonargparse
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
+from lightning_signin.arguments import default, owned_by
 from lightning_signin.callback import SignInCallback
 from lightning_signin.errors import SignInError
 from lightning_signin.iterative import IterativePruning
-from lightning_signin.iterative.arguments import arguments_of
 from lightning_signin.lightning_cli.fit import finish, silence_lightning, tested
 from lightning_signin.masks.build import DEFAULT_SPARSITY
 from lightning_signin.weightfiles.saved import read_weights
-
-_LEFT_OUT = {
-    "mask": "random",
-    "update": None,
-    "mask_from": None,
-    "signs_from": None,
-    "magnitudes_from": None,
-    "flip_signs": 0.0,
-}
 
 
 def prune(arguments: ArgsType) -> None:
@@ -91,9 +82,9 @@ def arguments_for_pruning(template: SignInCallback) -> dict[str, Any]:
         >>> arguments_for_pruning(SignInCallback(sparsity=0.95))["sparsity"]
         0.95
     """
-    given = arguments_of(template)
-    for name, default in _LEFT_OUT.items():
-        if (value := given.pop(name)) != default:
+    given = dict(vars(template.arguments))
+    for name in owned_by("prune"):
+        if (value := given.pop(name)) != default(name):
             raise SignInError(
                 f"`prune` decides {name!r} itself, but the configuration's SignInCallback has {name}={value!r}. Leave "
                 "it out, or use `fit`."

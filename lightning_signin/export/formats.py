@@ -1,6 +1,6 @@
 """The formats in which weights and networks are exported."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -20,6 +20,8 @@ from lightning_signin.weightfiles.files.paths import PathLike
 from lightning_signin.weightfiles.saved import read_weights
 
 _ZSTD_SUFFIX = ".zst"
+# Checkpoints exist already at the end of a fit, and the other formats need an example input.
+AT_END_OF_FIT = ("safetensors", "compressed")
 
 
 @dataclass(frozen=True)
@@ -154,3 +156,19 @@ def load_exactly(network: nn.Module, tensors: Mapping[str, Tensor], source: str)
         )
     network.load_state_dict(tensors, strict=True)
     return network
+
+
+def parse_exports(names: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The formats that the argument ``export`` names.
+
+    Raises:
+        SignInError: For other names than "safetensors" and "compressed".
+
+    Example:
+        >>> parse_exports("compressed"), parse_exports(None)
+        (('compressed',), ())
+    """
+    chosen = () if names is None else (names,) if isinstance(names, str) else tuple(names)
+    for name in chosen:
+        check_choice("export", name, AT_END_OF_FIT)
+    return chosen

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
+from lightning_signin.arguments import Arguments
 from lightning_signin.callback.start import Start
 from lightning_signin.core.selection import layout_of, select_weights
 from lightning_signin.errors import SignInError
@@ -24,7 +25,7 @@ class SparsifyLevel:
     """Makes the module of one level sparse: it rewinds the weights and prunes them first.
 
     Args:
-        start: The arguments of the level's `SignInCallback`.
+        arguments: Those of the level's `SignInCallback`.
         folder: The files of the run.
         levels: The sparsity of each level.
         level: The number of this level.
@@ -32,20 +33,22 @@ class SparsifyLevel:
         first: What ``start.ckpt`` holds besides the weights: the random generators at the start, and the arguments.
     """
 
-    def __init__(self, start: Start, folder: Folder, levels: Levels, level: int, rewind: str, first: State) -> None:
-        self.start, self.folder, self.levels, self.level = start, folder, levels, level
+    def __init__(
+        self, arguments: Arguments, folder: Folder, levels: Levels, level: int, rewind: str, first: State
+    ) -> None:
+        self.arguments, self.folder, self.levels, self.level = arguments, folder, levels, level
         self.rewind, self.first = rewind, first
 
     def __call__(
         self, trainer: Trainer, module: LightningModule, known: dict[str, Tensor] | None, resumes: bool
     ) -> bool:
         """Make the complete module sparse; see `Start.sparsify` for the arguments and what is returned."""
-        start = self.start
+        arguments = self.arguments
         if not resumes:
             self._begin(trainer, module)
             source: Any = {"mask_from": self.folder.mask(self.level), "sparsity": None}
-            start = replace(start, **(source if self.level else {"sparsity": 0.0}))
-        return start.sparsify(trainer, module, known, resumes)
+            arguments = replace(arguments, **(source if self.level else {"sparsity": 0.0}))
+        return Start(arguments).sparsify(trainer, module, known, resumes)
 
     def _begin(self, trainer: Trainer, module: LightningModule) -> None:
         """Load the weights that the level starts from, and write its mask."""
@@ -68,7 +71,7 @@ class SparsifyLevel:
     def _choice(self, module: LightningModule) -> tuple[dict[str, tuple[int, ...]], Choice]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # `sparsify` gives the same warnings again
-            selected = select_weights(module, self.start.include, self.start.exclude)
+            selected = select_weights(module, self.arguments.include, self.arguments.exclude)
         shapes = {name: tuple(module.get_parameter(name).shape) for name in selected}
         return shapes, self.levels.choice(shapes, {name: layout_of(owners) for name, owners in selected.items()})
 

@@ -139,7 +139,7 @@ class IterativePruning:
         generators_at_start = folder.read(folder.start)["generators"] if begun else generators.capture()
         first = {"arguments": self.arguments, "generators": generators_at_start}
         sign_in = SignInCallback(sparsity=self.levels.sparsity_at(level), **self.sign_in)
-        sign_in.sparsify = SparsifyLevel(sign_in.start, folder, self.levels, level, self.rewind, first)
+        sign_in.sparsify = SparsifyLevel(sign_in.arguments, folder, self.levels, level, self.rewind, first)
         added: list[Callback] = [sign_in, EpochEnds(folder, level, self.rewind_epoch)]
         trainer = _made(make_trainer, added)
         if level == 0 and trainer.max_epochs is not None and trainer.max_epochs >= 0:

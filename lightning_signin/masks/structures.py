@@ -6,7 +6,7 @@ keep. All structures read a weight as (outputs, inputs, kernel…).
 
 import re
 from math import prod
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -230,3 +230,8 @@ def parse_structure(structure: str | Structure) -> Structure:
         "`structure` must be 'unstructured', 'n:m' (e.g. '2:4'), 'n:m-cap' (e.g. '2:4-cap'), 'axb-block' (e.g. "
         f"'4x4-block'), 'constant-fan-in', or a structure; got {structure!r}. (In YAML, quote '2:4'.)"
     )
+
+
+def read_in_base_60(structure: Any) -> Any:
+    """The n:m that YAML 1.1 reads as a time if it is not quoted: 2:4 becomes 2 · 60 + 4."""
+    return "{}:{}".format(*divmod(structure, 60)) if isinstance(structure, int) else structure

@@ -109,7 +109,7 @@ def test_callback_holds_no_module_and_no_trainer_after_a_fit(end):
     del module, runner
     gc.collect()
     assert [thing() for thing in gone] == [None, None]
-    assert pickled(sign_in).start == sign_in.start
+    assert pickled(sign_in).arguments == sign_in.arguments
 
 
 def test_callback_holds_both_during_a_fit():
@@ -135,7 +135,7 @@ def test_copies_before_during_and_after_a_fit_have_no_fit(make, options):
     after = make(sign_in)
     assert list(watch.made) == ["setup", "fit start", "validation", "batch", "train end", "fit end"]
     for name, made in {"before": before, **watch.made, "after": after}.items():
-        assert made.start == sign_in.start
+        assert made.arguments == sign_in.arguments
         assert not holds(made, nn.Module, Trainer), name
     assert before.state_dict() == watch.made["setup"].state_dict() == {}
     assert equal(after.state_dict(), sign_in.state_dict())
@@ -177,8 +177,7 @@ def test_second_fit_of_the_same_module_keeps_its_mask_and_a_copy_does_not_know_i
     trainer(sign_in, second, epochs=1).fit(module, loader())
     assert torch.equal(second.masks["fc1.weight"], kept)
     made = pickled(sign_in)
-    made.start = callback(seed=9).start
-    made.sparsify = made.start.sparsify
+    made.sparsify = callback(seed=9).sparsify
     third = Copies(made, lambda _: None)
     trainer(made, third, epochs=1).fit(module, loader())
     assert not torch.equal(third.masks["fc1.weight"], kept)

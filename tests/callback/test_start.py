@@ -203,6 +203,6 @@ def test_bad_start_is_refused_at_once(options, text):
 
 
 def test_number_to_base_60_is_the_structure_that_yaml_made_it_of():
-    assert SignInCallback(structure=2 * 60 + 4).start.structure == "2:4"
-    assert SignInCallback(structure={"*": 16 * 60 + 32}).start.structure == {"*": "16:32"}
-    assert isinstance(SignInCallback(structure=NM(2, 4)).start.structure, NM)
+    assert SignInCallback(structure=2 * 60 + 4).arguments.structure == "2:4"
+    assert SignInCallback(structure={"*": 16 * 60 + 32}).arguments.structure == {"*": "16:32"}
+    assert isinstance(SignInCallback(structure=NM(2, 4)).arguments.structure, NM)

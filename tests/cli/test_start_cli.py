@@ -84,13 +84,13 @@ SNIP_2 = "{class_path: lightning_signin.masks.SNIP, init_args: {num_batches: 2}}
     ids=str,
 )
 def test_arguments_are_read(config, line, options, expected):
-    start = parsed(["--config", config(line), *options]).start
-    assert {name: getattr(start, name) for name in expected} == expected
+    arguments = parsed(["--config", config(line), *options]).arguments
+    assert {name: getattr(arguments, name) for name in expected} == expected
 
 
 def test_structure_with_arguments_is_read(config):
     line = "structure: {class_path: lightning_signin.masks.NMCap, init_args: {n: 2, m: 4}}"
-    structure = parsed(["--config", config(line)]).start.structure
+    structure = parsed(["--config", config(line)]).arguments.structure
     assert isinstance(structure, NMCap)
     assert (structure.n, structure.m) == (2, 4)
 

@@ -189,9 +189,9 @@ def test_decays_of_a_fit_are_logged_and_change_the_run():
 
 
 def test_a_rule_of_the_users_takes_the_place_of_the_own_one():
-    assert type(callback(parametrization="spred").start.rule).__name__ == "OneShot"
-    assert type(callback(parametrization="spred", update="gmp").start.rule).__name__ == "GMP"
-    assert callback(parametrization="str").start.rule is None
+    assert type(callback(parametrization="spred").arguments.rule).__name__ == "OneShot"
+    assert type(callback(parametrization="spred", update="gmp").arguments.rule).__name__ == "GMP"
+    assert callback(parametrization="str").arguments.rule is None
 
 
 def test_methods_that_prune_start_from_all_weights():

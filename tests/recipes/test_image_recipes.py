@@ -62,10 +62,15 @@ def callback_of(cli: SignInCLI) -> SignInCallback:
 @EVERY_RECIPE
 def test_recipe_has_the_values_of_tables_4_and_5(recipe):
     cli, paper = unchanged(recipe), PAPER[recipe]
-    start, options = callback_of(cli).start, callback_of(cli).options
+    arguments = callback_of(cli).arguments
     assert (cli.trainer.max_epochs, cli.datamodule.batch_size) == (paper.epochs, paper.batch)
-    assert (start.sparsity, start.mask, start.distribution, start.beta) == (paper.sparsity, "random", None, 1.0)
-    assert (options.schedule.until, options.frobenius_decay) == (paper.t2, paper.frobenius_decay)
+    assert (arguments.sparsity, arguments.mask, arguments.distribution, arguments.beta) == (
+        paper.sparsity,
+        "random",
+        None,
+        1.0,
+    )
+    assert (arguments.schedule.until, arguments.frobenius_decay) == (paper.t2, paper.frobenius_decay)
     assert cli.model.label_smoothing == paper.smoothing
     assert cli.model.accuracy["val"].num_classes == list(cli.model.network.parameters())[-1].numel()
 
@@ -92,25 +97,25 @@ def test_learning_rate_is_the_papers_triangle(recipe):
 
 
 def plain(callback):
-    return callback.start.parametrization == "plain"
+    return callback.arguments.parametrization == "plain"
 
 
 def update_is(name):
-    return lambda callback: callback.start.rule == UPDATES[name]()
+    return lambda callback: callback.arguments.rule == UPDATES[name]()
 
 
 ANYWHERE = [
-    (["sparsity=0.8"], lambda callback: callback.start.sparsity == 0.8),
+    (["sparsity=0.8"], lambda callback: callback.arguments.sparsity == 0.8),
     (["parametrization=plain"], plain),
-    (["rescale_every_n_epochs=null"], lambda callback: not callback.options.schedule.ever),
+    (["rescale_every_n_epochs=null"], lambda callback: not callback.arguments.schedule.ever),
 ]
-TABLE_7 = [([f"mask={mask}"], lambda c, mask=mask: c.start.mask == mask) for mask in ("snip", "synflow", "npb")]
+TABLE_7 = [([f"mask={mask}"], lambda c, mask=mask: c.arguments.mask == mask) for mask in ("snip", "synflow", "npb")]
 TABLES_11_TO_13 = [([f"update={rule}"], update_is(rule)) for rule in ("acdc", "rigl", "mest")]
 FROM_FILE = [
-    (["mask_from=acdc.ckpt"], lambda callback: callback.start.mask_from == "acdc.ckpt"),
+    (["mask_from=acdc.ckpt"], lambda callback: callback.arguments.mask_from == "acdc.ckpt"),
     (
         ["mask_from=a.ckpt", "signs_from=a.ckpt", "flip_signs=0.05", "parametrization=plain"],
-        lambda callback: callback.start.flip_signs == 0.05 and plain(callback),
+        lambda callback: callback.arguments.flip_signs == 0.05 and plain(callback),
     ),
 ]
 METHODS = {

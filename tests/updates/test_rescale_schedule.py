@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from lightning_signin.callback.schedule import RescaleSchedule
+from lightning_signin.updates.rescale_schedule import RescaleSchedule
 from tests import reference
 
 Point = tuple[int, int]

@@ -151,7 +151,7 @@ class Arguments:
             self._set(name, check_patterns(name, getattr(self, name)))
         self._set("export", parse_exports(self.export) or None)
         self._read_numbers()
-        assert self.schedule  # checks itself
+        assert self.schedule  # it checks the ranges of its three numbers
 
     def _read_numbers(self) -> None:
         """Make every number a plain one, in its range."""
@@ -166,9 +166,9 @@ class Arguments:
         )
         for name in ("rescale_every_n_epochs", "rescale_every_n_steps"):
             if (value := getattr(self, name)) is not None:
-                self._set(name, whole_number(name, value, hint="None is for never."))
+                self._set(name, whole_number(name, value, least=None, hint="None is for never."))
         until = "Pass an epoch (int), or a fraction of the run (float)."
-        self._set("rescale_until", number("rescale_until", self.rescale_until, "[0, inf)", until))
+        self._set("rescale_until", number("rescale_until", self.rescale_until, hint=until))
         for name in ("warmup_epochs", "sharpness_every_n_epochs", "sharpness_batches"):
             if (value := getattr(self, name)) is not None or name == "sharpness_batches":
                 self._set(name, whole_number(name, value))

@@ -102,7 +102,7 @@ def test_optimizer_is_as_it_was_after_the_fit():
     (optimizer,) = runner.optimizers
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1]
     assert sign_in.state_dict()["weight_decay"] == "0.1 on θ"
-    assert not optimizer._optimizer_step_pre_hooks
+    assert not [hook for hook in optimizer._optimizer_step_pre_hooks.values() if "ThetaDecay" in repr(hook)]
 
 
 def test_two_decays_are_told():

@@ -116,6 +116,11 @@ class Fit:
         self.ongoing.begin()
         self._position.restore_generators()
 
+    def before_batch(self) -> None:
+        """Move the mask and rescale, if due."""
+        self.ongoing.before_batch()
+        self._position.begin_batch()
+
     def check_checkpoint(self, checkpoint: State) -> None:
         """Raise `SignInError` for checkpoints that are not from a run like this one."""
         if self.training is not None and STATE_KEY not in checkpoint["callbacks"]:

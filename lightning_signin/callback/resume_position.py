@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_signin.callback.lightning_internals import finds_unused_parameters, leave_restart, training_loader
 from lightning_signin.callback.two_packages import in_both
+from lightning_signin.core.torch_internals import times_written
 from lightning_signin.errors import told_if_altered
 from lightning_signin.randomness import generators, replay
 
@@ -32,6 +33,8 @@ class Position:
         self._inexact: list[str] = []
         self._to_restore: State | None = None
         self._to_replay: list[State] = []
+        self._written = 0
+        self._filters: list[Any] = []  # of warnings, until the end of the fit
 
     def attach(self, loader: object) -> None:
         """Record a training loader, and on resuming continue it where it was."""
@@ -49,10 +52,18 @@ class Position:
         self._recorders[loader] = recorder
 
     def detach(self) -> None:
-        """Stop recording the loaders."""
+        """Stop recording the loaders, and let Lightning warn again."""
         for recorder in self._recorders.values():
             recorder.detach()
         self._recorders.clear()
+        for added in self._filters:
+            if added in warnings.filters:
+                warnings.filters.remove(added)  # type: ignore[attr-defined]
+        self._filters = []
+
+    def begin_batch(self) -> None:
+        """Note how often buffers have been written: what a step that fails has done to them cannot be undone."""
+        self._written = self._writes()
 
     def state(self, alone: bool = False) -> State:
         """The position now.
@@ -76,7 +87,7 @@ class Position:
             "epoch_complete": progress.current.processed >= self.trainer.num_training_batches,
             "ranks": everyone,
             "seed": os.environ.get("PL_GLOBAL_SEED"),
-            "inexact": self._not_exact_from_here(progress),
+            "inexact": self._not_exact_from_here(progress, mid_batch),
         }
 
     def load(self, state: State) -> None:
@@ -108,7 +119,9 @@ class Position:
         if self._inexact:
             rank_zero_warn(f"This resume is not bit for bit: {'; '.join(dict.fromkeys(self._inexact))}.")
         else:  # Lightning does not know about the replay, and is about to warn of unreliable results
+            before = len(warnings.filters)
             warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch")
+            self._filters += warnings.filters[: len(warnings.filters) - before]
         self._to_restore = None
 
     def _leave_finished_epoch(self) -> None:
@@ -134,9 +147,17 @@ class Position:
         loaders = [] if combined is None else combined.flattened
         return [self._recorders[loader] for loader in loaders if loader in self._recorders]
 
-    def _not_exact_from_here(self, progress: Any) -> list[str]:
+    def _writes(self) -> int:
+        return sum(times_written(buffer) for buffer in self.trainer.lightning_module.buffers())
+
+    def _not_exact_from_here(self, progress: Any, mid_batch: bool) -> list[str]:
         trainer: Any = self.trainer
         reasons = []
+        if mid_batch and self._writes() != self._written:
+            reasons.append(
+                "the checkpoint is from inside a training step that failed after it had changed buffers, such as "
+                "BatchNorm's statistics"
+            )
         last = progress.current.processed >= trainer.num_training_batches
         if not last and progress.current.processed % trainer.accumulate_grad_batches:
             reasons.append("the checkpoint is from inside an accumulation window, whose gradients are lost")

@@ -102,7 +102,7 @@ class SignInCallback(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Move the mask and rescale, if due."""
-        self._current.ongoing.before_batch()
+        self._current.before_batch()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Move the mask, if due, or apply the decay."""

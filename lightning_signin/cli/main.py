@@ -3,6 +3,7 @@
 import argparse
 import sys
 import traceback
+import warnings
 from importlib import resources
 from pathlib import Path
 
@@ -41,22 +42,27 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line. Errors that this package raises become one line on stderr and exit status 2."""
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
-        if command in _RUNS:
-            from lightning_signin.lightning_cli.fit import run
-
-            run([command, *with_recipes(rest)])
-        elif command in _COMMANDS:
-            _COMMANDS[command](rest)
-        elif command in ("-h", "--help", "--version"):
-            print(__version__ if command == "--version" else _USAGE)
-        else:
-            sys.exit(f"lightning-signin: unknown command {command!r}\n\n{_USAGE}")
+        with warnings.catch_warnings():  # commands silence some, and `main` may be called by a program
+            _run(command, rest)
     except Exception as error:
         line = _one_line(error)
         if line is None:
             raise
         print(f"lightning-signin: {line}", file=sys.stderr)
         sys.exit(2)
+
+
+def _run(command: str, rest: list[str]) -> None:
+    if command in _RUNS:
+        from lightning_signin.lightning_cli.fit import run
+
+        run([command, *with_recipes(rest)])
+    elif command in _COMMANDS:
+        _COMMANDS[command](rest)
+    elif command in ("-h", "--help", "--version"):
+        print(__version__ if command == "--version" else _USAGE)
+    else:
+        sys.exit(f"lightning-signin: unknown command {command!r}\n\n{_USAGE}")
 
 
 def recipes() -> dict[str, Path]:

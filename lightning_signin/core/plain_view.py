@@ -13,6 +13,7 @@ from lightning_signin.core.old_optimizers import give_back_parameters, note_opti
 from lightning_signin.core.optimizers import check_elementwise
 from lightning_signin.core.plain_layer import PlainLayer, layers_of
 from lightning_signin.core.plain_parameter import shown
+from lightning_signin.core.replaced_layers import complete
 from lightning_signin.core.weights import SparseWeight, sparse_weights
 from lightning_signin.core.write_back import Mirror
 
@@ -127,6 +128,7 @@ def show(weights: Iterable[SparseWeight]) -> tuple[list[PlainLayer], Factors]:
     """`show_plain` for some of a module's weights."""
     weights, parameters, behind = list(weights), {}, Factors()
     for weight in weights:
+        complete(weight)
         own: Any = weight.parametrization.plain_parameter
         with torch.inference_mode(False):  # the parameter is to be trained later
             parameters[weight.name] = shown(own, weight.plain(), weight.tensors[0].requires_grad)

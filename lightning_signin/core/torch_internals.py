@@ -203,6 +203,11 @@ def empty_parametrized(plain: type[nn.Module], attributes: Iterable[str]) -> nn.
     return module
 
 
+def times_written(tensor: Tensor) -> int:
+    """How often a tensor was written in place, as autograd counts it."""
+    return tensor._version
+
+
 def storage_id(tensor: Tensor) -> int:
     """A number of the memory that a tensor shares with its views; unlike the address, meta tensors have it as well."""
     return tensor.untyped_storage()._cdata

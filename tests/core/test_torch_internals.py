@@ -342,7 +342,17 @@ def compiled():
     assert insides.compiled_module(torch.compile(net, backend="eager")) is net
 
 
+def writes():
+    norm = nn.BatchNorm1d(2)
+    before = [insides.times_written(buffer) for buffer in norm.buffers()]
+    norm.eval()(torch.randn(3, 2))
+    assert before == [insides.times_written(buffer) for buffer in norm.buffers()]
+    norm.train()(torch.randn(3, 2))
+    assert sum(before) < sum(insides.times_written(buffer) for buffer in norm.buffers())
+
+
 CONTRACTS = {
+    "the number of writes to a tensor": writes,
     "the module that was compiled": compiled,
     "nn.Module._parameters": parameters,
     "nn.Module._buffers": buffers,

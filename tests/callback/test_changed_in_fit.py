@@ -1,4 +1,4 @@
-"""What changes a module while a fit runs: quantization, other parametrizations, steps that fail, warning filters."""
+"""What changes a module after it was made sparse: quantization, other parametrizations, steps that fail, warning filters."""
 
 import warnings
 
@@ -10,65 +10,34 @@ from lightning.pytorch.callbacks import OnExceptionCheckpoint
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-from lightning_signin import masks
-from lightning_signin.core.weights import sparse_weights
-from lightning_signin.updates import SET
+from lightning_signin import effective_weights, masks, merge_, plain_view, sparsify
 from tests.resuming import SaveEverywhere
 from tests.small import BATCHES, Small, callback, loader, seeded, trainer
 
 HOOKS = ["on_fit_start", "on_train_start", "on_train_epoch_start"]
 
 
-class Quantized(Small):
-    """A convolution and a linear layer that can be prepared for quantization, and the head, which is not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.fc1 = (tq.QuantWrapper(layer) for layer in (self.conv, self.fc1))
-
-
-class Prepare(Callback):
-    """Prepares quantization-aware training in a hook; in the second epoch, if there is one."""
-
-    def __init__(self, hook: str) -> None:
-        setattr(self, hook, self.prepare)
-        self.from_epoch = 1 if hook == "on_train_epoch_start" else 0
-        self.done, self.known, self.saved = False, {}, {}
-
-    def prepare(self, trainer, module):
-        if trainer.current_epoch < self.from_epoch or self.done:
-            return
-        self.done = True
-        for layer in (module.conv, module.fc1):
-            layer.qconfig = tq.get_default_qat_qconfig("fbgemm")
-            tq.prepare_qat(layer.train(), inplace=True)
-
-    def on_train_batch_end(self, trainer, module, *_):
-        if self.done:
-            self.known = masks(module)
-            self.saved = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-
-
-@pytest.mark.parametrize("hook", HOOKS)
-@pytest.mark.parametrize("update", [None, SET(update_every_n_steps=4)], ids=["static", "moving"])
-def test_quantization_that_is_prepared_in_a_fit(hook, update):
-    torch.manual_seed(1)
-    module, prepare = Quantized(), Prepare(hook)
-    plain = [name for name, _ in module.named_parameters()]
-    start = {name: tensor.clone() for name, tensor in module.named_parameters()}
-    trainer(callback(update=update), prepare).fit(module, loader())
-    assert [name for name, _ in module.named_parameters()] == plain
-    assert sparse_weights(module) == {}
-    assert set(prepare.known) == {"conv.module.weight", "fc1.module.weight", "fc2.weight"}
-    ended = dict(module.named_parameters())
-    for name, mask in prepare.known.items():
-        assert not ended[name][~mask].any()
-        assert not torch.equal(ended[name], start[name] * mask)
-    assert set(plain) <= set(prepare.saved)
-    assert not any("parametrizations" in name for name in prepare.saved)
-    for layer in (module.conv, module.fc1):
-        tq.convert(layer.eval(), inplace=True)
-    assert module.eval()(torch.randn(2, 10)).shape == (2, 3)
+def test_quantization_that_is_prepared_after_sparsify():
+    net = nn.Sequential(tq.QuantStub(), nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 4), tq.DeQuantStub())
+    plain = list(net.state_dict())
+    sparsify(net, sparsity=0.8)
+    with plain_view(net):
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    net.qconfig = tq.get_default_qat_qconfig("fbgemm")
+    tq.prepare_qat(net.train(), inplace=True)
+    known, start = masks(net), effective_weights(net)
+    for _ in range(3):
+        optimizer.zero_grad()
+        net(torch.randn(8, 20)).square().mean().backward()
+        optimizer.step()
+    assert merge_(net) is net
+    assert [name for name, _ in net.named_parameters()] == plain
+    for name, mask in known.items():
+        ended = net.get_parameter(name)
+        assert torch.equal(ended != 0, mask)
+        assert not torch.equal(ended, start[name])
+    assert not any("parametrizations" in name for name in net.state_dict())
+    assert tq.convert(net.eval())(torch.randn(2, 20)).shape == (2, 4)
 
 
 @pytest.mark.parametrize("norm", [weight_norm, spectral_norm])

@@ -1,4 +1,4 @@
-"""What changes a module after it was made sparse: quantization, other parametrizations, steps that fail, warning filters."""
+"""What changes a module that is sparse: quantization, other parametrizations, failed steps; and warning filters."""
 
 import warnings
 

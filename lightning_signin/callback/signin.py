@@ -106,7 +106,8 @@ class SignInCallback(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Move the mask, if due, or apply the decay."""
-        self._current.ongoing.before_step(optimizer)
+        if self._fit is not None:  # the loop can be run by hand after the fit
+            self._fit.ongoing.before_step(optimizer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         """Record the loss."""

@@ -19,7 +19,7 @@ from lightning_signin.core.optimizer_rescale import StateAtRescale
 from lightning_signin.core.optimizers import add_frobenius_decay_, check_optimizers
 from lightning_signin.core.weight_decay import ThetaDecay, decay_theta, decays_of
 from lightning_signin.core.weights import sign_in_weights, sparse_weights
-from lightning_signin.errors import told_if_altered, warn
+from lightning_signin.errors import SignInError, told_if_altered, warn
 from lightning_signin.metrics.numbers import layer_numbers, whole_numbers
 from lightning_signin.metrics.sign_flips import SignFlips
 from lightning_signin.parametrizations.decay import add_factor_decay_
@@ -28,6 +28,7 @@ from lightning_signin.updates.finite import ADVICE, not_finite
 from lightning_signin.verbs.model import rescale_
 
 State = dict[str, Any]
+_LONG = 1_000_000  # steps of the run that a `fast_dev_run` begins, if it is too short for a rule
 
 
 class Training:
@@ -82,18 +83,12 @@ class Training:
             self._begun = True
             self._say_never_rescaled()
         if self.arguments.rule is not None:
-            self.updates = MaskUpdates(
-                self.module,
-                self.arguments.rule,
-                self.trainer.optimizers,
-                total_steps=total_steps(self.trainer, self.max_epochs),
-                sparsity=self.arguments.sparsity,
-                distribution=self.arguments.distribution,
-                structure=self.arguments.structure,  # type: ignore[arg-type]
-                storage=storage_of(self.arguments, self.trainer),
-                seed=self.arguments.seed_in_force,
-                average=lambda tensor: self.trainer.strategy.reduce(tensor, reduce_op="mean"),  # type: ignore[arg-type, return-value]
-            )
+            try:
+                self.updates = self._mask_updates(total_steps(self.trainer, self.max_epochs))
+            except SignInError:
+                if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+                    raise
+                self.updates = self._mask_updates(_LONG)  # any other error comes again
             if self._to_load is not None:
                 with told_if_altered("The checkpoint's state of the mask updates", ValueError):
                     self.updates.load_state(self._to_load)
@@ -210,3 +205,18 @@ class Training:
                 f"{name} is not finite at the end of epoch {self.trainer.current_epoch}: the training loss or a "
                 f"gradient was not finite. {ADVICE}"
             )
+
+    def _mask_updates(self, total: int) -> MaskUpdates:
+        assert self.arguments.rule is not None
+        return MaskUpdates(
+            self.module,
+            self.arguments.rule,
+            self.trainer.optimizers,
+            total_steps=total,
+            sparsity=self.arguments.sparsity,
+            distribution=self.arguments.distribution,
+            structure=self.arguments.structure,  # type: ignore[arg-type]
+            storage=storage_of(self.arguments, self.trainer),
+            seed=self.arguments.seed_in_force,
+            average=lambda tensor: self.trainer.strategy.reduce(tensor, reduce_op="mean"),  # type: ignore[arg-type, return-value]
+        )

@@ -114,3 +114,17 @@ def test_data_without_a_length_is_enough_where_only_epochs_count(options):
     module = seeded()
     trainer(callback(**options), epochs=3).fit(module, DataLoader(Stream(), 8))
     assert len(module.losses) == 30
+
+
+@pytest.mark.parametrize("rule", ["set", "mest", "rigl", "gmp", "one-shot"])
+@pytest.mark.parametrize("batches", [1, 3])
+def test_fast_dev_run_is_too_short_for_no_rule(rule, batches):
+    module = Small()
+    trainer(callback(update=rule), fast_dev_run=batches).fit(module, loader(), loader())
+    assert len(module.losses) == batches
+
+
+def test_fast_dev_run_names_what_is_wrong():
+    options = {"update": "rigl", "parametrization": "powerprop"}
+    with pytest.raises(ValueError, match="lets weights come back at θ = 0"):
+        trainer(callback(**options), fast_dev_run=True).fit(Small(), loader(), loader())

@@ -26,12 +26,15 @@ class UserHook:
     A copy or a pickle of the instance has the method itself again.
 
     Args:
+        name: Of the method: a `partial` in the place of one has none.
         method: The bound method.
         around: Makes the context.
     """
 
-    def __init__(self, method: Callable[..., Any], around: Callable[[], AbstractContextManager[None]]) -> None:
-        self.__wrapped__, self.__name__, self.around = method, method.__name__, around
+    def __init__(
+        self, name: str, method: Callable[..., Any], around: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        self.__wrapped__, self.__name__, self.around = method, name, around
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method."""
@@ -49,7 +52,7 @@ class OptimizerStep(UserHook):
     """A module's ``optimizer_step``: the training step and the backward pass, which it gets to call, need factors."""
 
     def __init__(self, method: Callable[..., Any], view: LiveView) -> None:
-        super().__init__(method, view.hooks)
+        super().__init__("optimizer_step", method, view.hooks)
         self.view = view
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -58,7 +61,7 @@ class OptimizerStep(UserHook):
         return super().__call__(*map(self._closed, args), **kwargs)
 
     def _closed(self, value: Any) -> Any:
-        return UserHook(value.__call__, self.view.off) if callable(value) else value
+        return UserHook("__call__", value.__call__, self.view.off) if callable(value) else value
 
 
 @contextmanager
@@ -84,9 +87,8 @@ def user_hooks(trainer: Trainer, module: LightningModule) -> Iterator[None]:
                 hook = (
                     OptimizerStep(method, view)
                     if name == "optimizer_step"
-                    else UserHook(method, view.steps if name in _STEPS else view.hooks)
+                    else UserHook(name, method, view.steps if name in _STEPS else view.hooks)
                 )
-                hook.__name__ = name
                 hooks[hook] = holder
     with view.attached(), replaced_on_instances(hooks):
         yield

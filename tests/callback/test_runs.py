@@ -1,8 +1,11 @@
 """Runs of unusual forms: tuned, without an end, of unknown length, with a step that draws its own batches."""
 
+from functools import partial
+from unittest.mock import Mock
+
 import pytest
 import torch
-from lightning.pytorch.callbacks import LearningRateFinder
+from lightning.pytorch.callbacks import LambdaCallback, LearningRateFinder
 from lightning.pytorch.tuner import Tuner
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -114,6 +117,14 @@ def test_data_without_a_length_is_enough_where_only_epochs_count(options):
     module = seeded()
     trainer(callback(**options), epochs=3).fit(module, DataLoader(Stream(), 8))
     assert len(module.losses) == 30
+
+
+def test_hooks_that_have_no_name_are_called():
+    called = []
+    hooks = {"on_fit_start": partial(lambda *_: called.append("start")), "on_train_end": Mock()}
+    trainer(LambdaCallback(**hooks), callback(), epochs=1).fit(Small(), loader())
+    assert called == ["start"]
+    assert hooks["on_train_end"].call_count == 1
 
 
 @pytest.mark.parametrize("rule", ["set", "mest", "rigl", "gmp", "one-shot"])

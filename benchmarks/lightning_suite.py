@@ -58,7 +58,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         return
     if report.when == "call" or report.outcome != "passed":
         error = next((line for line in report.longreprtext.splitlines() if line.startswith("E ")), report.longreprtext)
-        found = {"test": report.nodeid, "outcome": report.outcome, "error": error[-500:]}
+        crash: Any = getattr(report.longrepr, "reprcrash", None)
+        where = Path(crash.path).name if crash is not None else ""
+        found = {"test": report.nodeid, "outcome": report.outcome, "error": error[-500:], "where": where}
         found |= {name: str(value) for name, value in report.user_properties if name == "refusal"}
         with open(os.environ[RECORD], "a", encoding="utf-8") as file:
             file.write(json.dumps(found) + "\n")
@@ -122,10 +124,10 @@ def differing(without: Outcomes, other: Outcomes) -> list[str]:
 def table(name: str, without: Outcomes, other: Outcomes) -> str:
     """The differences of one variant, counted by their reasons, and the tests that have none."""
     different = differing(without, other)
-    kinds = Counter(reason_of(test, other[test]) for test in different)
+    kinds = Counter(reason_of(other[test]) for test in different)
     lines = [f"{name}: {len(different)} of {len(other)} tests end otherwise", "", "| reason | tests |", "|---|---|"]
     lines += [f"| {kind or 'ours, or not yet known'} | {number} |" for kind, number in kinds.most_common()]
-    unknown = [test for test in different if reason_of(test, other[test]) is None]
+    unknown = [test for test in different if reason_of(other[test]) is None]
     return "\n".join([*lines, "", *(f"- {test}: {other[test]['error'].strip()}" for test in unknown)])
 
 

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -89,15 +90,15 @@ RIGHT: dict[str, list[Any]] = {
     "update": [
         *UPDATES,
         *(
-            an(f"updates.{name}", update_every_n_steps=n)
-            for name in ("RigL", "SET", "GMP", "MEST", "SRigL")
+            an(f"updates.{name}", schedule=an(f"updates.{schedule}", every_n_steps=n))
+            for name, schedule in product(("RigL", "SET", "GMP", "MEST", "SRigL"), ("Cosine", "Stages"))
             for n in (1, 2)
         ),
-        an("updates.ACDC", warmup=0.3),
+        an("updates.ACDC", schedule=an("updates.Phases", warmup=0.3)),
         an("updates.RigL", drop_fraction=2.0),
         an("updates.MEST", mutation=0.5, soft_memory_bound=False),
-        an("updates.GMP", update_from=0.9, update_until=0.1),
-        an("updates.OneShot", at="x"),
+        an("updates.GMP", schedule=an("updates.Cubic", since=0.9, until=0.1)),
+        an("updates.OneShot", schedule=an("updates.Once", at="x")),
     ],
     "parametrization": [
         *PARAMETRIZATIONS,

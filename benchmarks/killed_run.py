@@ -18,7 +18,7 @@ from torch import nn
 from lightning_signin import SignInCallback
 from lightning_signin.recipes.data import Digits
 from lightning_signin.recipes.models import Classifier
-from lightning_signin.updates import RigL
+from lightning_signin.updates import Cosine, RigL
 
 EPOCHS, EVERY = 12, 4
 
@@ -54,7 +54,7 @@ def train(optimizer: str, update: str, folder: Path, checkpoint: Path | None, mo
     seed_everything(1, verbose=False)
     layers = [nn.Flatten(), nn.Linear(64, 100), nn.BatchNorm1d(100), nn.ReLU(), nn.Dropout(0.2), nn.Linear(100, 10)]
     model = Classifier(nn.Sequential(*layers), lr=0.01 if optimizer == "adamw" else 0.2, optimizer=optimizer)  # type: ignore[arg-type]
-    rule = RigL(update_every_n_steps=10) if update == "rigl" else None
+    rule = RigL(Cosine(every_n_steps=10)) if update == "rigl" else None
     sign_in = SignInCallback(sparsity=0.9, update=rule, rescale_every_n_epochs=1, frobenius_decay=1e-4)
     saver = ModelCheckpoint(folder, "{step}", every_n_train_steps=EVERY, save_last=True)
     quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)

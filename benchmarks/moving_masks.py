@@ -16,7 +16,8 @@ from benchmarks.stacked_training import BATCH, DECAY, MOMENTUM, WARMUP, Problem
 from lightning_signin import MaskUpdates, merge_, plain_view, rescale_, sparsify
 from lightning_signin.core.optimizers import add_frobenius_decay_
 from lightning_signin.core.weights import sparse_weights
-from lightning_signin.updates import ACDC, UPDATES, OneShot, UpdateRule
+from lightning_signin.updates import UPDATES, UpdateRule
+from lightning_signin.updates.schedules import Periodic
 
 UPDATES_A_RUN = 24  # of periodic rules: every 100 steps of MNIST-1D's 2,400
 RESCALE_EVERY, RESCALE_UNTIL = 5, 0.75
@@ -38,9 +39,9 @@ def steps_of(problem: Problem) -> int:
 def rule_of(name: str, problem: Problem) -> UpdateRule:
     """The rule with its defaults, but for the period."""
     rule = UPDATES[name]()
-    if isinstance(rule, ACDC | OneShot):
+    if not isinstance(rule.schedule, Periodic):
         return rule
-    return replace(rule, update_every_n_steps=steps_of(problem) // UPDATES_A_RUN)  # type: ignore[call-arg, type-var]
+    return replace(rule, schedule=replace(rule.schedule, every_n_steps=steps_of(problem) // UPDATES_A_RUN))  # type: ignore[call-arg, type-var]
 
 
 def start(net: nn.Module, sparsity: float, rule: UpdateRule | None, sign_in: bool, seed: int) -> nn.Module:

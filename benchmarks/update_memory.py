@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from benchmarks.scoring import in_own_process, resident
 from lightning_signin import MaskUpdates, plain_view, sparsify
 from lightning_signin.core.weights import sparse_weights
-from lightning_signin.updates import RigL
+from lightning_signin.updates import Cosine, RigL
 
 EVERY, STEPS, SPARSITY = 5, 16, 0.95
 ROWS = {"dense": "dense training", "static": "static mask", "rigl": "RigL"}
@@ -52,7 +52,7 @@ def measure(kind: str) -> dict[str, float]:
         sparsify(net, sparsity=SPARSITY)
     with plain_view(net):
         optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9)
-    updates = MaskUpdates(net, RigL(EVERY), [optimizer], total_steps=100) if kind == "rigl" else None
+    updates = MaskUpdates(net, RigL(Cosine(EVERY)), [optimizer], total_steps=100) if kind == "rigl" else None
     x, y = torch.randn(2, 3, 64, 64), torch.randint(1000, (2,))
     found = {"between": 0.0, "at": 0.0, "held": 0.0}
     for step in range(STEPS):

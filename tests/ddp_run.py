@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from lightning_signin import masks
-from lightning_signin.updates import RigL
+from lightning_signin.updates import Cosine, RigL
 from lightning_signin.weightfiles.factor_state import mask_digest
 from tests.small import Small, callback, copies, loader, trainer
 
@@ -62,7 +62,7 @@ def main(case: str, folder: Path) -> None:
         "unseeded": {"mask": "magnitude", "distribution": "global"},
         "sharded": {"rescale_momentum": "keep"},
         "measured": MEASURED,
-        "measured rigl": {"update": RigL(4), **MEASURED},
+        "measured rigl": {"update": RigL(Cosine(4)), **MEASURED},
     }.get(case, {})
     seed_everything(1, verbose=False)
     digest, moments, checkpoint = Digest(), Moments(), folder / "mid.ckpt"

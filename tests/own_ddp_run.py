@@ -10,16 +10,16 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_signin import MaskUpdates, plain_view, sparsify
-from lightning_signin.updates import GMP, MEST, SET, RigL
+from lightning_signin.updates import Constant, Cosine, Cubic, GMP, MEST, RigL, SET, Stages
 
 # A rule, the sparsity at the start, and the storage of `sparsify`; `MaskUpdates` is at its defaults.
 RUNS = {
-    "rigl": (RigL(3), 0.8, "auto"),
-    "rigl, dense": (RigL(3), 0.8, "dense"),
-    "set": (SET(3), 0.8, "auto"),
-    "gmp": (GMP(3), 0.0, "auto"),
-    "mest": (MEST(3), 0.8, "auto"),
-    "mest, dense": (MEST(3), 0.8, "dense"),
+    "rigl": (RigL(Cosine(3)), 0.8, "auto"),
+    "rigl, dense": (RigL(Cosine(3)), 0.8, "dense"),
+    "set": (SET(Constant(3)), 0.8, "auto"),
+    "gmp": (GMP(Cubic(3)), 0.0, "auto"),
+    "mest": (MEST(Stages(3)), 0.8, "auto"),
+    "mest, dense": (MEST(Stages(3)), 0.8, "dense"),
 }
 
 

@@ -1,22 +1,24 @@
-"""A mask, a structure, an update rule, a parametrization, a kind and an export format that are not of this package."""
+"""A mask, a structure, an update rule, a schedule, a parametrization, a kind and an export format from outside."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
+import pytest
 import torch
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 
-from lightning_signin import add_kind, effective_weights, masks, sparsify
+from lightning_signin import SignInCallback, SignInError, add_kind, effective_weights, masks, sparsify
 from lightning_signin.core import kinds
 from lightning_signin.core.masked import Masked
 from lightning_signin.core.storage import Storage
 from lightning_signin.export.formats import FORMATS, Format, export
 from lightning_signin.masks import Task
 from lightning_signin.parametrizations import Parametrization
-from lightning_signin.updates import Layer, Moment, UpdateRule
-from tests.small import Masks, callback, loader, seeded, trainer
+from lightning_signin.updates import SET, Layer, Moment, Once, Schedule, UpdateRule
+from tests.small import Masks, callback, copies, differing, loader, seeded, trainer
 
 
 def first_inputs(task: Task) -> Mapping[str, Tensor]:
@@ -50,14 +52,24 @@ class Diagonal:
 class Turn(UpdateRule):
     """An update rule: in the middle of the run every mask turns by one place."""
 
-    at: float = 0.5
-
-    def steps(self, total: int) -> Sequence[int]:
-        return [round(self.at * total)]
+    schedule: Schedule = Once(0.5)
 
     def masks(self, layers: Mapping[str, Layer], moment: Moment) -> Iterator[tuple[str, Tensor]]:
         for name, layer in layers.items():
             yield name, layer.mask.flatten().roll(1).view(layer.mask.shape)
+
+
+class Doubling(Schedule):
+    """A schedule: at steps 1, 2, 4, 8, …, ever more weakly."""
+
+    def __init__(self, first: int = 1) -> None:
+        self.first = first
+
+    def steps(self, total: int) -> Sequence[int]:
+        return [step for step in (self.first * 2**i for i in range(20)) if step < total]
+
+    def amount(self, step: int, total: int) -> float:
+        return self.first / step
 
 
 class _Halved(Masked):
@@ -80,6 +92,17 @@ class Halved(Parametrization):
         return _Halved(storage)
 
 
+class Save(Callback):
+    """Saves a checkpoint after some steps."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path, self.step = path, step
+
+    def on_train_batch_end(self, run: Trainer, *_: object) -> None:
+        if run.global_step == self.step:
+            run.save_checkpoint(self.path)
+
+
 def test_score_rule_and_parametrization_by_import_path():
     module, watch = seeded(), Masks()
     here = "tests.test_from_outside"
@@ -93,6 +116,32 @@ def test_score_rule_and_parametrization_by_import_path():
         assert not zeros[1 : kept + 1].all()
         assert zeros[0]
         assert zeros[kept + 1 :].all()
+
+
+@pytest.mark.parametrize("rule", [Turn(Doubling()), SET(Doubling(), drop_fraction=0.9)], ids=["own rule", "SET"])
+def test_schedule_as_an_object_in_a_fit_and_its_resume(tmp_path, rule):
+    whole, part = callback(update=rule), callback(update=rule)
+    trainer(whole, Save(tmp_path / "step6.ckpt", 6), epochs=2).fit(module := seeded(), loader())
+    resumed = seeded(seed=2)
+    trainer(part, epochs=2).fit(resumed, loader(), ckpt_path=tmp_path / "step6.ckpt")
+    assert differing(copies(module), copies(resumed)) == []
+    assert part.state_dict()["digest"] == whole.state_dict()["digest"]
+    assert part.state_dict()["updates"] == whole.state_dict()["updates"]
+    assert whole.state_dict()["updates"]["lanes"] == [[20, 16]]
+    other = callback(update=replace(rule, schedule=Doubling(first=2)))
+    with pytest.raises(SignInError, match=r"was trained with update='.*Doubling\(first=1\).*has.*Doubling\(first=2\)"):
+        trainer(other, epochs=2).fit(seeded(), loader(), ckpt_path=tmp_path / "step6.ckpt")
+
+
+def test_schedule_by_class_path(tmp_path):
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(SignInCallback, "callback", fail_untyped=False)
+    schedule = {"class_path": "tests.test_from_outside.Doubling", "init_args": {"first": 3}}
+    update = {"class_path": "lightning_signin.updates.SET", "init_args": {"schedule": schedule}}
+    found = parser.instantiate_classes(parser.parse_object({"callback": {"update": update}})).callback.start.rule
+    assert list(found.schedule.steps(total=20)) == [3, 6, 12]
 
 
 def test_structure_as_an_object():

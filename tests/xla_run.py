@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader
 from lightning_signin import merge_, plain_view, rescale_, sparsify
 from lightning_signin.callback.start import storage_of
 from lightning_signin.core.weights import sparse_weights
-from lightning_signin.updates import RigL
+from lightning_signin.updates import Cosine, RigL
 from tests.small import BATCH, Small, callback, copies, data, seeded
 
 FITS = {
     "static": {"frobenius_decay": 1e-3},
-    "rigl": {"update": RigL(4)},
+    "rigl": {"update": RigL(Cosine(4))},
     "scored": {"mask": "snip"},
     "tied": {},
 }

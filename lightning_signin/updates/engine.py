@@ -22,6 +22,7 @@ from lightning_signin.updates.probe import dense_gradients, probe_of
 from lightning_signin.updates.ranks import check_same_masks, check_shapes_stay, mean_over_ranks, number_of_ranks
 from lightning_signin.updates.resolve import parse_update
 from lightning_signin.updates.rule import Layer, Moment, UpdateRule
+from lightning_signin.updates.schedule import passed
 
 State = dict[str, Any]
 
@@ -97,7 +98,7 @@ class MaskUpdates:
         self.choice = make_choice(shapes, final, spread, pattern, layouts)
         self._check()
         check_same_masks(module)
-        self.steps = self.rule.steps(self.total)
+        self.steps = self.rule.schedule.steps(self.total)
         self.mask_change, self._said_idle = 0.0, False
         self._keeps_shapes = number_of_ranks() > 1
         self._arm()
@@ -181,7 +182,13 @@ class MaskUpdates:
                 )
 
     def _due(self, lane: Lane, step: int) -> bool:
-        return bisect_right(self.steps, lane.updated) < bisect_right(self.steps, step)
+        return passed(self.steps, lane.updated, step)
+
+    def _amount(self, step: int) -> float:
+        amount = self.rule.schedule.amount(step, self.total)
+        if not 0 <= amount <= 1:
+            raise SignInError(f"`amount` of {self.rule.schedule} must be in [0, 1], got {amount} at step {step}.")
+        return amount
 
     def _arm(self) -> None:
         """Let the weights whose optimizer updates at its next step collect their dense gradient."""
@@ -222,7 +229,7 @@ class MaskUpdates:
         seed = int(np.random.SeedSequence([self.seed % 2**32, step]).generate_state(1)[0])
         generator = torch.Generator().manual_seed(seed)
         now = self.steps[bisect_right(self.steps, step) - 1]
-        moment = Moment(now, self.steps, self.total, self.choice, generator)
+        moment = Moment(self._amount(now), now == self.steps[-1], self.choice, generator)
         layers = {
             name: Layer(w, w.storage.mask, self.choice.structures[name], self.targets[name], gradients.get(name))
             for name, w in weights.items()

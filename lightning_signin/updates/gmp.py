@@ -1,42 +1,43 @@
 """GMP and one-shot pruning: weights of small magnitude are dropped, for good."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from lightning_signin.core.numbers import check_field, number, share
+from lightning_signin.core.numbers import check_field, number
 from lightning_signin.errors import SignInError
-from lightning_signin.updates.rule import Layer, Masks, Moment, PeriodicRule, UpdateRule, of_run
+from lightning_signin.updates.rule import Layer, Masks, Moment, UpdateRule
+from lightning_signin.updates.schedule import Schedule
+from lightning_signin.updates.schedules import Cubic, Once
 
 
 @dataclass(frozen=True)
-class GMP(PeriodicRule):
+class GMP(UpdateRule):
     r"""Gradual magnitude pruning (Zhu, Gupta: "To Prune, or Not to Prune", 2017), with its cubic schedule.
 
-    Every Δt steps from t₀ to t₀ + nΔt the weights of smallest |θ| are dropped, down to the sparsity
+    At every update the weights of smallest |θ| are dropped, from the sparsity S_i down to
 
-    .. math:: S_t = S_f + (S_i - S_f) \left(1 - \frac{t - t_0}{n \Delta t}\right)^3
+    .. math:: S_t = S_f + (S_i - S_f) a(t)
 
-    Intermediate masks are unstructured. Dropped weights never come back.
+    where a(t) is the amount of the schedule, and S_f the sparsity of the run, which the last update reaches whatever
+    its amount. Intermediate masks are unstructured. Dropped weights never come back.
 
     Args:
-        update_every_n_steps: Δt.
-        update_until: Share of the run by which the final sparsity S_f is reached.
-        update_from: t₀ as a share of the run.
+        schedule: The steps t, and a(t).
         initial_sparsity: S_i in [0, 1).
 
     Raises:
         SignInError: For values out of range.
 
     Example:
-        >>> gmp = GMP(update_every_n_steps=100)
-        >>> [round(gmp.sparsity(0.9, t, gmp.steps(total=400)), 3) for t in gmp.steps(total=400)]
+        >>> gmp, total = GMP(schedule=Cubic(every_n_steps=100)), 400
+        >>> [round(gmp.sparsity(0.9, gmp.schedule.amount(t, total)), 3) for t in gmp.schedule.steps(total)]
         [0.0, 0.633, 0.867, 0.9]
     """
 
-    update_from: float = 0.0
+    schedule: Schedule = Cubic()
     initial_sparsity: float = 0.0
 
     distribution: ClassVar[str | None] = "uniform"
@@ -45,9 +46,6 @@ class GMP(PeriodicRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_field(self, "update_from", share, zero=True)
-        if self.update_from > self.update_until:
-            raise SignInError(f"`update_from`={self.update_from} is after `update_until`={self.update_until}.")
         check_field(self, "initial_sparsity", number, "[0, 1)")
 
     @property
@@ -63,21 +61,15 @@ class GMP(PeriodicRule):
                 f"`initial_sparsity`={self.initial_sparsity} is above the sparsity of the run, {1 - density:.4g}."
             )
 
-    def steps(self, total: int) -> Sequence[int]:
-        """t₀, t₀ + Δt, …, t₀ + nΔt."""
-        first, last = of_run(self.update_from, total), of_run(self.update_until, total)
-        return range(first, min(last, total - 1) + 1, self.update_every_n_steps)
-
-    def sparsity(self, final: float, step: int, steps: Sequence[int]) -> float:
+    def sparsity(self, final: float, amount: float) -> float:
         """S_t."""
-        left = (steps[-1] - step) / max(steps[-1] - steps[0], 1)
-        return final + (self.initial_sparsity - final) * left**3
+        return final + (self.initial_sparsity - final) * amount
 
     def masks(self, layers: Mapping[str, Layer], moment: Moment) -> Masks:
         """The new masks."""
         density = None
-        if moment.step < moment.steps[-1]:
-            density = lambda final: 1 - self.sparsity(final, moment.step, moment.steps)  # noqa: E731
+        if not moment.is_last:
+            density = lambda final: 1 - self.sparsity(final, moment.amount)  # noqa: E731
         kept = {name: layer.kept for name, layer in layers.items()}
         yield from moment.choice.masks(magnitudes(layers), density, kept).items()
 
@@ -87,25 +79,15 @@ class OneShot(UpdateRule):
     """Prunes once, to the largest |θ|: all weights are trained before that, only these after it.
 
     Args:
-        at: When to prune, as a share of the run in [0, 1].
-
-    Raises:
-        SignInError: If ``at`` is out of range.
+        schedule: When; at each of several steps the largest of those that are left would be kept.
     """
 
-    at: float = 0.75
+    schedule: Schedule = Once()
 
     distribution: ClassVar[str | None] = "global"
     start_sparsity: ClassVar[float | None] = 0.0
     grows: ClassVar[bool] = False
     keeps_counts: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_field(self, "at", share, zero=True)
-
-    def steps(self, total: int) -> Sequence[int]:
-        """The one step."""
-        return [min(of_run(self.at, total), total - 1)]
 
     def masks(self, layers: Mapping[str, Layer], moment: Moment) -> Masks:
         """The new masks."""

@@ -7,26 +7,24 @@ from typing import ClassVar
 from lightning_signin.core.numbers import check_field, number, share
 from lightning_signin.errors import SignInError
 from lightning_signin.masks.distributions import allocate
-from lightning_signin.updates.rule import Layer, Masks, Moment, PeriodicRule
-
-# The authors' 160 epochs change the mutation at epochs 90 and 120: (from this share of the run on, this share of μ).
-_STAGES = ((0.0, 1.0), (90 / 160, 0.5), (120 / 160, 0.0))
+from lightning_signin.updates.rule import Layer, Masks, Moment, UpdateRule
+from lightning_signin.updates.schedule import Schedule
+from lightning_signin.updates.schedules import Stages
 
 
 @dataclass(frozen=True)
-class MEST(PeriodicRule):
+class MEST(UpdateRule):
     """Memory-economic sparse training (Yuan et al., NeurIPS 2021): elastic mutation, with a soft memory bound.
 
     Importance is |θ| + λ |∂L/∂θ|. An update drops the least important weights and grows random ones. With the soft
     bound ("EM&S") it drops down to the sparsity s of the run and grows to s − μ, so that new weights compete with the
-    old ones until the next update; without it ("EM") it drops to s + μ and grows back to s. μ is halved at 90/160 of
-    the run and 0 from 120/160 on, where the mask gets its final number of weights. Weights are divided among layers in
-    proportion to what these kept at the start. A layer without a gradient uses |θ| alone. (In the released code the
-    gradients are already masked at this point, so its λ has no effect.)
+    old ones until the next update; without it ("EM") it drops to s + μ and grows back to s. The schedule halves μ at
+    90/160 of the run and makes it 0 from 120/160 on, where the mask gets its final number of weights. Weights are
+    divided among layers in proportion to what these kept at the start. A layer without a gradient uses |θ| alone. (In
+    the released code the gradients are already masked at this point, so its λ has no effect.)
 
     Args:
-        update_every_n_steps: Optimizer steps between two updates; the paper has one every five epochs.
-        update_until: Share of the run in (0.75, 1] after which the mask stays.
+        schedule: When, and with which share of μ; the paper has an update every five epochs.
         mutation: μ, as a share of all weights; the authors use 0.05 at 90 %.
         soft_memory_bound: EM&S if True, else EM.
         gradient_weight: λ ≥ 0; the default is ours.
@@ -35,7 +33,7 @@ class MEST(PeriodicRule):
         SignInError: For values out of range.
     """
 
-    update_until: float = 1.0
+    schedule: Schedule = Stages()
     mutation: float = 0.05
     soft_memory_bound: bool = True
     gradient_weight: float = 1.0
@@ -47,11 +45,6 @@ class MEST(PeriodicRule):
         super().__post_init__()
         check_field(self, "mutation", share, zero=True)
         check_field(self, "gradient_weight", number, "[0, inf)", "It is MEST's λ.")
-        if self.update_until <= _STAGES[-1][0]:
-            raise SignInError(
-                f"`update_until` of MEST must be above {_STAGES[-1][0]}, where the mask gets its final number of "
-                f"weights, got {self.update_until}."
-            )
 
     @property
     def keeps_counts(self) -> bool:  # type: ignore[override]
@@ -66,25 +59,23 @@ class MEST(PeriodicRule):
                 f"MEST has no room to grow beyond a density of {density:.4g}, which is all that the `structure` can "
                 "keep. Pass soft_memory_bound=False, or a higher `sparsity`."
             )
-        if self.steps(total)[-1] < _STAGES[-1][0] * total:
+        last = self.schedule.steps(total)[-1]
+        if self.soft_memory_bound and (amount := self.schedule.amount(last, total)):
             raise SignInError(
-                f"`update_every_n_steps`={self.update_every_n_steps} gives MEST no update in the last quarter of a run "
-                f"of {total} steps, where the mask gets its final number of weights. Lower it."
+                f"{self.schedule} gives MEST no update with an amount of 0, in which the mask gets its final number of "
+                f"weights: in this run of {total} steps the last one, at step {last}, has {amount:.4g}. Lower "
+                "`every_n_steps`, or use a schedule that ends at 0."
             )
         if not self.soft_memory_bound and self.mutation >= density:
             raise SignInError(
                 f"`mutation`={self.mutation} would drop all of a density of {density:.4g}. Pass less than the density."
             )
 
-    def now(self, step: int, total: int) -> float:
-        """μ at a step."""
-        return self.mutation * next(share for since, share in reversed(_STAGES) if step >= since * total)
-
     def masks(self, layers: Mapping[str, Layer], moment: Moment) -> Masks:
         """The new masks."""
         targets = {name: layer.target for name, layer in layers.items()}
         sign = 1 if self.soft_memory_bound else -1
-        changed = self._counts(layers, sign * self.now(moment.step, moment.total))
+        changed = self._counts(layers, sign * self.mutation * moment.amount)
         for name, layer in layers.items():
             keep, count = (targets, changed) if self.soft_memory_bound else (changed, targets)
             assert layer.gradient is not None

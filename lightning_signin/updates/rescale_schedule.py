@@ -1,15 +1,20 @@
 """When the factors are rescaled (Algorithm 1: every p epochs, before epoch T₂)."""
 
+import sys
 from dataclasses import dataclass
 from math import inf
 
 from lightning_signin.core.numbers import exact
 from lightning_signin.errors import SignInError
+from lightning_signin.updates.schedule import passed
 
 
 @dataclass(frozen=True)
 class RescaleSchedule:
     """Rescales at the start of every p-th epoch, or after every n optimizer steps, up to a point of the run.
+
+    Its steps are noticed as those of `lightning_signin.updates.Schedule` are (`passed`), but cannot be listed
+    beforehand: how many optimizer steps an epoch has, or the run, may be unknown.
 
     Attributes:
         every_n_epochs: p, at least 1; None counts steps or never rescales.
@@ -88,10 +93,8 @@ class RescaleSchedule:
             max_epochs: Limit of the run; None or −1 for no limit.
             max_steps: Limit of the run; −1 for no limit.
         """
-        count, previous, every = (
-            (now[0], before[0], self.every_n_epochs) if self.every_n_epochs else (now[1], before[1], self.every_n_steps)
-        )
-        if not every or count // every == max(previous, 0) // every:
+        unit, every = (0, self.every_n_epochs) if self.every_n_epochs else (1, self.every_n_steps)
+        if not every or not passed(range(every, sys.maxsize, every), before[unit], now[unit]):
             return False
         if isinstance(self.until, int):
             return now[0] < self.until

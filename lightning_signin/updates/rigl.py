@@ -1,16 +1,17 @@
 """RigL: drops the smallest weights, grows those with the largest gradients."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from lightning_signin.core.numbers import check_field, share
-from lightning_signin.updates.rule import Layer, Masks, Moment, PeriodicRule, of_run
+from lightning_signin.updates.rule import Layer, Masks, Moment, UpdateRule
+from lightning_signin.updates.schedule import Schedule
+from lightning_signin.updates.schedules import Cosine
 
 
 @dataclass(frozen=True)
-class RigL(PeriodicRule):
+class RigL(UpdateRule):
     r"""The rigged lottery (Evci et al.: "Rigging the Lottery: Making All Tickets Winners", ICML 2020, Algorithm 1).
 
     Every ΔT steps t < T_end, from the first on, each layer with n weights drops its k = ⌊f(t) n⌋ of smallest |θ| and
@@ -24,15 +25,19 @@ class RigL(PeriodicRule):
     without any keeps its mask.
 
     Args:
-        update_every_n_steps: ΔT.
-        update_until: T_end as a share of the run.
+        schedule: The steps t, and f(t) / α.
         drop_fraction: α, in [0, 1].
 
+    Raises:
+        SignInError: For values out of range.
+
     Example:
-        >>> RigL(drop_fraction=0.3).fraction(0, total=1000), RigL().fraction(750, total=1000)
-        (0.3, 0.0)
+        >>> cosine = RigL(schedule=Cosine(every_n_steps=50), drop_fraction=0.4).schedule
+        >>> [round(0.4 * cosine.amount(step, total=200), 3) for step in cosine.steps(total=200)]
+        [0.4, 0.3, 0.1]
     """
 
+    schedule: Schedule = Cosine()
     drop_fraction: float = 0.3
 
     looks_at_gradients: ClassVar[bool] = True
@@ -42,17 +47,9 @@ class RigL(PeriodicRule):
         super().__post_init__()
         check_field(self, "drop_fraction", share, zero=True)
 
-    def steps(self, total: int) -> Sequence[int]:
-        """0, ΔT, 2 ΔT, … below T_end."""
-        return range(0, of_run(self.update_until, total), self.update_every_n_steps)
-
-    def fraction(self, step: int, total: int) -> float:
-        """f(t)."""
-        return self.drop_fraction / 2 * (1 + math.cos(math.pi * step / of_run(self.update_until, total)))
-
     def masks(self, layers: Mapping[str, Layer], moment: Moment) -> Masks:
         """The new masks."""
-        fraction = self.fraction(moment.step, moment.total)
+        fraction = self.drop_fraction * moment.amount
         for name, layer in layers.items():
             kept = layer.kept
             survivors = layer.survivors(layer.theta.abs(), kept - int(fraction * kept))

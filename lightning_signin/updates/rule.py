@@ -1,20 +1,22 @@
-"""What an update rule is: when masks change, and which weights are dropped and grown. `MaskUpdates` does the rest."""
+"""What an update rule is: which weights are dropped and grown, and when. `MaskUpdates` does the rest."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_signin.core.layout import Layout
-from lightning_signin.core.numbers import check_field, exact, share, whole_number
 from lightning_signin.core.weights import SparseWeight
 from lightning_signin.errors import SignInError
 from lightning_signin.masks.choice import Choice
 from lightning_signin.masks.largest import largest
 from lightning_signin.masks.structures import Structure
+from lightning_signin.updates.schedule import Schedule
+from lightning_signin.updates.schedules import Constant
 
 Masks = Iterator[tuple[str, Tensor]]
 
@@ -114,16 +116,14 @@ class Moment:
     """When an update takes place.
 
     Attributes:
-        step: Optimizer steps taken so far.
-        steps: All steps at which the rule updates, ascending.
-        total: Length of the run in optimizer steps.
+        amount: The share of the rule's strength that acts now, in [0, 1], according to its schedule.
+        is_last: Whether the run has no further update.
         choice: How scores become masks of the sparsity, distribution and structure of the run.
         generator: CPU generator of this update, the same on every rank and after a resume.
     """
 
-    step: int
-    steps: Sequence[int]
-    total: int
+    amount: float
+    is_last: bool
     choice: Choice
     generator: torch.Generator
 
@@ -133,11 +133,12 @@ class Moment:
 
 
 class UpdateRule:
-    """When masks change, and how. Subclass it for a rule of your own, and give its import path as ``update``.
+    """How masks change. Subclass it for a rule of your own, and give its import path as ``update``.
 
     (Not itself a dataclass, unlike the rules: command lines accept subclasses of plain classes only.)
 
     Attributes:
+        schedule: When masks change, and how strongly.
         distribution: How the kept weights are spread over layers if the user does not choose; None for the mask's own.
         structure: The pattern that the rule needs; None for any.
         start_sparsity: The sparsity that training starts with; None for the final one.
@@ -150,6 +151,8 @@ class UpdateRule:
         keeps_counts: Every layer keeps its number of weights.
     """
 
+    schedule: Schedule = Constant()
+
     distribution: ClassVar[str | None] = None
     structure: ClassVar[str | None] = None
     start_sparsity: ClassVar[float | None] = None
@@ -159,9 +162,12 @@ class UpdateRule:
     grows: ClassVar[bool] = True
     keeps_counts: ClassVar[bool] = True
 
-    def steps(self, total: int) -> Sequence[int]:
-        """The optimizer steps before which the mask changes, rising, in a run of ``total`` steps."""
-        raise TypeError(f"{type(self).__name__} must define `steps`.")
+    def __post_init__(self) -> None:
+        if not isinstance(self.schedule, Schedule):
+            raise SignInError(
+                f"`schedule` of {type(self).__name__} must be a schedule, e.g. {type(self).schedule}, got "
+                f"{self.schedule!r}."
+            )
 
     def check(self, density: float, total: int, capacity: float) -> None:
         """Raise `SignInError` if the rule cannot work.
@@ -171,41 +177,21 @@ class UpdateRule:
             total: Length of the run in optimizer steps.
             capacity: The largest share of the weights that the structure can keep.
         """
-        if not self.steps(total):
+        steps = self.schedule.steps(total)
+        if not steps:
             raise SignInError(
-                f"{self} never changes the mask in a run of {total} optimizer steps. Lower `update_every_n_steps`, or "
-                "train longer."
+                f"{self} never changes the mask in a run of {total} optimizer steps. Lower `every_n_steps` of its "
+                "schedule, or train longer."
+            )
+        for before, step in pairwise(chain([-1], steps)):
+            if step <= before:
+                raise SignInError(f"`steps` of {self.schedule} must rise from 0 or later, got {step} after {before}.")
+        if steps[-1] >= total:
+            raise SignInError(
+                f"The last update of {self} would come at step {steps[-1]}, after a run of {total} optimizer steps. "
+                "Train longer."
             )
 
     def masks(self, layers: Mapping[str, Layer], moment: Moment) -> Masks:
         """Yield the name and new mask of each layer that changes, one after the other."""
         raise TypeError(f"{type(self).__name__} must define `masks`.")
-
-
-@dataclass(frozen=True)
-class PeriodicRule(UpdateRule):
-    """An update rule that changes the mask every few steps, up to a point of the run.
-
-    Args:
-        update_every_n_steps: Optimizer steps between two updates.
-        update_until: Share of the run in (0, 1] after which the mask stays.
-
-    Raises:
-        SignInError: For values out of range.
-    """
-
-    update_every_n_steps: int = 100
-    update_until: float = 0.75
-
-    def __post_init__(self) -> None:
-        check_field(self, "update_every_n_steps", whole_number)
-        check_field(self, "update_until", share)
-
-    def steps(self, total: int) -> Sequence[int]:
-        """The optimizer steps before which the mask changes, rising, in a run of ``total`` steps."""
-        return range(self.update_every_n_steps, of_run(self.update_until, total), self.update_every_n_steps)
-
-
-def of_run(part: float, total: int) -> int:
-    """A share of a run in whole steps, in exact decimal arithmetic, rounded half to even."""
-    return round(exact(part) * total)

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from lightning_signin.core.numbers import check_field, share
-from lightning_signin.updates.rule import Layer, Masks, Moment, PeriodicRule
+from lightning_signin.updates.rule import Layer, Masks, Moment, UpdateRule
+from lightning_signin.updates.schedule import Schedule
+from lightning_signin.updates.schedules import Constant
 
 
 @dataclass(frozen=True)
-class SET(PeriodicRule):
+class SET(UpdateRule):
     """Sparse evolutionary training (Mocanu et al., Nature Communications 2018).
 
     At every update a layer drops the share ζ of its positive weights that are smallest and the share ζ of its negative
@@ -20,15 +22,14 @@ class SET(PeriodicRule):
     later benchmarks of the method. In patterns made of units, the units of smallest mean |θ| are dropped.
 
     Args:
-        update_every_n_steps: Optimizer steps between two updates.
-        update_until: Share of the run in (0, 1] after which the mask stays.
+        schedule: When, and with which share of ζ.
         drop_fraction: ζ, in [0, 1].
 
-    Example:
-        >>> list(SET(update_every_n_steps=100).steps(total=400))
-        [100, 200]
+    Raises:
+        SignInError: For values out of range.
     """
 
+    schedule: Schedule = Constant()
     drop_fraction: float = 0.3
 
     def __post_init__(self) -> None:
@@ -37,14 +38,17 @@ class SET(PeriodicRule):
 
     def masks(self, layers: Mapping[str, Layer], moment: Moment) -> Masks:
         """The new masks."""
+        fraction = self.drop_fraction * moment.amount
         for name, layer in layers.items():
             if layer.unit == 1:
                 negative = layer.theta < 0
                 parts = (replace(layer, mask=layer.mask & of_sign) for of_sign in (~negative, negative))
-                survivors = torch.stack([self._largest(part) for part in parts]).any(0)
+                survivors = torch.stack([_largest(part, fraction) for part in parts]).any(0)
             else:
-                survivors = self._largest(layer)
+                survivors = _largest(layer, fraction)
             yield name, layer.grow(survivors, moment.random(layer.theta), layer.kept)
 
-    def _largest(self, layer: Layer) -> Tensor:
-        return layer.survivors(layer.theta.abs(), layer.kept - int(self.drop_fraction * layer.kept))
+
+def _largest(layer: Layer, dropped: float) -> Tensor:
+    """The mask of a layer's weights without the share of smallest |θ|."""
+    return layer.survivors(layer.theta.abs(), layer.kept - int(dropped * layer.kept))

@@ -24,8 +24,7 @@ class SRigL(RigL):
     the weights of its largest gradients up to the fan-in. A dense layer is left as it is.
 
     Args:
-        update_every_n_steps: ΔT.
-        update_until: T_end as a share of the run.
+        schedule: RigL's.
         drop_fraction: α, in [0, 1].
         min_salient: γ in [0, 1]; the paper uses 0.3 for convolutional networks; 0 ablates nothing.
     """
@@ -45,7 +44,7 @@ class SRigL(RigL):
 
     def masks(self, layers: Mapping[str, Layer], moment: Moment) -> Masks:
         """The new masks."""
-        fraction = self.fraction(moment.step, moment.total)
+        fraction = self.drop_fraction * moment.amount
         for name, layer in layers.items():
             kept = layer.kept
             if kept < layer.mask.numel():

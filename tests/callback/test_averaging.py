@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor
 
 from lightning_signin.parametrizations import STR
-from lightning_signin.updates import GMP, RigL
+from lightning_signin.updates import GMP, Cosine, Cubic, RigL
 from tests.averages import (
     DECAY,
     DENSE,
@@ -79,7 +79,7 @@ def test_weights_are_averages_of_theta_with_rescales_in_between(kind, first, sto
     check_average(kind, path, module)
 
 
-@pytest.mark.parametrize("update", [RigL(3), "acdc", GMP(5)], ids=["rigl", "acdc", "gmp"])
+@pytest.mark.parametrize("update", [RigL(Cosine(3)), "acdc", GMP(Cubic(5))], ids=["rigl", "acdc", "gmp"])
 @pytest.mark.parametrize("kind", ["EMA", "mean"])
 def test_what_leaves_the_mask_leaves_the_average(kind, update):
     path = Path()
@@ -129,7 +129,7 @@ def test_stochastic_averages_are_those_of_theta_at_the_starts_of_epochs(first):
 def test_stochastic_averaging_does_not_lengthen_the_schedule_of_a_mask():
     def moved(*extra: Any) -> list[int]:
         path = Path()
-        fit(path, *extra, callback(**IN_STEPS, update=RigL(3)))
+        fit(path, *extra, callback(**IN_STEPS, update=RigL(Cosine(3))))
         steps = zip(path.masks, path.masks[1:], strict=False)
         return [i for i, (a, b) in enumerate(steps) if any(not torch.equal(a[n], b[n]) for n in a)]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_signin.callback.resuming import STATE_KEY
 from lightning_signin.parametrizations import STR
-from lightning_signin.updates import RigL
+from lightning_signin.updates import Cosine, RigL
 from tests.averages import DECAY, KINDS, Path, Validated, beside, each_order, fit, quiet_swa, swa, validation
 from tests.small import BATCHES, Small, copies, differing, loader, seeded, trainer
 
@@ -36,8 +36,8 @@ def test_checkpoints_hold_the_average_and_the_trained_weights(first, tmp_path):
     ("kind", "first", "options"),
     [
         *((kind, first, {}) for kind in KINDS for first in (True, False)),
-        ("EMA", True, {"update": RigL(3)}),
-        ("SWA", True, {"update": RigL(3)}),
+        ("EMA", True, {"update": RigL(Cosine(3))}),
+        ("SWA", True, {"update": RigL(Cosine(3))}),
         ("EMA", False, {"parametrization": STR(s_init=-20.0), "sparsity": None}),
     ],
     ids=str,

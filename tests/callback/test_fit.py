@@ -12,10 +12,10 @@ from lightning.pytorch import Callback, Trainer
 from torch import nn
 
 from lightning_signin import SignInCallback, masks
-from lightning_signin.updates import SET, RigL
+from lightning_signin.updates import Constant, Cosine, RigL, SET
 from tests.small import callback, copies, differing, loader, seeded, trainer
 
-MOVING = {"update": SET(update_every_n_steps=2), "parametrization": "plain"}
+MOVING = {"update": SET(Constant(2)), "parametrization": "plain"}
 
 
 class Copies(Callback):
@@ -125,7 +125,7 @@ def test_callback_holds_both_during_a_fit():
 
 @pytest.mark.parametrize("make", [pickled, copy.deepcopy], ids=["pickled", "deep"])
 @pytest.mark.parametrize(
-    "options", [{}, {"update": SET(update_every_n_steps=2), "parametrization": "plain"}], ids=["fixed", "moving"]
+    "options", [{}, {"update": SET(Constant(2)), "parametrization": "plain"}], ids=["fixed", "moving"]
 )
 def test_copies_before_during_and_after_a_fit_have_no_fit(make, options):
     sign_in = callback(**options)
@@ -150,7 +150,7 @@ def test_copies_before_during_and_after_a_fit_have_no_fit(make, options):
 def test_fit_is_not_changed_by_copies_of_its_callback():
     ends = []
     for make in (pickled, copy.deepcopy, lambda sign_in: None):
-        sign_in, module = callback(update=RigL(update_every_n_steps=4)), seeded()
+        sign_in, module = callback(update=RigL(Cosine(4))), seeded()
         trainer(sign_in, Copies(sign_in, make), epochs=2).fit(module, loader(), loader())
         ends.append(copies(module))
     assert differing(ends[0], ends[2]) == differing(ends[1], ends[2]) == []

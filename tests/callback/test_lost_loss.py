@@ -6,7 +6,7 @@ from lightning.pytorch import Callback
 
 from lightning_signin import masks
 from lightning_signin.parametrizations import STR
-from lightning_signin.updates import ACDC, GMP, MEST, SET, OneShot, RigL, SRigL
+from lightning_signin.updates import ACDC, GMP, MEST, SET, Constant, Cosine, Cubic, OneShot, RigL, SRigL, Stages
 from lightning_signin.weightfiles.factor_state import saved_masks
 from tests.small import Small, callback, loader, seeded, trainer
 
@@ -29,7 +29,16 @@ class Counts(Callback):
 
 @pytest.mark.parametrize(
     ("rule", "step"),
-    [(SET(4), 8), (RigL(4), 8), (RigL(3), 7), (SRigL(4), 8), (MEST(4), 8), (GMP(4), 8), (ACDC(), 8), (OneShot(), 30)],
+    [
+        (SET(Constant(4)), 8),
+        (RigL(Cosine(4)), 8),
+        (RigL(Cosine(3)), 7),
+        (SRigL(Cosine(4)), 8),
+        (MEST(Stages(4)), 8),
+        (GMP(Cubic(4)), 8),
+        (ACDC(), 8),
+        (OneShot(), 30),
+    ],
     ids=str,
 )
 @pytest.mark.filterwarnings("ignore:.* is not finite")

@@ -1,6 +1,7 @@
 """What a fit says of its sparse weights, and how sparse the whole model comes out."""
 
 import logging
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -96,7 +97,8 @@ def test_line_at_the_start(text, log):
     chosen = callback(**options)
     size = 18 + 24 * 48 + 3 * 24
     if rule is not None:
-        chosen = callback(**options, update=UPDATES[rule](update_every_n_steps=5))
+        made = UPDATES[rule]()
+        chosen = callback(**options, update=replace(made, schedule=replace(made.schedule, every_n_steps=5)))
     watch = Counted()
     trainer(chosen, watch, epochs=2).fit(module, loader())
     kept = sum(int(mask.sum()) for mask in masks_of(chosen).values()) if rule != "gmp" else size

@@ -10,7 +10,7 @@ from torch import nn
 from lightning_signin import MaskUpdates, plain_view, rescale_, sparsify
 from lightning_signin.core.optimizer_state import check_movable
 from lightning_signin.core.weights import sparse_weights
-from lightning_signin.updates import SET
+from lightning_signin.updates import Constant, SET
 from tests.strangers import FTRL, SAM, Lookahead, Prodigy, ScheduleFree
 
 TORCH = [kind for kind in vars(torch.optim).values() if inspect.isclass(kind) and kind is not torch.optim.Optimizer]
@@ -56,7 +56,7 @@ def test_accepted_optimizers_keep_masked_entries_at_zero(name):
     try:
         with plain_view(net):
             optimizer = timm.optim.create_optimizer_v2(net, opt=name, lr=0.01)
-        updates = MaskUpdates(net, SET(2), [optimizer], total_steps=40, storage="dense")
+        updates = MaskUpdates(net, SET(Constant(2)), [optimizer], total_steps=40, storage="dense")
     except ValueError as error:
         assert "cannot follow a mask" in str(error) or "mixes the entries" in str(error)  # noqa: PT017
         return
@@ -79,7 +79,7 @@ def test_adafactor_is_refused_where_its_rows_and_columns_would_stay_behind():
     with pytest.raises(
         ValueError, match="Adafactor cannot follow a mask that moves: its state 'row_var' has another s"
     ):
-        MaskUpdates(net, SET(2), [optimizer], total_steps=40, storage="dense")
+        MaskUpdates(net, SET(Constant(2)), [optimizer], total_steps=40, storage="dense")
 
 
 class Outer(torch.optim.Optimizer):
@@ -110,7 +110,7 @@ def test_optimizers_with_copies_of_the_parameters_are_refused(name):
     with plain_view(net):
         optimizer = COPIES[name](list(net.parameters()))
     with pytest.raises(ValueError, match="cannot follow a mask that moves: its ") as raised:
-        MaskUpdates(net, SET(2), [optimizer], total_steps=40)
+        MaskUpdates(net, SET(Constant(2)), [optimizer], total_steps=40)
     assert name.split()[-1] in str(raised.value)
 
 
@@ -122,7 +122,7 @@ def test_state_inside_a_wrapper_moves_with_the_mask():
         with plain_view(net):
             inner = torch.optim.Adam(net.parameters(), 0.01)
         optimizer = wrap(inner)
-        updates = MaskUpdates(net, SET(2), [optimizer], total_steps=40)
+        updates = MaskUpdates(net, SET(Constant(2)), [optimizer], total_steps=40)
         for _ in range(9):
             updates.before_batch()
             optimizer.zero_grad()

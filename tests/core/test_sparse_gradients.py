@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_signin import MaskUpdates, plain_view, sparsify
-from lightning_signin.updates import RigL
+from lightning_signin.updates import Cosine, RigL
 from tests.core.test_masked_product import KINDS
 
 
@@ -34,7 +34,7 @@ def trained(way: str, sparse: bool, update: bool = False, **options: object) -> 
     net = sparsify(Words(way, sparse).double(), sparsity=0.5, include=["table.weight", "head.weight"], **options)
     with plain_view(net):
         optimizer = torch.optim.SGD(net.parameters(), 0.2, momentum=0.9)
-    updates = MaskUpdates(net, RigL(2, 1.0), [optimizer], total_steps=6) if update else None
+    updates = MaskUpdates(net, RigL(Cosine(2, 1.0)), [optimizer], total_steps=6) if update else None
     for _ in range(6):
         x = torch.randint(0, 12, (4, 3))
         optimizer.zero_grad()

@@ -14,7 +14,7 @@ from lightning_signin.core.layer_forward import READERS
 from lightning_signin.core.storage import Compact
 from lightning_signin.core.weights import sparse_weights
 from lightning_signin.core.workspace import Workspace
-from lightning_signin.updates import RigL
+from lightning_signin.updates import Cosine, RigL
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_training_equals_training_without_lent_memory(net):
                 del type(layer).forward  # which the copy shares; torch's own is below
         with plain_view(one):
             optimizer = torch.optim.SGD(one.parameters(), lr=0.1, momentum=0.9)
-        updates = MaskUpdates(one, RigL(2), [optimizer], total_steps=8)
+        updates = MaskUpdates(one, RigL(Cosine(2)), [optimizer], total_steps=8)
         for _ in range(8):
             updates.before_batch()
             optimizer.zero_grad()

@@ -11,7 +11,7 @@ from torch import nn
 from lightning_signin import effective_weights, flip_signs_, masks, sparsify
 from lightning_signin.core.weights import sparse_weights
 from lightning_signin.metrics import SignFlips, scaling_by_weight
-from lightning_signin.updates import ACDC, GMP, RigL
+from lightning_signin.updates import ACDC, GMP, Cosine, Cubic, RigL
 from lightning_signin.updates.change import change_mask_
 from tests.resuming import SaveEverywhere
 from tests.small import Small, callback, loader, seeded, trainer
@@ -69,7 +69,7 @@ class Compare(Callback):
 
 
 @pytest.mark.parametrize("storage", ["auto", "dense"])
-@pytest.mark.parametrize("update", [None, RigL(3), ACDC(), GMP(4)], ids=str)
+@pytest.mark.parametrize("update", [None, RigL(Cosine(3)), ACDC(), GMP(Cubic(4))], ids=str)
 def test_logged_flips_are_those_of_a_brute_force_count(tmp_path, update, storage):
     brute = BruteForce()
     compare = Compare(brute)
@@ -80,7 +80,7 @@ def test_logged_flips_are_those_of_a_brute_force_count(tmp_path, update, storage
     assert compare.compared > 3
 
 
-@pytest.mark.parametrize("update", [None, RigL(3)], ids=str)
+@pytest.mark.parametrize("update", [None, RigL(Cosine(3))], ids=str)
 @pytest.mark.parametrize("moment", ["epoch0", "step13", "epoch1", "step25"])
 def test_a_resumed_run_counts_as_the_uninterrupted_one(tmp_path, update, moment):
     def run(*extra, ckpt_path=None):

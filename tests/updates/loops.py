@@ -4,17 +4,17 @@ import torch
 from torch import nn
 
 from lightning_signin import MaskUpdates, plain_view, rescale_, sparsify
-from lightning_signin.updates import ACDC, GMP, MEST, SET, OneShot, RigL, SRigL
+from lightning_signin.updates import ACDC, Constant, Cosine, Cubic, GMP, MEST, Once, OneShot, RigL, SET, SRigL, Stages
 
 TOTAL = 40
 RULES = {
-    "set": SET(update_every_n_steps=4),
-    "rigl": RigL(update_every_n_steps=4),
-    "srigl": SRigL(update_every_n_steps=4),
-    "mest": MEST(update_every_n_steps=4),
-    "gmp": GMP(update_every_n_steps=4),
+    "set": SET(Constant(4)),
+    "rigl": RigL(Cosine(4)),
+    "srigl": SRigL(Cosine(4)),
+    "mest": MEST(Stages(4)),
+    "gmp": GMP(Cubic(4)),
     "acdc": ACDC(),
-    "one-shot": OneShot(at=0.5),
+    "one-shot": OneShot(Once(0.5)),
 }
 
 

@@ -7,16 +7,16 @@ from torch import nn
 
 from lightning_signin import MaskUpdates, masks, plain_view, sparsify
 from lightning_signin.masks.structures import parse_structure
-from lightning_signin.updates import ACDC, GMP, MEST, SET, OneShot, RigL, SRigL
+from lightning_signin.updates import ACDC, GMP, MEST, SET, Constant, Cosine, Cubic, Once, OneShot, RigL, SRigL, Stages
 from tests import reference
 
 STRUCTURES = ["unstructured", "2:4", "2:4-cap", "2x4-block", "constant-fan-in"]
 RULES = {
-    "set": SET(2, drop_fraction=0.5),
-    "rigl": RigL(2, drop_fraction=0.6),
-    "mest": MEST(2, mutation=0.15),
-    "gmp": GMP(2),
-    "one-shot": OneShot(0.5),
+    "set": SET(Constant(2), drop_fraction=0.5),
+    "rigl": RigL(Cosine(2), drop_fraction=0.6),
+    "mest": MEST(Stages(2), mutation=0.15),
+    "gmp": GMP(Cubic(2)),
+    "one-shot": OneShot(Once(0.5)),
     "acdc": ACDC(),
 }
 
@@ -71,7 +71,7 @@ def test_srigl_gives_every_neuron_left_the_same_fan_in():
     net = sparsify(Convolutions(), sparsity=0.5, structure="constant-fan-in", distribution="uniform")
     with plain_view(net):
         optimizer = torch.optim.SGD(net.parameters(), 0.3)
-    updates = MaskUpdates(net, SRigL(2, min_salient=0.95), [optimizer], total_steps=40, sparsity=0.5)
+    updates = MaskUpdates(net, SRigL(Cosine(2), min_salient=0.95), [optimizer], total_steps=40, sparsity=0.5)
     ablated = 0
     for _ in range(40):
         optimizer.zero_grad()

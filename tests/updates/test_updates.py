@@ -10,7 +10,23 @@ from torch import Tensor, nn
 
 from lightning_signin import MaskUpdates, masks, plain_view, sparsify
 from lightning_signin.core.weights import sparse_weights
-from lightning_signin.updates import ACDC, GMP, MEST, SET, UPDATES, OneShot, RigL, SRigL, UpdateRule
+from lightning_signin.updates import (
+    ACDC,
+    GMP,
+    MEST,
+    SET,
+    UPDATES,
+    Constant,
+    Cosine,
+    Cubic,
+    Once,
+    OneShot,
+    Phases,
+    RigL,
+    SRigL,
+    Stages,
+    UpdateRule,
+)
 from tests import update_references as slow
 from tests.update_references import Reference
 
@@ -33,23 +49,25 @@ def acdc(net: Reference, step: int) -> list[Tensor]:
 
 
 ROWS = {
-    "set": Row(SET(EVERY), lambda net, step: slow.set_(net, step, 0.3), 29),
-    "rigl": Row(RigL(EVERY), lambda net, step: slow.rigl(net, step, 60, 0.3), 30),
-    "rigl, all": Row(RigL(EVERY, 1.0, 0.8), lambda net, step: slow.rigl(net, step, 80, 0.8), 40),
-    "srigl": Row(SRigL(EVERY, 0.75, 0.5, 0.9), lambda net, step: slow.srigl(net, step, 60, 0.5, 0.9), 30),
-    "srigl, no ablation": Row(SRigL(EVERY, min_salient=0), lambda net, step: slow.srigl(net, step, 60, 0.3, 0.0), 30),
-    "mest": Row(MEST(EVERY), lambda net, step: slow.mest(net, step, TOTAL, 0.05, True, 1.0), 39),
+    "set": Row(SET(Constant(EVERY)), lambda net, step: slow.set_(net, step, 0.3), 29),
+    "rigl": Row(RigL(Cosine(EVERY)), lambda net, step: slow.rigl(net, step, 60, 0.3), 30),
+    "rigl, all": Row(RigL(Cosine(EVERY, 1.0), 0.8), lambda net, step: slow.rigl(net, step, 80, 0.8), 40),
+    "srigl": Row(SRigL(Cosine(EVERY), 0.5, 0.9), lambda net, step: slow.srigl(net, step, 60, 0.5, 0.9), 30),
+    "srigl, no ablation": Row(
+        SRigL(Cosine(EVERY), min_salient=0), lambda net, step: slow.srigl(net, step, 60, 0.3, 0.0), 30
+    ),
+    "mest": Row(MEST(Stages(EVERY)), lambda net, step: slow.mest(net, step, TOTAL, 0.05, True, 1.0), 39),
     "mest, hard": Row(
-        MEST(EVERY, mutation=0.1, soft_memory_bound=False, gradient_weight=3.0),
+        MEST(Stages(EVERY), mutation=0.1, soft_memory_bound=False, gradient_weight=3.0),
         lambda net, step: slow.mest(net, step, TOTAL, 0.1, False, 3.0),
         39,
     ),
-    "gmp": Row(GMP(EVERY), lambda net, step: slow.gmp(net, step, list(range(0, 61, 2)), "0.7", 0.0), 31),
+    "gmp": Row(GMP(Cubic(EVERY)), lambda net, step: slow.gmp(net, step, list(range(0, 61, 2)), "0.7", 0.0), 31),
     "gmp, from 0.2": Row(
-        GMP(EVERY, 0.9, 0.1, 0.2), lambda net, step: slow.gmp(net, step, list(range(8, 73, 2)), "0.7", 0.2), 33
+        GMP(Cubic(EVERY, 0.9, 0.1), 0.2), lambda net, step: slow.gmp(net, step, list(range(8, 73, 2)), "0.7", 0.2), 33
     ),
-    "acdc": Row(ACDC(0.1, 0.05, 0.1, 0.1), acdc, 15),
-    "one-shot": Row(OneShot(0.5), lambda net, step: slow.largest_of_all(net, "0.7"), 1),
+    "acdc": Row(ACDC(Phases(0.1, 0.05, 0.1, 0.1)), acdc, 15),
+    "one-shot": Row(OneShot(Once(0.5)), lambda net, step: slow.largest_of_all(net, "0.7"), 1),
 }
 OPTIMIZERS: dict[str, Callable] = {
     "SGD": lambda parameters: torch.optim.SGD(parameters, 0.1, momentum=0.9, weight_decay=1e-3),
@@ -164,7 +182,7 @@ def test_rules_without_gradients_go_by_the_optimizer_that_has_taken_the_most_ste
     net = sparsify(nn.Sequential(nn.Linear(20, 30), nn.Linear(30, 10)), sparsity=0.8)
     with plain_view(net):
         optimizers = [torch.optim.SGD(layer.parameters(), lr=0.1) for layer in net]
-    updates = MaskUpdates(net, SET(update_every_n_steps=10), optimizers, total_steps=1000)
+    updates = MaskUpdates(net, SET(Constant(10)), optimizers, total_steps=1000)
     before, changed = masks(net), []
     for step in range(1, 46):
         for place, optimizer in enumerate(optimizers):

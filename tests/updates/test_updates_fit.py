@@ -5,18 +5,32 @@ import torch
 from lightning.pytorch import Callback
 
 from lightning_signin import effective_weights, masks
-from lightning_signin.updates import ACDC, GMP, MEST, SET, OneShot, RigL, SRigL
+from lightning_signin.updates import (
+    ACDC,
+    GMP,
+    MEST,
+    SET,
+    Constant,
+    Cosine,
+    Cubic,
+    Once,
+    OneShot,
+    Phases,
+    RigL,
+    SRigL,
+    Stages,
+)
 from tests import reference
 from tests.small import BATCHES, Small, callback, copies, differing, loader, seeded, trainer
 from tests.watching import STEPS, Watch, watched
 
 RULES = {
-    "set": SET(3),
-    "rigl": RigL(3),
-    "srigl": SRigL(3),
-    "mest": MEST(3),
-    "gmp": GMP(3),
-    "one-shot": OneShot(0.5),
+    "set": SET(Constant(3)),
+    "rigl": RigL(Cosine(3)),
+    "srigl": SRigL(Cosine(3)),
+    "mest": MEST(Stages(3)),
+    "gmp": GMP(Cubic(3)),
+    "one-shot": OneShot(Once(0.5)),
     "acdc": ACDC(),
 }
 
@@ -35,17 +49,19 @@ def test_count_is_exact_after_every_update():
         _, watch, _ = watched(RULES[name])
         assert {kept(found) for found in watch.masks} == {budget}
         assert len({tuple(found["fc1.weight"].flatten().tolist()) for found in watch.masks}) > 5
-    _, watch, _ = watched(MEST(3))
+    _, watch, _ = watched(MEST(Stages(3)))
     soft = round(budget + 0.05 * SIZE)
     # From the first update on more, from 90/160 of the run on less of it, from 120/160 on what was asked for.
     expected = [budget] * 3 + [soft] * (24 - 3) + [round(budget + 0.025 * SIZE)] * (30 - 24) + [budget] * 10
     assert [kept(found) for found in watch.masks] == expected
-    steps = GMP(3).steps(STEPS)
-    _, watch, _ = watched(GMP(3))
-    by_update = [round(SIZE * (1 - GMP(3).sparsity(0.7, step, steps))) for step in steps[:-1]] + [budget]
+    gmp = GMP(Cubic(3))
+    steps = gmp.schedule.steps(STEPS)
+    _, watch, _ = watched(gmp)
+    shares = [1 - gmp.sparsity(0.7, gmp.schedule.amount(step, STEPS)) for step in steps]
+    by_update = [round(SIZE * share) for share in shares[:-1]] + [budget]
     assert [kept(watch.masks[step]) for step in steps] == by_update
     _, watch, _ = watched(ACDC())
-    phases = [kept(watch.masks[step]) for step in ACDC().steps(STEPS)]
+    phases = [kept(watch.masks[step]) for step in Phases().steps(STEPS)]
     assert phases == [budget, SIZE] * (len(phases) // 2) + [budget]
     assert kept(watch.masks[-1]) == budget
 
@@ -63,8 +79,8 @@ def test_the_end_is_a_plain_model_of_the_sparsity_asked_for(rule):
 
 
 def test_a_skipped_step_changes_nothing_and_the_run_goes_on():
-    module, watch, runner = watched(RigL(3), model=seeded("SGD", lr=0.1, momentum=0.9, weight_decay=0.1))
-    steps = RigL(3).steps(STEPS)
+    module, watch, runner = watched(RigL(Cosine(3)), model=seeded("SGD", lr=0.1, momentum=0.9, weight_decay=0.1))
+    steps = Cosine(3).steps(STEPS)
     names = [name for name, _ in module.named_parameters()]
     assert runner.global_step == STEPS
     assert len(set(watch.rates)) == STEPS  # the schedule goes on at every step
@@ -82,14 +98,14 @@ def test_a_skipped_step_changes_nothing_and_the_run_goes_on():
 
 
 def test_rules_that_skip_no_step_train_at_every_step():
-    for rule in (SET(3), MEST(3), GMP(3)):
+    for rule in (SET(Constant(3)), MEST(Stages(3)), GMP(Cubic(3))):
         _, watch, _ = watched(rule)
         for before, after in zip(watch.weights, watch.weights[1:], strict=False):
             assert not torch.equal(before["fc2.bias"], after["fc2.bias"])
 
 
 def test_what_is_logged():
-    rule, change = RigL(3), []
+    rule, change = RigL(Cosine(3)), []
 
     class Read(Callback):
         def on_train_epoch_end(self, trainer, module):
@@ -98,17 +114,17 @@ def test_what_is_logged():
     watch = Watch()
     trainer(callback(update=rule), watch, Read()).fit(seeded(), loader())
     for epoch, logged in enumerate(change):
-        last = max(step for step in rule.steps(STEPS) if step < (epoch + 1) * BATCHES)
+        last = max(step for step in rule.schedule.steps(STEPS) if step < (epoch + 1) * BATCHES)
         old, new = (
             torch.cat([m.flatten() for m in found.values()]) for found in (watch.masks[last - 1], watch.masks[last])
         )
         assert logged["signin/mask_change"] == pytest.approx((old & ~new).sum().item() / old.sum().item())
-        done = sum(step < (epoch + 1) * BATCHES for step in rule.steps(STEPS))
-        assert logged["signin/update_progress"] == pytest.approx(done / len(rule.steps(STEPS)))
+        done = sum(step < (epoch + 1) * BATCHES for step in rule.schedule.steps(STEPS))
+        assert logged["signin/update_progress"] == pytest.approx(done / len(rule.schedule.steps(STEPS)))
         assert logged["signin/sparsity"] == pytest.approx(1 - reference.budget("0.7", SIZE) / SIZE)
 
 
-@pytest.mark.parametrize("rule", [RigL(3), ACDC(), SET(3)])
+@pytest.mark.parametrize("rule", [RigL(Cosine(3)), ACDC(), SET(Constant(3))])
 def test_sign_flips_are_counted_through_moving_masks(rule):
     class Count(Callback):
         def on_train_start(self, trainer, module):
@@ -126,13 +142,13 @@ def test_sign_flips_are_counted_through_moving_masks(rule):
 
 
 def test_the_same_seed_gives_the_same_run():
-    runs = [watched(SET(3), seed=seed)[0] for seed in (0, 0, 1)]
+    runs = [watched(SET(Constant(3)), seed=seed)[0] for seed in (0, 0, 1)]
     assert differing(copies(runs[0]), copies(runs[1])) == []
     assert differing(copies(runs[0]), copies(runs[2])) != []
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
-@pytest.mark.parametrize("rule", [RigL(3), ACDC()])
+@pytest.mark.parametrize("rule", [RigL(Cosine(3)), ACDC()])
 def test_precisions(rule, precision):
     module, watch, _ = watched(rule, options={"precision": precision})
     assert kept(watch.masks[-1]) == reference.budget("0.7", SIZE)

@@ -5,12 +5,14 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_signin.updates import GMP, MEST, SET, RigL
+from lightning_signin.updates import GMP, MEST, SET, Constant, Cosine, Cubic, RigL, Stages
 from tests.small import Small, callback, data, loader, seeded, trainer
 from tests.watching import STEPS, Watch, watched
 
 
-@pytest.mark.parametrize(("rule", "looks"), [(RigL(5), [0, 5, 10, 15, 20, 25]), (SET(5), []), (GMP(5), [])])
+@pytest.mark.parametrize(
+    ("rule", "looks"), [(RigL(Cosine(5)), [0, 5, 10, 15, 20, 25]), (SET(Constant(5)), []), (GMP(Cubic(5)), [])]
+)
 def test_dense_gradients_are_formed_only_where_they_are_needed(rule, looks):
     _, watch, _ = watched(rule)
     assert [step for step, probed in enumerate(watch.probed) if probed] == looks
@@ -33,7 +35,7 @@ def test_accumulated_batches_count_as_one():
     for size, accumulate in ((16, 1), (8, 2), (4, 4)):
         seeded()
         options = {"accumulate_grad_batches": accumulate, "precision": "64-true", "epochs": 6}
-        _, watch, runner = watched(RigL(2), Even(), data_loader=DataLoader(data(), size), options=options)
+        _, watch, runner = watched(RigL(Cosine(2)), Even(), data_loader=DataLoader(data(), size), options=options)
         assert runner.global_step == 30
         found.append(watch.masks[-1])
     for other in found[1:]:
@@ -69,7 +71,7 @@ class Adversaries(Small):
 
 
 def test_optimizers_count_for_themselves():
-    rule = RigL(4)
+    rule = RigL(Cosine(4))
     _, watch, runner = watched(rule, Adversaries(), sparsity=0.5, distribution="uniform")
     lanes = runner.callbacks[0].state_dict()["updates"]["lanes"]
     assert [steps for steps, _ in lanes] == [STEPS, 2 * STEPS]
@@ -97,7 +99,7 @@ def test_a_weight_of_another_loss_does_not_disturb_the_gradient():
     found = []
     for kind in (Adversaries, Alone):
         seeded()
-        _, watch, _ = watched(RigL(4), kind(), sparsity=0.5, distribution="uniform")
+        _, watch, _ = watched(RigL(Cosine(4)), kind(), sparsity=0.5, distribution="uniform")
         found.append([found["fc1.weight"] for found in watch.masks])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
@@ -109,7 +111,7 @@ def test_a_scaled_loss_does_not_change_what_is_important():
     for scale in (1.0, 1024.0):
         seeded()
         net = Even()
-        run = trainer(callback(update=MEST(3)), watch := Watch(), precision="64-true")
+        run = trainer(callback(update=MEST(Stages(3))), watch := Watch(), precision="64-true")
         run.precision_plugin.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         original = net.training_step
         net.training_step = lambda batch, index, step=original, factor=scale: step(batch, index) * factor
@@ -131,7 +133,7 @@ def test_a_gradient_that_is_not_finite_puts_the_update_off():
 
     seeded()
     with pytest.warns(UserWarning, match="gradient of conv.weight is not finite at step 4: the mask update waits"):
-        _, watch, _ = watched(RigL(4), Explodes(), parametrization="plain")
+        _, watch, _ = watched(RigL(Cosine(4)), Explodes(), parametrization="plain")
     changed = [
         step
         for step in range(1, STEPS)

@@ -9,11 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_signin import MaskUpdates, masks, plain_view, sparsify
-from lightning_signin.updates import MEST, RigL, SRigL, UpdateRule
-from lightning_signin.updates.rule import PeriodicRule
+from lightning_signin.updates import MEST, Constant, Cosine, RigL, SRigL, Stages, UpdateRule
 
 STEPS = 12
-BOTH = pytest.mark.parametrize("rule", [RigL(1, 1.0), SRigL(1, 1.0)], ids=["RigL", "SRigL"])
+BOTH = pytest.mark.parametrize("rule", [RigL(Cosine(1, 1.0)), SRigL(Cosine(1, 1.0))], ids=["RigL", "SRigL"])
 
 
 class Heads(nn.Module):
@@ -108,7 +107,7 @@ def test_nothing_is_said_where_every_layer_has_a_gradient():
         def loss(self, x, step):
             return super().loss(x, step) + self.second(self.trunk(x).relu()).square().mean()
 
-    assert run(All(), RigL(1, 1.0))[1] == []
+    assert run(All(), RigL(Cosine(1, 1.0)))[1] == []
 
 
 def test_an_update_without_any_gradient_waits():
@@ -116,7 +115,7 @@ def test_an_update_without_any_gradient_waits():
         def loss(self, x, step):
             return super().loss(x, step) * (0.0 if step < 2 else 1.0)
 
-    found, _, updates = run(Late(), RigL(3, 1.0))
+    found, _, updates = run(Late(), RigL(Cosine(3, 1.0)))
     changed = [
         step for step in range(STEPS) if not torch.equal(found[step]["trunk.weight"], found[step + 1]["trunk.weight"])
     ]
@@ -127,7 +126,7 @@ def test_an_update_without_any_gradient_waits():
 @pytest.mark.parametrize("kind", [Heads, Weightless])
 @pytest.mark.parametrize("soft", [True, False])
 def test_mest_goes_on_without_a_gradient_and_keeps_its_counts(kind, soft):
-    found, said, _ = run(kind(), MEST(1, soft_memory_bound=soft))
+    found, said, _ = run(kind(), MEST(Stages(1), soft_memory_bound=soft))
     counts = [sum(int(mask.sum()) for mask in masks.values()) for masks in found]
     size = sum(mask.numel() for mask in found[0].values())
     assert said == []
@@ -140,14 +139,15 @@ def test_mest_goes_on_without_a_gradient_and_keeps_its_counts(kind, soft):
 def test_a_rule_of_the_user_says_whether_it_works_without(without):
     seen = []
 
-    class Own(PeriodicRule):
+    class Own(UpdateRule):
+        schedule = Constant(1, 1.0)
         looks_at_gradients, works_without_gradient = True, without
 
         def masks(self, layers, moment):
             seen.append({name: bool(layer.gradient.any()) for name, layer in layers.items()})
             yield from ()
 
-    run(Heads(), Own(1, 1.0))
+    run(Heads(), Own())
     used = {"trunk.weight": True, "first.weight": True}
     assert seen == [used | ({"second.weight": False} if without else {})] * (STEPS - 1)
 
@@ -160,7 +160,7 @@ def test_every_rank_averages_every_layer_before_it_decides():
         calls.append(tuple(tensor.shape))
         return tensor + torch.ones_like(tensor)
 
-    found, said, _ = run(Heads(), RigL(1, 1.0), average)
+    found, said, _ = run(Heads(), RigL(Cosine(1, 1.0)), average)
     assert calls == shapes * STEPS
     assert said == []
     assert not torch.equal(found[0]["second.weight"], found[-1]["second.weight"])
@@ -174,7 +174,7 @@ def test_weights_are_kept_rather_than_grown_without_a_gradient(rule):
     sparsify(net, mask={"weight": torch.arange(60).view(10, 6) % 6 >= 3})
     with plain_view(net):
         optimizer = torch.optim.SGD(net.parameters(), 0.1)
-    updates = MaskUpdates(net, type(rule)(1, 1.0, 1.0), [optimizer], total_steps=2, sparsity=0.5)
+    updates = MaskUpdates(net, type(rule)(Cosine(1, 1.0), 1.0), [optimizer], total_steps=2, sparsity=0.5)
     theta, before = net.weight.detach().clone(), masks(net)["weight"]
     x = torch.randn(4, 6)
     x[:, 1:5] = 0
@@ -187,7 +187,7 @@ def test_weights_are_kept_rather_than_grown_without_a_gradient(rule):
     assert torch.equal(gained[:, 0], torch.ones(10, dtype=torch.bool))
     assert torch.equal(after[:, 5], before[:, 5]), "a weight with a gradient comes back"
     dead = theta.abs()[:, 3:5]
-    if rule == RigL(1, 1.0):  # of all those without a gradient the smallest are gone
+    if rule == RigL(Cosine(1, 1.0)):  # of all those without a gradient the smallest are gone
         assert dead[lost[:, 3:5]].max() < dead[~lost[:, 3:5]].min()
     else:  # of every neuron
         assert torch.equal(lost[:, 3:5], dead == dead.amin(1, keepdim=True))
@@ -208,7 +208,7 @@ class Dead(nn.Module):
 
 @BOTH
 def test_dead_units_keep_their_weights(rule):
-    found, said, _ = run(Dead(), type(rule)(1, 1.0, 1.0))
+    found, said, _ = run(Dead(), type(rule)(Cosine(1, 1.0), 1.0))
     dead = found[0]["one.weight"][::2]
     gained = [(m["one.weight"][::2] & ~dead).sum() for m in found]
     assert said == []

@@ -11,27 +11,35 @@ from torch import nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from lightning_signin import MaskUpdates, SignInCallback, plain_view, sparsify
-from lightning_signin.updates import ACDC, GMP, MEST, SET, UPDATES, OneShot, RigL, SRigL, UpdateRule
+from lightning_signin.updates import ACDC, GMP, MEST, SET, UPDATES, OneShot, RigL, Schedule, SRigL, UpdateRule
+from lightning_signin.updates.schedules import Constant, Cosine, Cubic, Once, Phases, Stages
 from tests.small import Small, callback, loader, seeded, trainer
 
 
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: RigL(0), "`update_every_n_steps` must be a whole number of at least 1, got 0"),
-        (lambda: SET(1.5), "`update_every_n_steps` must be a whole number of at least 1, got 1.5"),
-        (lambda: RigL(update_until=0), r"`update_until` must be in \(0, 1\], got 0"),
+        (lambda: RigL(Cosine(0)), "`every_n_steps` must be a whole number of at least 1, got 0"),
+        (lambda: SET(Constant(1.5)), "`every_n_steps` must be a whole number of at least 1, got 1.5"),
+        (lambda: SET(100), r"`schedule` of SET must be a schedule, e.g. Constant\(every_n_steps=100, .*, got 100"),
+        (lambda: RigL(Cosine), r"`schedule` of RigL must be a schedule, e.g. Cosine\(every_n_steps=100, .*, got <cl"),
+        (lambda: RigL(Cosine(until=0)), r"`until` must be in \(0, 1\], got 0"),
         (lambda: RigL(drop_fraction=30), r"`drop_fraction` must be in \[0, 1\], got 30. Pass a fraction, e.g. 0.3"),
         (lambda: SET(drop_fraction=-1), r"`drop_fraction` must be in \[0, 1\], got -1"),
         (lambda: SRigL(min_salient=2), r"`min_salient` must be in \[0, 1\], got 2"),
         (lambda: MEST(mutation=5), r"`mutation` must be in \[0, 1\], got 5"),
         (lambda: MEST(gradient_weight=-1), "`gradient_weight` must be at least 0, got -1. It is MEST's λ"),
-        (lambda: MEST(update_until=0.5), "`update_until` of MEST must be above 0.75, .* got 0.5"),
-        (lambda: GMP(update_from=0.9), "`update_from`=0.9 is after `update_until`=0.75"),
+        (lambda: MEST(Stages(until=0.5)), "`until` must be above 0.75, where the last of the `stages` begins, got 0.5"),
+        (lambda: Stages(stages=[[0.1, 1.0]]), r"`stages` must begin at rising shares of the run, the first at 0, g"),
+        (lambda: Stages(stages=((0, 1), (0.5, 0.5), (0.5, 0))), "`stages` must begin at rising shares of the run"),
+        (lambda: Stages(stages=()), "`stages` must begin at rising shares of the run"),
+        (lambda: Stages(stages=((0, 2),)), r"`stages` must be in \[0, 1\], got 2"),
+        (lambda: Stages(stages=((0, 1, 1),)), "`stages` must be pairs of a share of the run and an amount, got"),
+        (lambda: GMP(Cubic(since=0.9)), "`since`=0.9 is after `until`=0.75"),
         (lambda: GMP(initial_sparsity=1.0), r"`initial_sparsity` must be in \[0, 1\), got 1.0"),
-        (lambda: OneShot(75), r"`at` must be in \[0, 1\], got 75"),
-        (lambda: ACDC(warmup=0), r"`warmup` must be in \(0, 1\], got 0"),
-        (lambda: ACDC(final_dense=0.8), r"`warmup` \+ `phase` .* must be at most 1"),
+        (lambda: OneShot(Once(75)), r"`at` must be in \[0, 1\], got 75"),
+        (lambda: ACDC(Phases(warmup=0)), r"`warmup` must be in \(0, 1\], got 0"),
+        (lambda: ACDC(Phases(final_dense=0.8)), r"`warmup` \+ `phase` .* must be at most 1"),
         (lambda: SignInCallback(update="riggle"), "`update` must be one of 'set', 'rigl', .*got 'riggle'"),
         (lambda: SignInCallback(update=3), "`update` must be one of .* or a class with arguments; got 3"),
         (lambda: SignInCallback(update="srigl", structure="2:4"), "SRigL needs structure='constant-fan-in', got '2:4'"),
@@ -42,6 +50,16 @@ from tests.small import Small, callback, loader, seeded, trainer
 def test_bad_arguments_are_refused_at_once(make, text):
     with pytest.raises(ValueError, match=text):
         make()
+
+
+class Steps(Schedule):
+    """Given places."""
+
+    def __init__(self, *places: int) -> None:
+        self.places = places
+
+    def steps(self, total):
+        return self.places
 
 
 class Sharded(Small):
@@ -63,40 +81,53 @@ class With(Small):
 @pytest.mark.parametrize(
     ("arguments", "model", "text"),
     [
-        ({"update": SET(100)}, None, r"SET\(update_every_n_steps=100.*never changes the mask in a run of 40 optimizer"),
         (
-            {"update": MEST(29)},
+            {"update": SET(Constant(100))},
             None,
-            "`update_every_n_steps`=29 gives MEST no update in the last quarter of a run of 40",
+            r"SET\(schedule=Constant\(every_n_steps=100.*never changes the mask in a run of 40 optimizer",
         ),
         (
-            {"update": MEST(4, mutation=0.31, soft_memory_bound=False)},
+            {"update": MEST(Stages(29))},
+            None,
+            r"Stages\(every.*=29, .* gives MEST no update with an amount of 0.* of 40 .* at step 29, has 0.5. L",
+        ),
+        (
+            {"update": MEST(Cosine(4))},
+            None,
+            r"Cosine\(every.*=4, .* at step 28, has 0.0109. Lower `every_n_steps`, or use a schedule that ends",
+        ),
+        ({"update": ACDC(Constant(4))}, None, "`schedule` of AC/DC must have an amount of 0 at its last step, 28 of"),
+        ({"update": SET(Steps(3, 3))}, None, r"`steps` of Steps\(places=\(3, 3\)\) must rise from 0 or later, got 3"),
+        ({"update": SET(Steps(-1))}, None, "must rise from 0 or later, got -1 after -1"),
+        ({"update": SET(Steps(3, 40))}, None, "would come at step 40, after a run of 40 optimizer steps. Train longer"),
+        (
+            {"update": MEST(Stages(4), mutation=0.31, soft_memory_bound=False)},
             None,
             "`mutation`=0.31 would drop all of a density of 0.3",
         ),
         (
-            {"update": MEST(4), "structure": "1:3", "exclude": ["conv.*"], "sparsity": 2 / 3},
+            {"update": MEST(Stages(4)), "structure": "1:3", "exclude": ["conv.*"], "sparsity": 2 / 3},
             None,
             "MEST has no room to grow",
         ),
         (
-            {"update": GMP(4, initial_sparsity=0.8)},
+            {"update": GMP(Cubic(4), initial_sparsity=0.8)},
             None,
             "`initial_sparsity`=0.8 is above the sparsity of the run, 0.6997",
         ),
         (
-            {"update": RigL(4), "parametrization": "str"},
+            {"update": RigL(Cosine(4)), "parametrization": "str"},
             None,
             "RigL lets weights come back at θ = 0, where the param.* of conv",
         ),
         ({"update": ACDC(), "parametrization": "powerprop"}, None, "ACDC lets weights come back at θ = 0"),
         (
-            {"update": RigL(4), "rescale_momentum": "keep"},
+            {"update": RigL(Cosine(4)), "rescale_momentum": "keep"},
             lambda: With(lambda parameters: torch.optim.Rprop(parameters)),
             "Rprop cannot follow a mask that moves: its state 'step_size' starts from 0.01",
         ),
         (
-            {"update": RigL(4), "rescale_momentum": "keep"},
+            {"update": RigL(Cosine(4)), "rescale_momentum": "keep"},
             lambda: With(lambda parameters: torch.optim.ASGD(parameters)),
             "ASGD cannot follow a mask that moves: its state 'ax' starts from 1 and not from 0",
         ),
@@ -126,8 +157,7 @@ def test_updates_need_the_factors_in_an_optimizer():
 class Lottery(UpdateRule):
     """A rule of a user: every mask is drawn anew, twice."""
 
-    def steps(self, total):
-        return [1, 2]
+    schedule = Steps(1, 2)
 
     def masks(self, layers, moment):
         for name, layer in layers.items():
@@ -147,7 +177,7 @@ def test_plain_pytorch_needs_no_lightning(storage):
     net = sparsify(nn.Linear(20, 10), sparsity=0.8, storage=storage)
     with plain_view(net):
         optimizer = torch.optim.SGD(net.parameters(), 0.1)
-    updates = MaskUpdates(net, RigL(5), [optimizer], total_steps=20, storage=storage)
+    updates = MaskUpdates(net, RigL(Cosine(5)), [optimizer], total_steps=20, storage=storage)
     for _ in range(20):
         updates.before_batch()
         optimizer.zero_grad()
@@ -158,12 +188,18 @@ def test_plain_pytorch_needs_no_lightning(storage):
     assert int((net.weight != 0).sum()) == 40
 
 
+def rule(name: str, schedule: str, **arguments: object) -> dict:
+    """A rule and its schedule, as in YAML."""
+    when = {"class_path": f"lightning_signin.updates.{schedule}", "init_args": arguments}
+    return {"class_path": f"lightning_signin.updates.{name}", "init_args": {"schedule": when}}
+
+
 @pytest.mark.parametrize(
     ("update", "parametrization"),
     [(name, "plain") for name in UPDATES if name != "mest"]
     + [
-        ({"class_path": "lightning_signin.updates.MEST", "init_args": {"update_every_n_steps": 40}}, "pilot"),
-        ({"class_path": "lightning_signin.updates.RigL", "init_args": {"update_every_n_steps": 2}}, "spred"),
+        (rule("MEST", "Stages", every_n_steps=40, stages=[[0, 1.0], [0.5, 0.0]]), "pilot"),
+        (rule("RigL", "Cubic", every_n_steps=2, since=0.1), "spred"),
         (None, {"class_path": "lightning_signin.parametrizations.STR", "init_args": {"s_init": -5, "sign_in": True}}),
     ],
     ids=str,

@@ -4,24 +4,24 @@ import pytest
 import torch
 
 from lightning_signin.parametrizations import STR, PILoT, Powerprop, Spred
-from lightning_signin.updates import ACDC, GMP, MEST, SET, OneShot, RigL, SRigL
+from lightning_signin.updates import ACDC, GMP, MEST, SET, Constant, Cosine, Cubic, Once, OneShot, RigL, SRigL, Stages
 from tests.resuming import Manual, SaveEverywhere
 from tests.small import BATCHES, Small, callback, copies, differing, loader, seeded, trainer
 from tests.update_references import to_mask
 
 RULES = {
-    "set": {"update": SET(4)},
-    "rigl": {"update": RigL(4)},
-    "srigl": {"update": SRigL(4)},
-    "mest": {"update": MEST(4)},
-    "gmp": {"update": GMP(4)},
-    "one-shot": {"update": OneShot(0.5)},
+    "set": {"update": SET(Constant(4))},
+    "rigl": {"update": RigL(Cosine(4))},
+    "srigl": {"update": SRigL(Cosine(4))},
+    "mest": {"update": MEST(Stages(4))},
+    "gmp": {"update": GMP(Cubic(4))},
+    "one-shot": {"update": OneShot(Once(0.5))},
     "acdc": {"update": ACDC()},
 }
 PARAMETRIZATIONS = {
     "str": {"parametrization": STR(s_init=-4.0), "sparsity": None},
     "str with sign-in": {"parametrization": STR(True, s_init=-4.0), "sparsity": None},
-    "powerprop": {"parametrization": Powerprop(), "update": GMP(4)},
+    "powerprop": {"parametrization": Powerprop(), "update": GMP(Cubic(4))},
     "spred": {"parametrization": Spred(decay_strength=1e-3)},
     "pilot": {"parametrization": PILoT(decay_strength=1e-3, delta=1.5)},
 }
@@ -57,7 +57,7 @@ def test_resume_equals_uninterrupted(tmp_path, name, optimizer):
 
 
 def test_resume_of_two_optimizers_equals_uninterrupted(tmp_path):
-    options = {"update": RigL(4)}
+    options = {"update": RigL(Cosine(4))}
     seeded()
     weights, *_ = fit(options, "SGD", SaveEverywhere(tmp_path), model=Manual())
     for moment in ("step8", "step14", "step24"):
@@ -72,11 +72,13 @@ def test_a_name_and_its_object_are_the_same_run(tmp_path):
 
 
 def test_resume_with_another_rule_is_refused(tmp_path):
-    fit({"update": RigL(4)}, "SGD", SaveEverywhere(tmp_path))
-    with pytest.raises(ValueError, match=r"was trained with update='RigL\(update_every_n_steps=4.*this callback has"):
-        fit({"update": RigL(5)}, "SGD", ckpt_path=tmp_path / "step5.ckpt")
+    fit({"update": RigL(Cosine(4))}, "SGD", SaveEverywhere(tmp_path))
+    with pytest.raises(
+        ValueError, match=r"was trained with update='RigL\(schedule=Cosine\(every_n_steps=4.*this callback has"
+    ):
+        fit({"update": RigL(Cosine(5))}, "SGD", ckpt_path=tmp_path / "step5.ckpt")
     with pytest.raises(ValueError, match="was trained with parametrization='sign-in', but this callback"):
-        fit({"update": RigL(4), "parametrization": "plain"}, "SGD", ckpt_path=tmp_path / "step5.ckpt")
+        fit({"update": RigL(Cosine(4)), "parametrization": "plain"}, "SGD", ckpt_path=tmp_path / "step5.ckpt")
 
 
 @pytest.mark.parametrize("options", [*RULES.values(), *PARAMETRIZATIONS.values()], ids=[*RULES, *PARAMETRIZATIONS])

@@ -7,7 +7,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import nn
 
 from lightning_signin import MaskUpdates, plain_view, sparsify
-from lightning_signin.updates import SET, RigL
+from lightning_signin.updates import Constant, Cosine, RigL, SET
 
 
 def wrapped(kind, optimizers):
@@ -19,7 +19,7 @@ def wrapped(kind, optimizers):
 
 @pytest.mark.parametrize("kind", ["fabric", "lightning"])
 @pytest.mark.parametrize("first", ["bare", "wrapped"])
-@pytest.mark.parametrize("rule", [SET(3), RigL(3)])
+@pytest.mark.parametrize("rule", [SET(Constant(3)), RigL(Cosine(3))])
 def test_wrapped_optimizers_are_those_that_they_wrap(kind, first, rule):
     """Each counts its own steps, whichever of the two forms is given at the start and whichever at the steps."""
     ends = []

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_signin import MaskUpdates, plain_view, sparsify
-from lightning_signin.updates import Constant, Cosine, Cubic, GMP, MEST, RigL, SET, Stages
+from lightning_signin.updates import GMP, MEST, SET, Constant, Cosine, Cubic, RigL, Stages
 
 # A rule, the sparsity at the start, and the storage of `sparsify`; `MaskUpdates` is at its defaults.
 RUNS = {

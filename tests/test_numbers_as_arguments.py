@@ -15,7 +15,7 @@ from lightning_signin.masks.scores.snip import FORCE, SNIP, IterativeSNIP
 from lightning_signin.masks.scores.synflow import SynFlow
 from lightning_signin.metrics import hessian_trace, memory, sharpness
 from lightning_signin.parametrizations import STR, PILoT, Powerprop, Spred
-from lightning_signin.updates import ACDC, GMP, MEST, SET, OneShot, RigL, SRigL
+from lightning_signin.updates import GMP, MEST, SET, Constant, Cosine, Cubic, Once, Phases, RigL, SRigL, Stages
 
 # A class, and a value of each of its numeric fields; 0.125, 0.25, 1.5 and 0.75 are exact in every precision.
 FIELDS = [
@@ -26,13 +26,14 @@ FIELDS = [
     (ProsPr, {"steps": 3, "lr": 0.25, "momentum": 0.25}),
     (SynFlow, {"iterations": 3}),
     (NPB, {"alpha": 0.25, "beta": 1.5, "max_per_kernel": 3}),
-    (SET, {"update_every_n_steps": 3, "update_until": 0.75, "drop_fraction": 0.25}),
-    (RigL, {"update_every_n_steps": 3, "update_until": 0.75, "drop_fraction": 0.25}),
+    *((rule, {"drop_fraction": 0.25}) for rule in (SET, RigL)),
     (SRigL, {"min_salient": 0.25}),
-    (MEST, {"mutation": 0.25, "gradient_weight": 1.5, "update_every_n_steps": 3}),
-    (GMP, {"update_every_n_steps": 3, "update_until": 0.75, "update_from": 0.25, "initial_sparsity": 0.25}),
-    (OneShot, {"at": 0.25}),
-    (ACDC, {"warmup": 0.125, "phase": 0.125, "final_dense": 0.125, "final_sparse": 0.125}),
+    (MEST, {"mutation": 0.25, "gradient_weight": 1.5}),
+    (GMP, {"initial_sparsity": 0.25}),
+    *((schedule, {"every_n_steps": 3, "until": 0.75}) for schedule in (Constant, Cosine, Stages)),
+    (Cubic, {"every_n_steps": 3, "until": 0.75, "since": 0.25}),
+    (Once, {"at": 0.25}),
+    (Phases, {"warmup": 0.125, "phase": 0.125, "final_dense": 0.125, "final_sparse": 0.125}),
     (STR, {"s_init": 1.5}),
     (Powerprop, {"alpha": 1.5}),
     (Spred, {"decay_strength": 0.25}),

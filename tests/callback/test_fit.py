@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import nn
 
 from lightning_signin import SignInCallback, masks
-from lightning_signin.updates import Constant, Cosine, RigL, SET
+from lightning_signin.updates import SET, Constant, Cosine, RigL
 from tests.small import callback, copies, differing, loader, seeded, trainer
 
 MOVING = {"update": SET(Constant(2)), "parametrization": "plain"}

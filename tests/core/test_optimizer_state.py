@@ -10,7 +10,7 @@ from torch import nn
 from lightning_signin import MaskUpdates, plain_view, rescale_, sparsify
 from lightning_signin.core.optimizer_state import check_movable
 from lightning_signin.core.weights import sparse_weights
-from lightning_signin.updates import Constant, SET
+from lightning_signin.updates import SET, Constant
 from tests.strangers import FTRL, SAM, Lookahead, Prodigy, ScheduleFree
 
 TORCH = [kind for kind in vars(torch.optim).values() if inspect.isclass(kind) and kind is not torch.optim.Optimizer]

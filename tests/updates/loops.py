@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from lightning_signin import MaskUpdates, plain_view, rescale_, sparsify
-from lightning_signin.updates import ACDC, Constant, Cosine, Cubic, GMP, MEST, Once, OneShot, RigL, SET, SRigL, Stages
+from lightning_signin.updates import ACDC, GMP, MEST, SET, Constant, Cosine, Cubic, Once, OneShot, RigL, SRigL, Stages
 
 TOTAL = 40
 RULES = {

@@ -7,7 +7,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import nn
 
 from lightning_signin import MaskUpdates, plain_view, sparsify
-from lightning_signin.updates import Constant, Cosine, RigL, SET
+from lightning_signin.updates import SET, Constant, Cosine, RigL
 
 
 def wrapped(kind, optimizers):

@@ -123,7 +123,7 @@ def test_rescaled_after_loading_equals_rescaled_without():
         (
             {"rule": "rigl"},
             {"rule": "set"},
-            "The mask updates were saved with update=RigL(schedule=Cosine(every_n_steps=4",
+            "updates were saved with update=RigL(schedule=Cosine(every_n_steps=4",
         ),
         ({"rule": "rigl", "moves": {"seed": 5}}, {"rule": "rigl"}, "were saved with seed=5, here it is 0. Call"),
         ({"rule": "rigl", "moves": {"total_steps": 41}}, {"rule": "rigl"}, "total_steps=41, here it is 40"),

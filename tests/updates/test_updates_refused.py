@@ -29,7 +29,7 @@ from tests.small import Small, callback, loader, seeded, trainer
         (lambda: SRigL(min_salient=2), r"`min_salient` must be in \[0, 1\], got 2"),
         (lambda: MEST(mutation=5), r"`mutation` must be in \[0, 1\], got 5"),
         (lambda: MEST(gradient_weight=-1), "`gradient_weight` must be at least 0, got -1. It is MEST's λ"),
-        (lambda: MEST(Stages(until=0.5)), "`until` must be above 0.75, where the last of the `stages` begins, got 0.5"),
+        (lambda: MEST(Stages(until=0.5)), "`until` must be above 0.75, where the last of `stages` begins, got 0.5"),
         (lambda: Stages(stages=[[0.1, 1.0]]), r"`stages` must begin at rising shares of the run, the first at 0, g"),
         (lambda: Stages(stages=((0, 1), (0.5, 0.5), (0.5, 0))), "`stages` must begin at rising shares of the run"),
         (lambda: Stages(stages=()), "`stages` must begin at rising shares of the run"),
@@ -94,7 +94,7 @@ class With(Small):
         (
             {"update": MEST(Cosine(4))},
             None,
-            r"Cosine\(every.*=4, .* at step 28, has 0.0109. Lower `every_n_steps`, or use a schedule that ends",
+            r"Cosine\(every.*=4, .* at step 28, has 0.01093. Lower `every_n_steps`, or use a schedule that ends",
         ),
         ({"update": ACDC(Constant(4))}, None, "`schedule` of AC/DC must have an amount of 0 at its last step, 28 of"),
         ({"update": SET(Steps(3, 3))}, None, r"`steps` of Steps\(places=\(3, 3\)\) must rise from 0 or later, got 3"),

@@ -31,9 +31,11 @@ def say_start(module: LightningModule, origin: str) -> None:
 
 
 def say_untrained(module: LightningModule, optimizers: Iterable[Optimizer]) -> None:
-    """Warn of trainable parameters that are in no optimizer."""
+    """Warn of trainable parameters that are in no optimizer, sparse weights among them."""
     held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-    names = [name for name, p in module.named_parameters() if p.requires_grad and id(p) not in held]
+    plain = {id(tensor): weight.name for weight in sparse_weights(module).values() for tensor in weight.tensors}
+    left = [(name, p) for name, p in module.named_parameters() if p.requires_grad and id(p) not in held]
+    names = list(dict.fromkeys(plain.get(id(p), name) for name, p in left))  # m and w have one name
     if names:
         have, are, they = ("has", "is", "it") if len(names) == 1 else ("have", "are", "they")
         warn(

@@ -64,8 +64,8 @@ class Training:
         self._lost = False  # whether a weight is not finite, and the warning was given
 
     def check(self) -> None:
-        """Raise `SignInError` if the optimizers leave out a weight, or one does not support rescales."""
-        check_optimizers(self.weights.values(), self.trainer.optimizers)
+        """Raise `SignInError` for an optimizer that cannot train its weights, or one that does not support rescales."""
+        check_optimizers(self.weights.values(), self.trainer.optimizers, moving=self.arguments.rule is not None)
         if self.rescales:
             products = sign_in_weights(self.module).values()
             StateAtRescale(self.arguments.rescale_momentum, self.trainer.optimizers, products)

@@ -18,28 +18,36 @@ _NEEDS_SHAPE = ("Adafactor", "AdafactorBigVision", "AdamP", "Mars", "SGDP")  # M
 _MIXES_ENTRIES = ("Muon", "AdaMuon", "NadaMuon", "Shampoo", "SOAP", "Kron")
 
 
-def check_optimizers(weights: Iterable[SparseWeight], optimizers: Iterable[Optimizer]) -> None:
-    """Raise unless every trainable weight is in an optimizer that can train it.
+def check_optimizers(weights: Iterable[SparseWeight], optimizers: Iterable[Optimizer], moving: bool) -> None:
+    """Raise unless the optimizers can train the weights that they hold, and weights whose masks move are in one.
+
+    Args:
+        weights: The sparse weights. Those whose masks have no zeros, and do not move, take any optimizer.
+        optimizers: All optimizers of the run.
+        moving: Whether an update rule moves the masks. Entries that it grows begin at zero, and have to train.
 
     Raises:
-        SignInError: If a weight's factors are in no optimizer, or in one whose update depends on the weight's shape.
+        SignInError: If an optimizer fills the zeros of a weight or needs its shape, or a moving one is in none.
     """
     owner = {id(p): (o, group) for o in optimizers for group in o.param_groups for p in group["params"]}
     tried = set()
     for weight in weights:
-        for factor in weight.tensors:
-            if id(factor) not in owner and factor.requires_grad:
-                raise SignInError(
-                    f"{weight.name} is in no optimizer: it would never train. Give it to one in "
-                    "`configure_optimizers`, freeze it, or leave it dense with `exclude`. In your own loop, build the "
-                    "optimizer inside `with plain_view(module):`."
-                )
+        if moving and any(factor.requires_grad and id(factor) not in owner for factor in weight.tensors):
+            raise SignInError(
+                f"{weight.name} is in no optimizer, and its mask moves: what it grows would never train. Give it to "
+                "an optimizer in `configure_optimizers`, or leave it dense with `exclude`."
+            )
         optimizer, group = owner.get(id(weight.factors[0]), (None, {}))
-        if optimizer is not None:
+        if optimizer is not None and (moving or masks_entries(weight)):
             check_elementwise(weight, optimizer)
             if not distributes(optimizer) and (id(group), weight.storage.name) not in tried:
                 _check_steps(weight, bare(optimizer), group)
                 tried.add((id(group), weight.storage.name))
+
+
+def masks_entries(weight: SparseWeight) -> bool:
+    """Whether a weight has zeros that an optimizer must leave, or is stored as a vector, not in its shape."""
+    return weight.storage.name == "compact" or weight.kept < weight.storage.shape.numel()
 
 
 def add_frobenius_decay_(weights: Iterable[SparseWeight], strength: float, parameters: Iterable[nn.Parameter]) -> None:

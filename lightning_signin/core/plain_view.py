@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from lightning_signin.core.old_optimizers import give_back_parameters, note_optimizer
-from lightning_signin.core.optimizers import check_elementwise
+from lightning_signin.core.optimizers import check_elementwise, masks_entries
 from lightning_signin.core.plain_layer import PlainLayer, layers_of
 from lightning_signin.core.plain_parameter import shown
 from lightning_signin.core.replaced_layers import complete
@@ -150,7 +150,8 @@ def exchanged_in_optimizers(behind: Factors) -> Iterator[None]:
             params = [params] if isinstance(params, Tensor) else list(params)
             for item in params:
                 if weight := behind.get(id(item[1] if isinstance(item, tuple) else item)):
-                    check_elementwise(weight, self)
+                    if masks_entries(weight):
+                        check_elementwise(weight, self)
                     note_optimizer(self)
             param_group["params"] = [exchanged for item in params for exchanged in _factors(item, behind)]
         plain_add_param_group(self, param_group)

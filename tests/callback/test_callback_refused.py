@@ -9,11 +9,11 @@ from lightning_signin import SignInCallback
 from tests.small import Small, callback, loader, seeded, trainer
 
 
-def test_optimizer_that_forgets_a_weight_is_an_error():
+def test_optimizer_that_forgets_a_weight_whose_mask_moves_is_an_error():
     module = seeded()
     module.configure_optimizers = lambda: torch.optim.SGD(module.fc1.parameters(), lr=0.1)
-    with pytest.raises(ValueError, match=r"conv\.weight is in no optimizer: it would never train"):
-        trainer(callback()).fit(module, loader())
+    with pytest.raises(ValueError, match=r"conv\.weight is in no optimizer, and its mask moves: what it grows would"):
+        trainer(callback(update="set")).fit(module, loader())
 
 
 @pytest.mark.parametrize(

@@ -174,14 +174,23 @@ def test_frobenius_decay_leaves_other_parameters_alone():
     assert changed == [False, True, True, False, False, False]  # of each layer bias, m, w
 
 
-def test_a_weight_in_no_optimizer_is_refused():
+def test_a_weight_in_no_optimizer_is_refused_if_its_mask_moves():
     net = sparsify(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), sparsity=0.5)
     weights = sparse_weights(net).values()
-    with pytest.raises(ValueError, match=r"1\.weight is in no optimizer: it would never train\. Give it to one in"):
-        check_optimizers(weights, [optim.SGD(net[0].parameters())])
-    check_optimizers(weights, [optim.SGD(net[0].parameters()), optim.Adam(net[1].parameters())])
+    check_optimizers(weights, [optim.SGD(net[0].parameters())], moving=False)
+    with pytest.raises(ValueError, match=r"1\.weight is in no optimizer, and its mask moves: what it grows"):
+        check_optimizers(weights, [optim.SGD(net[0].parameters())], moving=True)
+    check_optimizers(weights, [optim.SGD(net[0].parameters()), optim.Adam(net[1].parameters())], moving=True)
     net[1].requires_grad_(False)
-    check_optimizers(weights, [optim.SGD(net[0].parameters())])
+    check_optimizers(weights, [optim.SGD(net[0].parameters())], moving=True)
+
+
+def test_an_optimizer_that_mixes_entries_may_train_a_weight_without_zeros():
+    net = sparsify(nn.Linear(4, 4), sparsity=0.0, storage="dense")
+    optimizer = Whitened(net.parameters())
+    check_optimizers(sparse_weights(net).values(), [optimizer], moving=False)
+    with pytest.raises(ValueError, match="Whitened mixes the entries of a weight"):
+        check_optimizers(sparse_weights(net).values(), [optimizer], moving=True)
 
 
 @pytest.mark.skipif(not hasattr(optim, "Muon"), reason="torch < 2.9 has no Muon")
@@ -198,11 +207,11 @@ def test_muon_is_refused(storage):
 def test_an_optimizer_of_ones_own_that_mixes_entries_is_found_by_its_steps():
     net = sparsify(nn.Linear(4, 4), sparsity=0.5, storage="dense")
     with pytest.raises(ValueError, match="Whitened mixes the entries of a weight, which would fill the zeros of weigh"):
-        check_optimizers(sparse_weights(net).values(), [Whitened(net.parameters())])
+        check_optimizers(sparse_weights(net).values(), [Whitened(net.parameters())], moving=False)
     net = sparsify(nn.Linear(4, 4), sparsity=0.5, storage="compact")
     with pytest.raises(ValueError, match="The update of Whitened depends on the shape of a weight"):
-        check_optimizers(sparse_weights(net).values(), [Whitened(net.parameters())])
-    check_optimizers(sparse_weights(net).values(), [Lazy(net.parameters())])
+        check_optimizers(sparse_weights(net).values(), [Whitened(net.parameters())], moving=False)
+    check_optimizers(sparse_weights(net).values(), [Lazy(net.parameters())], moving=False)
 
 
 def test_adafactor_is_refused_with_compact_storage_only():
@@ -212,11 +221,11 @@ def test_adafactor_is_refused_with_compact_storage_only():
     )
     net = sparsify(nn.Linear(4, 4), sparsity=0.5, storage="compact")
     with pytest.raises(ValueError, match=re.escape(text)):
-        check_optimizers(sparse_weights(net).values(), [optim.Adafactor(net.parameters())])
+        check_optimizers(sparse_weights(net).values(), [optim.Adafactor(net.parameters())], moving=False)
     net = sparsify(nn.Linear(6, 5, bias=False).double(), sparsity=0.8, storage="dense")
     weight, start = sparse_weights(net)["weight"], effective_weights(net)["weight"]
     optimizer = optim.Adafactor(net.parameters(), weight_decay=0.1)
-    check_optimizers([weight], [optimizer])
+    check_optimizers([weight], [optimizer], moving=False)
     step(weight, optimizer, random_gradients(10))
     assert not torch.equal(weight.effective(), start)
     assert all(factor[~weight.storage.mask].eq(0).all() and factor.isfinite().all() for factor in weight.factors)

@@ -1,0 +1,74 @@
+"""With nothing masked and plain weights, fits are those without the callback, whatever trains what."""
+
+import pytest
+import torch
+from torch.optim import Optimizer
+
+from lightning_signin import SignInCallback
+from tests.small import Small, callback, copies, differing, loader, seeded, trainer
+
+
+def unmasked() -> SignInCallback:
+    return SignInCallback(sparsity=0.0, parametrization="plain")
+
+
+def fitted(kind: type[Small], *callbacks: object) -> dict[str, torch.Tensor]:
+    """The state after a fit."""
+    module = seeded(kind=kind)
+    trainer(*callbacks, epochs=2).fit(module, loader())
+    return copies(module)
+
+
+class HeadOnly(Small):
+    """Trains its last layer only, without freezing the rest."""
+
+    def configure_optimizers(self) -> Optimizer:
+        return torch.optim.SGD(self.fc2.parameters(), 0.1)
+
+
+class Untrained(Small):
+    """Has no optimizer."""
+
+    def configure_optimizers(self) -> None:
+        return None
+
+
+class Averaged(Small):
+    """Trains with an optimizer that averages its parameters."""
+
+    def configure_optimizers(self) -> Optimizer:
+        return torch.optim.ASGD(self.parameters(), 0.1, t0=2)
+
+
+class Quasi(Small):
+    """Trains with an optimizer that calls its closure several times, and holds all parameters as one."""
+
+    def configure_optimizers(self) -> Optimizer:
+        return torch.optim.LBFGS(self.parameters(), 0.1, max_iter=3)
+
+
+class Mixing(Small):
+    """Trains matrices with an optimizer that mixes their entries."""
+
+    def configure_optimizers(self) -> Optimizer:
+        return torch.optim.Muon([self.fc1.weight, self.fc2.weight], 0.1)
+
+
+KINDS = [HeadOnly, Untrained, Averaged, Quasi, *([Mixing] if hasattr(torch.optim, "Muon") else [])]
+
+
+@pytest.mark.filterwarnings("ignore:.*in no optimizer", "ignore:.*configure_optimizers.*returned `None`")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fit_is_the_one_without_the_callback(kind):
+    assert differing(fitted(kind, unmasked()), fitted(kind)) == []
+
+
+def test_a_sparse_weight_in_no_optimizer_is_named_and_does_not_train():
+    with pytest.warns(UserWarning, match="in no optimizer") as caught:
+        after = fitted(HeadOnly, callback())
+    text = next(str(warning.message) for warning in caught if "in no optimizer" in str(warning.message))
+    assert text.startswith("conv.bias, conv.weight, norm.weight, norm.bias, fc1.bias and 1 more have"), text
+    start = copies(seeded())
+    kept = after["fc1.weight"] != 0
+    assert 0 < kept.sum() < kept.numel()
+    torch.testing.assert_close(after["fc1.weight"][kept], start["fc1.weight"][kept], rtol=1e-5, atol=1e-7)

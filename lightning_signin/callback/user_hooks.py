@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.core.hooks import CheckpointHooks, ModelHooks
+from lightning.pytorch.loops.optimization.closure import AbstractClosure
 
 from lightning_signin.callback.wrapped_hooks import replaced_on_instances
 from lightning_signin.core.live_view import LiveView
@@ -54,6 +55,7 @@ class OptimizerStep(UserHook):
     def __init__(self, method: Callable[..., Any], view: LiveView) -> None:
         super().__init__("optimizer_step", method, view.hooks)
         self.view = view
+        self._kinds: dict[type, Any] = {}  # of Lightning's closures, and what takes their places
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method."""
@@ -61,7 +63,24 @@ class OptimizerStep(UserHook):
         return super().__call__(*map(self._closed, args), **kwargs)
 
     def _closed(self, value: Any) -> Any:
+        if isinstance(value, AbstractClosure):
+            kind = type(value)
+            if kind not in self._kinds:
+                self._kinds[kind] = _closure_within(kind, self.view.off)
+            closed = object.__new__(self._kinds[kind])
+            closed.__dict__ = vars(value)  # the loop takes the result out of the original
+            return closed
         return UserHook("__call__", value.__call__, self.view.off) if callable(value) else value
+
+
+def _closure_within(kind: Any, around: Callable[[], AbstractContextManager[None]]) -> Any:
+    """A class like one of Lightning's closures, which is called within a context."""
+
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with around():
+            return kind.__call__(self, *args, **kwargs)
+
+    return type(kind.__name__, (kind,), {"__call__": __call__, "__module__": kind.__module__})
 
 
 @contextmanager

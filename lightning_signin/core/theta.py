@@ -216,6 +216,8 @@ _TENSOR: Any = Tensor
 _AS_PARAMETER: dict[Any, Callable[..., Any]] = {
     _TENSOR.grad.__get__: lambda theta: gradient_of(theta.holder),
     _TENSOR.grad.__set__: lambda theta, gradient: set_gradient(theta.holder, gradient),
+    # θ itself does not require a gradient under `no_grad`, where it is computed.
+    _TENSOR.requires_grad.__get__: lambda theta: any(p.requires_grad for p in theta.holder.parameters(recurse=False)),
     _TENSOR.requires_grad.__set__: _set_requires_grad,
     _TENSOR.requires_grad_: _set_requires_grad,
 }

@@ -1,7 +1,11 @@
 """With nothing masked and plain weights, fits are those without the callback, whatever trains what."""
 
+from typing import Any
+
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.loops.optimization.automatic import Closure
 from torch.optim import Optimizer
 
 from lightning_signin import SignInCallback
@@ -72,3 +76,57 @@ def test_a_sparse_weight_in_no_optimizer_is_named_and_does_not_train():
     kept = after["fc1.weight"] != 0
     assert 0 < kept.sum() < kept.numel()
     torch.testing.assert_close(after["fc1.weight"][kept], start["fc1.weight"][kept], rtol=1e-5, atol=1e-7)
+
+
+class Stepping(Small):
+    """Calls the closure itself, as Lightning's own closures are called."""
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None, **_: Any
+    ) -> None:
+        assert isinstance(optimizer_closure, Closure)
+        assert optimizer_closure().ndim == 0
+        if batch_idx % 2:
+            optimizer.step()
+
+
+@pytest.mark.parametrize("with_callback", [unmasked, callback])
+def test_optimizer_step_gets_a_closure_of_lightning(with_callback):
+    module = seeded(kind=Stepping)
+    trainer(with_callback(), epochs=1).fit(module, loader())
+    assert len(module.losses) == 10
+
+
+def test_what_optimizer_step_trains_is_what_it_trains_without_the_callback():
+    assert differing(fitted(Stepping, unmasked()), fitted(Stepping)) == []
+
+
+class Kinds(Callback):
+    """Notes the names of the layers' classes during a fit."""
+
+    def on_train_batch_start(self, trainer: object, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        self.found = [type(layer).__name__ for layer in pl_module.children()]
+
+
+@pytest.mark.parametrize("with_callback", [unmasked, callback])
+def test_layers_have_the_names_of_their_classes(with_callback):
+    kinds = Kinds()
+    fitted(Small, kinds, with_callback())
+    assert kinds.found == ["Conv1d", "BatchNorm1d", "Dropout", "Linear", "Linear"]
+
+
+class Asking(Small):
+    """Asks its parameters if they train, where no graph is made."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.asked = [self.fc1.weight.requires_grad, self.conv.weight.requires_grad, self.fc1.bias.requires_grad]
+
+    def on_fit_start(self) -> None:
+        self.conv.requires_grad_(False)
+
+
+@pytest.mark.parametrize("with_callback", [unmasked, callback])
+def test_weights_train_in_validation_steps_too(with_callback):
+    module = seeded(kind=Asking)
+    trainer(with_callback(), epochs=1).fit(module, loader(), loader())
+    assert module.asked == [True, False, True]

@@ -411,6 +411,6 @@ def test_gradients_are_clipped_in_theta():
 
 def test_hook_of_a_copy_is_its_own():
     module = Small()
-    vars(module)["training_step"] = UserHook(module.training_step, nullcontext)
+    vars(module)["training_step"] = UserHook("training_step", module.training_step, nullcontext)
     twins = copy.deepcopy(module), pickle.loads(pickle.dumps(module))
     assert [twin.training_step.__self__ is twin for twin in twins] == [True, True]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_signin.core.optimizer_trial import Trial, TrialError, settings_of
+from lightning_signin.core.optimizer_trial import Trial, TrialError, precisely, settings_of
 
 Kind = Literal["coupled", "coupled, maximizing", "decoupled", "none"]
 _DECAY = 0.125
@@ -39,26 +39,28 @@ def decay_kind(optimizer: Optimizer, group: dict[str, Any], ndim: int = 1) -> Ki
     key = (settings_of(group), ndim)
     if key not in known:
         try:
-            known[key] = _tried(optimizer, group, ndim)
+            known[key] = precisely(lambda dtype: _tried(optimizer, group, ndim, dtype), group)
         except TrialError:
             known[key] = None
     return known[key]
 
 
-def _tried(optimizer: Optimizer, group: dict[str, Any], ndim: int) -> Kind | None:
+def _tried(optimizer: Optimizer, group: dict[str, Any], ndim: int, dtype: torch.dtype) -> Kind | None:
     kinds: tuple[Kind, ...] = ("none", "coupled", "coupled, maximizing", "decoupled")
-    own = [_after(optimizer, group, ndim, rate, None) for rate in _RATES]
+    own = [_after(optimizer, group, ndim, dtype, rate, None) for rate in _RATES]
     for kind in kinds:
-        ends = [_after(optimizer, group, ndim, rate, kind) for rate in _RATES]
+        ends = [_after(optimizer, group, ndim, dtype, rate, kind) for rate in _RATES]
         if all(torch.allclose(one, other, rtol=1e-5, atol=1e-6) for one, other in zip(own, ends, strict=True)):
             return kind
     return None
 
 
-def _after(optimizer: Optimizer, group: dict[str, Any], ndim: int, rate: float, kind: Kind | None) -> Tensor:
+def _after(
+    optimizer: Optimizer, group: dict[str, Any], ndim: int, dtype: torch.dtype, rate: float, kind: Kind | None
+) -> Tensor:
     """A parameter after three steps: with the optimizer's own decay, or with the decay of a kind in its place."""
     decay = _DECAY if kind is None else 0.0
-    trial = Trial(optimizer, group, _matrix(_START, ndim), lr=rate, weight_decay=decay)
+    trial = Trial(optimizer, group, _matrix(_START, ndim), dtype, lr=rate, weight_decay=decay)
     sign = {"coupled": 1, "coupled, maximizing": -1}.get(kind or "none", 0)
     for gradient in _GRADIENTS:
         if kind == "decoupled":

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_signin.core.optimizer_parts import bare, distributes, holds_tensors, states_of, wrapped
-from lightning_signin.core.optimizer_trial import Trial, TrialError, remembers, settings_of
+from lightning_signin.core.optimizer_trial import Trial, TrialError, precisely, remembers, settings_of
 from lightning_signin.core.weights import SparseWeight
 from lightning_signin.errors import SignInError, warn
 
@@ -112,16 +112,24 @@ def _tried(optimizer: Optimizer, group: dict[str, Any]) -> _Rule:
 
 def _degrees(optimizer: Optimizer, group: dict[str, Any]) -> dict[str, int | None]:
     """The d with s(c ⊙ g) = cᵈ ⊙ s(g) for each state s; None where there is none."""
-    found = []
-    for size in _SIZES:
-        once, scaled = (_after(optimizer, group, scales * size) for scales in (torch.ones(3), _SCALES))
-        found.append({key: _degree(value, scaled.get(key)) for key, value in once.items()})
-    small, large = found
-    return {key: degree if degree == large.get(key) else None for key, degree in small.items()}
+
+    def experiment(dtype: torch.dtype) -> dict[str, int | None]:
+        found = []
+        for size in _SIZES:
+            once, scaled = (_after(optimizer, group, scales * size, dtype) for scales in (torch.ones(3), _SCALES))
+            found.append({key: _degree(value, scaled.get(key)) for key, value in once.items()})
+        small, large = found
+        return {key: degree if degree == large.get(key) else None for key, degree in small.items()}
+
+    degrees = precisely(experiment, group)
+    # Half precision may have more state, such as what was lost in rounding.
+    return {key: degrees.get(key) for key in _after(optimizer, group, torch.ones(3))}
 
 
-def _after(optimizer: Optimizer, group: dict[str, Any], scales: Tensor) -> dict[str, Any]:
-    trial = Trial(optimizer, group, torch.ones(3))
+def _after(
+    optimizer: Optimizer, group: dict[str, Any], scales: Tensor, dtype: torch.dtype | None = None
+) -> dict[str, Any]:
+    trial = Trial(optimizer, group, torch.ones(3), dtype)
     for gradient in _GRADIENTS:
         trial.step(scales * gradient, closure=True)
     return trial.state

@@ -3,7 +3,8 @@
 import copy
 import random
 from collections import defaultdict
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from torch.optim import Optimizer
 from lightning_signin.core.optimizer_parts import parts_of
 from lightning_signin.core.torch_internals import without_step_hooks
 from lightning_signin.errors import SignInError
+
+T = TypeVar("T")
 
 LEARNING_RATE = 0.01
 STEPS = 16  # enough to see state that is made late: Lookahead's slow weights come after five, six or ten
@@ -41,42 +44,54 @@ def fresh_state(optimizer: Optimizer, group: dict[str, Any], ndim: int = 1) -> d
     return trial.state
 
 
+def precisely(experiment: Callable[[torch.dtype], T], group: dict[str, Any]) -> T:
+    """An experiment in at least float32, since half precision rounds too much to compare what comes out.
+
+    An optimizer whose step fails there is for half precision only, and the experiment is in the dtype of its group.
+    """
+    own = _example(group).dtype
+    wide = torch.promote_types(own, torch.float32)
+    try:
+        return experiment(wide)
+    except TrialError:
+        if wide == own:
+            raise
+        return experiment(own)
+
+
 def remembers(optimizer: Optimizer, group: dict[str, Any]) -> bool:
     """Whether an optimizer's steps depend on where a parameter was before it was put elsewhere.
 
     Two trials differ in where the parameter was, under zero gradients, and go on from the same point on the same
     gradients. What differs then is in copies: Lookahead's slow weights, the starting points of MADGRAD and Prodigy, the
     averages of schedule-free optimizers. Or a zero gradient moves the parameter: FTRL computes it from the state.
+    In half precision there may be copies that a float32 parameter has no need of, so that is tried, too.
 
     Raises:
         TrialError: If the optimizer's step fails.
     """
+    own = _example(group).dtype
+    return precisely(lambda dtype: _remembers(optimizer, group, dtype), group) or (
+        own.itemsize < torch.float32.itemsize and _remembers(optimizer, group, own)
+    )
+
+
+def _remembers(optimizer: Optimizer, group: dict[str, Any], dtype: torch.dtype) -> bool:
     ends = []
     for start in (torch.tensor(_START), -torch.tensor(_START)):
-        trial = Trial(optimizer, group, start)
+        trial = Trial(optimizer, group, start, dtype)
         for _ in range(STEPS):
             trial.step(torch.zeros(3), closure=True)
-        if not torch.allclose(trial.values, start.to(trial.values), rtol=0.1):
+        # Adam's eps is 0 in float16, and 0 / 0 says nothing about copies.
+        if not _agree(trial.values, start.to(trial.values), rtol=0.1, atol=0):
             return True
         trial.put(torch.tensor(_PUT))
         for _ in range(STEPS):
             trial.step(torch.tensor(_GRADIENT), closure=True)
         ends.append(trial.values)
+    # A norm is rounded by where in memory it is summed.
     one, other = ends
-    return not torch.allclose(one, other, rtol=1e-5, atol=1e-6)  # a norm is rounded by where in memory it is summed
-
-
-def fills_zeros(optimizer: Optimizer, group: dict[str, Any]) -> bool:
-    """Whether entries of a matrix that are 0, with gradients that are 0, do not stay 0.
-
-    Raises:
-        TrialError: If the optimizer's step fails.
-    """
-    mask = torch.arange(24).view(4, 6) % 3 != 0
-    trial = Trial(optimizer, group, mask * _MATRIX)
-    for gradient in _MATRICES:
-        trial.step(mask * gradient, closure=True)
-    return bool(trial.values.cpu()[~mask].any())
+    return not _agree(one, other, rtol=max(1e-5, 8 * torch.finfo(dtype).eps), atol=1e-6)
 
 
 def needs_shape(optimizer: Optimizer, group: dict[str, Any]) -> bool:
@@ -85,11 +100,15 @@ def needs_shape(optimizer: Optimizer, group: dict[str, Any]) -> bool:
     Raises:
         TrialError: If the optimizer's step fails.
     """
-    matrix, vector = Trial(optimizer, group, _MATRIX), Trial(optimizer, group, _MATRIX.flatten())
-    for gradient in _MATRICES:
-        matrix.step(gradient, closure=True)
-        vector.step(gradient.flatten(), closure=True)
-    return not torch.allclose(matrix.values.flatten(), vector.values, rtol=1e-3, atol=1e-6)
+
+    def experiment(dtype: torch.dtype) -> bool:
+        matrix, vector = (Trial(optimizer, group, start, dtype) for start in (_MATRIX, _MATRIX.flatten()))
+        for gradient in _MATRICES:
+            matrix.step(gradient, closure=True)
+            vector.step(gradient.flatten(), closure=True)
+        return not torch.allclose(matrix.values.flatten(), vector.values, rtol=1e-3, atol=1e-6)
+
+    return precisely(experiment, group)
 
 
 class Trial:
@@ -101,16 +120,24 @@ class Trial:
         optimizer: Any optimizer.
         group: The one of its groups that is tried.
         start: The value of the parameter.
+        dtype: Of the parameter. Default: that of the group.
         settings: What replaces settings of the group, where it has them. Default: no weight decay.
 
     Attributes:
         parameter: The parameter.
     """
 
-    def __init__(self, optimizer: Optimizer, group: dict[str, Any], start: Tensor, **settings: Any) -> None:
-        like = group["params"][0] if group["params"] else torch.empty(0)
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        group: dict[str, Any],
+        start: Tensor,
+        dtype: torch.dtype | None = None,
+        **settings: Any,
+    ) -> None:
+        like = _example(group)
         device = like.device if like.device.type in ("cpu", "cuda") else torch.device("cpu")
-        self.parameter = nn.Parameter(start.to(device=device, dtype=like.dtype).clone())
+        self.parameter = nn.Parameter(start.to(device=device, dtype=dtype or like.dtype).clone())
         self._devices = [device] if device.type == "cuda" else []
         self._begun = self._with_closure = False
         self._parts, self._example = parts_of(optimizer), group["params"][:1]
@@ -208,6 +235,16 @@ class Trial:
         if isinstance(value, Tensor):
             return value.clone()
         return copy.copy(value) if isinstance(value, dict | list | set | random.Random) else value
+
+
+def _example(group: dict[str, Any]) -> Tensor:
+    return group["params"][0] if group["params"] else torch.empty(0)
+
+
+def _agree(one: Tensor, other: Tensor, rtol: float, atol: float) -> bool:
+    """Whether values are close where both are finite."""
+    known = one.isfinite() & other.isfinite()
+    return torch.allclose(one[known], other[known], rtol=rtol, atol=atol)
 
 
 def _shadows(part: Optimizer, key: str, value: Any) -> bool:

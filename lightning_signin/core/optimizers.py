@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_signin.core.optimizer_parts import bare, distributes
-from lightning_signin.core.optimizer_trial import TrialError, fills_zeros, needs_shape
+from lightning_signin.core.optimizer_trial import TrialError, needs_shape
 from lightning_signin.core.weights import SparseWeight
 from lightning_signin.errors import SignInError
 
@@ -83,10 +83,11 @@ def check_elementwise(weight: SparseWeight, optimizer: Optimizer) -> None:
 
 
 def _check_steps(weight: SparseWeight, optimizer: Optimizer, group: dict[str, Any]) -> None:
-    """Raise as `check_elementwise` does, of optimizers of any class: by their steps."""
+    """Raise if a weight is stored as a vector and an optimizer of any class needs its shape, judged by its steps.
+
+    With dense storage it has the shape, and what it writes into masked factors is not seen in θ.
+    """
     try:
-        if weight.storage.name == "dense" and fills_zeros(optimizer, group):
-            raise SignInError(_mixes(weight, optimizer))
         if weight.storage.name == "compact" and needs_shape(optimizer, group):
             raise SignInError(_needs_shape(weight, optimizer))
     except TrialError:  # it may insist on another shape, another gradient or a loop of its own

@@ -9,8 +9,11 @@ import torch
 from torch import nn
 
 from lightning_signin import effective_weights, plain_view, rescale_, sparsify
+from lightning_signin.core.decay_kind import decay_kind
 from lightning_signin.core.optimizer_rescale import StateAtRescale
-from lightning_signin.core.weights import sign_in_weights
+from lightning_signin.core.optimizer_state import check_movable
+from lightning_signin.core.optimizers import check_optimizers
+from lightning_signin.core.weights import sign_in_weights, sparse_weights
 from tests.core.test_optimizer_state import COPIES, TIMM, TORCH
 from tests.strangers import SAM
 
@@ -100,3 +103,66 @@ def test_an_optimizer_that_cannot_be_tried_is_said():
     net = network()
     with pytest.warns(UserWarning, match="Whether SparseAdam follows a rescale of m and w is unknown: its step fails"):
         rescale_(net, optimizers=[torch.optim.SparseAdam(net.parameters())])
+
+
+HALF = [torch.bfloat16, torch.float16]
+COMMON = {
+    "SGD": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9),
+    "SGD, foreach": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, foreach=True),
+    "SGD, fused": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, fused=True),
+    "Adam": lambda p: torch.optim.Adam(p, weight_decay=0.01),
+    "AdamW, foreach": lambda p: torch.optim.AdamW(p, foreach=True),
+    "AdamW, fused": lambda p: torch.optim.AdamW(p, fused=True, amsgrad=True),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, centered=True),
+    "NAdam": torch.optim.NAdam,
+    "RAdam": torch.optim.RAdam,
+    "Adagrad": torch.optim.Adagrad,
+    "Lion": timm.optim.Lion,
+    "Lamb": timm.optim.Lamb,
+}
+
+
+@pytest.mark.parametrize("dtype", [*HALF, torch.float64])
+@pytest.mark.parametrize("name", COMMON)
+@pytest.mark.parametrize("storage", ["dense", "compact"])
+def test_what_an_optimizer_does_is_the_same_in_every_precision(name, dtype, storage):
+    net = sparsify(nn.Linear(6, 9), sparsity=0.5, storage=storage).to(dtype)
+    optimizer = COMMON[name](list(net.parameters()))
+    check_optimizers(sparse_weights(net).values(), [optimizer], moving=False)
+    check_movable([optimizer])
+    wide = COMMON[name]([parameter.detach().float() for parameter in net.parameters()])
+    kind, expected = (decay_kind(of, of.param_groups[0]) for of in (optimizer, wide))
+    assert kind == expected
+    for momentum in ("keep", "carry", "clear"):
+        StateAtRescale(momentum, [optimizer], sign_in_weights(net).values())
+
+
+class Master(torch.optim.SGD):
+    """SGD that steps float32 copies of half-precision parameters."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                master = state.setdefault("master", p.float().clone()) if p.itemsize < 4 else p
+                master.sub_(p.grad.to(master), alpha=group["lr"])
+                p.copy_(master)
+
+
+class HalfOnly(torch.optim.SGD):
+    """SGD for half precision only."""
+
+    def step(self, closure=None):
+        assert all(p.itemsize < 4 for group in self.param_groups for p in group["params"])
+        super().step(closure)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_what_an_optimizer_does_in_half_precision_only_is_seen(dtype):
+    net = network().to(dtype)
+    with pytest.raises(ValueError, match="Master cannot follow a rescale"):
+        StateAtRescale("keep", [Master(net.parameters(), 0.1)], sign_in_weights(net).values())
+    StateAtRescale("keep", [HalfOnly(net.parameters(), 0.1)], sign_in_weights(net).values())
+    net = net.float()
+    StateAtRescale("carry", [Master(net.parameters(), 0.1)], sign_in_weights(net).values())

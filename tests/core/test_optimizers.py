@@ -187,9 +187,9 @@ def test_a_weight_in_no_optimizer_is_refused_if_its_mask_moves():
 
 def test_an_optimizer_that_mixes_entries_may_train_a_weight_without_zeros():
     net = sparsify(nn.Linear(4, 4), sparsity=0.0, storage="dense")
-    optimizer = Whitened(net.parameters())
+    optimizer = type("Muon", (Whitened,), {})(net.parameters())
     check_optimizers(sparse_weights(net).values(), [optimizer], moving=False)
-    with pytest.raises(ValueError, match="Whitened mixes the entries of a weight"):
+    with pytest.raises(ValueError, match="Muon mixes the entries of a weight"):
         check_optimizers(sparse_weights(net).values(), [optimizer], moving=True)
 
 
@@ -205,9 +205,9 @@ def test_muon_is_refused(storage):
 
 
 def test_an_optimizer_of_ones_own_that_mixes_entries_is_found_by_its_steps():
+    """With dense storage it sees the shape that it needs, and θ is masked whatever it writes."""
     net = sparsify(nn.Linear(4, 4), sparsity=0.5, storage="dense")
-    with pytest.raises(ValueError, match="Whitened mixes the entries of a weight, which would fill the zeros of weigh"):
-        check_optimizers(sparse_weights(net).values(), [Whitened(net.parameters())], moving=False)
+    check_optimizers(sparse_weights(net).values(), [Whitened(net.parameters())], moving=False)
     net = sparsify(nn.Linear(4, 4), sparsity=0.5, storage="compact")
     with pytest.raises(ValueError, match="The update of Whitened depends on the shape of a weight"):
         check_optimizers(sparse_weights(net).values(), [Whitened(net.parameters())], moving=False)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_signin.core.optimizer_trial import Trial, TrialError, precisely, settings_of
+from lightning_signin.core.optimizer_experiments import precisely
+from lightning_signin.core.optimizer_trial import Trial, TrialError, settings_of
 
 Kind = Literal["coupled", "coupled, maximizing", "decoupled", "none"]
 _DECAY = 0.125

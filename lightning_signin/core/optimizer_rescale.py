@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_signin.core.optimizer_experiments import precisely, remembers
 from lightning_signin.core.optimizer_parts import bare, distributes, holds_tensors, states_of, wrapped
-from lightning_signin.core.optimizer_trial import Trial, TrialError, precisely, remembers, settings_of
+from lightning_signin.core.optimizer_trial import Trial, TrialError, settings_of
 from lightning_signin.core.weights import SparseWeight
 from lightning_signin.errors import SignInError, warn
 

@@ -6,8 +6,9 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_signin.core.optimizer_experiments import fresh_state, remembers
 from lightning_signin.core.optimizer_parts import bare
-from lightning_signin.core.optimizer_trial import TrialError, fresh_state, remembers
+from lightning_signin.core.optimizer_trial import TrialError
 from lightning_signin.errors import SignInError
 
 

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from lightning_signin.core.optimizer_experiments import needs_shape
 from lightning_signin.core.optimizer_parts import bare, distributes
-from lightning_signin.core.optimizer_trial import TrialError, needs_shape
+from lightning_signin.core.optimizer_trial import TrialError
 from lightning_signin.core.weights import SparseWeight
 from lightning_signin.errors import SignInError
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_signin.core.numbers import whole_number
-from lightning_signin.core.optimizer_trial import fresh_state
+from lightning_signin.core.optimizer_experiments import fresh_state
 from lightning_signin.core.storage import Compact
 from lightning_signin.core.weights import sparse_weights
 from lightning_signin.errors import SignInError

@@ -2,8 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 ALTERED = "the file was altered, or another version wrote it. Use another one, or start afresh from its state_dict."
 
@@ -59,25 +58,3 @@ def some(names: Sequence[str], most: int = 5) -> str:
     """
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return (", ".join(names[:most]) or "nothing") + more
-
-
-@contextmanager
-def told_if_altered(what: str, *also: type[Exception]) -> Iterator[None]:
-    """Turn the errors of code that unpacks a saved state into a readable `SignInError`.
-
-    Args:
-        what: The part of the file that is read in the block.
-        also: Further exception types to convert, e.g. `ValueError` if the block raises none with a message of its own.
-
-    Example:
-        >>> with told_if_altered("The checkpoint's position"):
-        ...     {}["epoch"]
-        Traceback (most recent call last):
-        lightning_signin.SignInError: The checkpoint's position does not have the expected structure ...
-    """
-    kinds: tuple[type[Exception], ...] = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, *also)
-    try:
-        yield
-    except kinds as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise SignInError(f"{what} does not have the expected structure ({reason}): {ALTERED}") from error

@@ -30,7 +30,7 @@ from lightning_signin.callback.wrapped_hooks import wrapped_hooks
 from lightning_signin.core.plain_view import exchange_parameters
 from lightning_signin.core.sharded import has_shards
 from lightning_signin.core.weights import SparseWeight, sparse_weights
-from lightning_signin.errors import SignInError, told_if_altered
+from lightning_signin.errors import SignInError
 from lightning_signin.verbs.model import merge_
 from lightning_signin.weightfiles.factor_state import (
     factor_state,
@@ -139,14 +139,12 @@ class Fit:
         """
         if self.training is None:
             return
-        with told_if_altered("The checkpoint's state of SignInCallback"):
-            check_complete(state)
-            here = self.arguments.that_are_same("resume")
-            check_same_run(state["arguments"], here, any_seed=self.arguments.seed is None)
-            load_factor_state(self.module, state)
-        with told_if_altered("The checkpoint's state of SignInCallback", ValueError):
-            self.training.load(state)
-            self._position.load(state["position"])
+        check_complete(state)
+        here = self.arguments.that_are_same("resume")
+        check_same_run(state["arguments"], here, any_seed=self.arguments.seed is None)
+        load_factor_state(self.module, state)
+        self.training.load(state)
+        self._position.load(state["position"])
         self._resumed, self._origin = True, "of the checkpoint"
 
     def state(self, alone: bool = False, factors: bool = True) -> State:

@@ -12,8 +12,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_signin.callback.lightning_internals import finds_unused_parameters, leave_restart, training_loader
 from lightning_signin.callback.two_packages import in_both
+from lightning_signin.core.structure import anything, check_structure, entries, of_type, optional, several
 from lightning_signin.core.torch_internals import times_written
-from lightning_signin.errors import told_if_altered
 from lightning_signin.randomness import generators, replay
 
 State = dict[str, Any]
@@ -47,8 +47,7 @@ class Position:
         if recorder.inexact:
             self._inexact.append(recorder.inexact)
         if self._to_replay and self._to_restore is not None:
-            with told_if_altered("The checkpoint's position in the data", ValueError):
-                recorder.resume(self._to_replay.pop(0), self._to_restore["epoch_complete"])
+            recorder.resume(self._to_replay.pop(0), self._to_restore["epoch_complete"])
         self._recorders[loader] = recorder
 
     def detach(self) -> None:
@@ -91,8 +90,14 @@ class Position:
         }
 
     def load(self, state: State) -> None:
-        """Continue from a saved position, as soon as the loaders and the training loop exist."""
+        """Continue from a saved position, as soon as the loaders and the training loop exist.
+
+        Raises:
+            SignInError: If it is altered.
+        """
         rank = self.trainer.global_rank
+        named = {"epoch_complete": of_type(bool), "seed": optional(of_type(str)), "inexact": several(of_type(str))}
+        check_structure(replay.POSITION, state, entries({**named, "ranks": several(anything)}))
         self._to_restore = state
         self._inexact += state["inexact"]
         if state["seed"] != os.environ.get("PL_GLOBAL_SEED"):
@@ -103,6 +108,8 @@ class Position:
                 "rebuilt its buckets (strategy='ddp_find_unused_parameters_true' avoids this)"
             )
         if len(state["ranks"]) == self.trainer.world_size:
+            own = entries({"generators": generators.expected_state(), "loaders": several(anything)})
+            check_structure(replay.POSITION, state["ranks"][rank], own)
             self._to_replay = list(state["ranks"][rank]["loaders"])
         else:
             self._inexact.append(f"generators of {len(state['ranks'])} ranks were saved, {self.trainer.world_size} run")
@@ -111,11 +118,10 @@ class Position:
         """On resuming, restore the generators, and warn if the run will not equal the uninterrupted one."""
         if self._to_restore is None:
             return
-        with told_if_altered("The checkpoint's position in the data", ValueError):
-            if self._to_restore["epoch_complete"]:
-                self._leave_finished_epoch()
-            if len(self._to_restore["ranks"]) == self.trainer.world_size:
-                generators.restore(self._to_restore["ranks"][self.trainer.global_rank]["generators"])
+        if self._to_restore["epoch_complete"]:
+            self._leave_finished_epoch()
+        if len(self._to_restore["ranks"]) == self.trainer.world_size:
+            generators.restore(self._to_restore["ranks"][self.trainer.global_rank]["generators"])
         if self._inexact:
             rank_zero_warn(f"This resume is not bit for bit: {'; '.join(dict.fromkeys(self._inexact))}.")
         else:  # Lightning does not know about the replay, and is about to warn of unreliable results

@@ -2,11 +2,14 @@
 
 from typing import Any
 
+from lightning_signin.core.structure import check_structure, entries, of_type
 from lightning_signin.errors import ALTERED, SignInError
+from lightning_signin.weightfiles.factor_state import FACTORS
 
 # Lightning prints this key where a checkpoint is resumed without the callback, and asks to add it.
 STATE_KEY = "lightning_signin.SignInCallback"
 VERSION = 1  # of the form of the callback's state in a checkpoint; to be raised when the form changes
+OUR_STATE = "The checkpoint's state of SignInCallback"
 NOT_SPARSE = (
     "The checkpoint was not written by a run with SignInCallback, or holds weights only, so there is no sparse run to "
     "resume. To start one from its weights, load them into the model "
@@ -15,7 +18,7 @@ NOT_SPARSE = (
 
 _PARTS: tuple[str, ...] = ("arguments", "masks", "digest", "storage", "factors")  # the callback's state in a checkpoint
 _PARTS += ("sign_flips", "seen", "updates", "decay", "losses", "position")
-_INCOMPLETE = f"The checkpoint's state of SignInCallback has {{}}: {ALTERED}"
+_INCOMPLETE = f"{OUR_STATE} has {{}}: {ALTERED}"
 
 
 def check_same_run(saved: dict[str, Any], here: dict[str, Any], any_seed: bool) -> None:
@@ -38,13 +41,18 @@ def check_same_run(saved: dict[str, Any], here: dict[str, Any], any_seed: bool) 
 
 
 def check_complete(state: dict[str, Any]) -> None:
-    """Raise `SignInError` where the callback's state in a checkpoint is of another version, or has lost a part."""
+    """Raise `SignInError` where the callback's state in a checkpoint is of another version, or is altered.
+
+    Only what every run can tell is checked here: what depends on the module is checked where it is loaded.
+    """
+    check_structure(OUR_STATE, state, of_type(dict))
     if state.get("version") != VERSION:
         raise SignInError(
-            f"The checkpoint's state of SignInCallback has version {state.get('version')}, and this release of "
+            f"{OUR_STATE} has version {state.get('version')}, and this release of "
             f"lightning-signin reads version {VERSION}. Resume with the release that wrote it, or start a new run from "
             "the checkpoint's state_dict."
         )
     for key in _PARTS:
         if key not in state:
             raise SignInError(_INCOMPLETE.format(f"no {key!r}"))
+    check_structure(OUR_STATE, state, entries({"arguments": of_type(dict), **FACTORS}))

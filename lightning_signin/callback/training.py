@@ -1,7 +1,6 @@
 """What happens to the sparse weights during a fit: mask updates, rescales, decay, and logged numbers."""
 
 from math import inf
-from operator import index
 from typing import Any
 
 import torch
@@ -11,20 +10,23 @@ from torch.optim import Optimizer
 
 from lightning_signin.arguments import Arguments
 from lightning_signin.callback.messages import Reached, say_decays, say_untrained
+from lightning_signin.callback.resuming import OUR_STATE
 from lightning_signin.callback.schedule import total_steps
 from lightning_signin.callback.scoring.first_call import FirstCall
 from lightning_signin.callback.sharpness import Curvature
 from lightning_signin.callback.start import storage_of
 from lightning_signin.core.optimizer_rescale import StateAtRescale
 from lightning_signin.core.optimizers import add_frobenius_decay_, check_optimizers
+from lightning_signin.core.structure import check_structure, entries, of_type, optional, row, tensor, whole
 from lightning_signin.core.weight_decay import ThetaDecay, decay_theta, decays_of
 from lightning_signin.core.weights import sign_in_weights, sparse_weights
-from lightning_signin.errors import SignInError, told_if_altered, warn
+from lightning_signin.errors import SignInError, warn
 from lightning_signin.metrics.numbers import layer_numbers, whole_numbers
 from lightning_signin.metrics.sign_flips import SignFlips
 from lightning_signin.parametrizations.decay import add_factor_decay_
 from lightning_signin.updates import MaskUpdates
 from lightning_signin.updates.finite import ADVICE, not_finite
+from lightning_signin.updates.sparse_state import expected_of_updates
 from lightning_signin.verbs.model import rescale_
 
 State = dict[str, Any]
@@ -90,8 +92,7 @@ class Training:
                     raise
                 self.updates = self._mask_updates(_LONG)  # any other error comes again
             if self._to_load is not None:
-                with told_if_altered("The checkpoint's state of the mask updates", ValueError):
-                    self.updates.load_state(self._to_load)
+                self._load_updates(self.updates, self._to_load)
         if self.first_call is not None:
             self.first_call.begin()
 
@@ -174,15 +175,33 @@ class Training:
         }
 
     def load(self, state: State) -> None:
-        """Continue from a saved state."""
-        self.flips.load(state["sign_flips"], self.module)
+        """Continue from a saved state; masks and factors must be loaded before.
+
+        Raises:
+            SignInError: If it is altered.
+        """
+        expected = {
+            "sign_flips": self.flips.expected(self.module),
+            "seen": row(whole(-1), whole(-1)),
+            "updates": optional(of_type(dict)),
+            "losses": tensor(torch.float64, (2,)),
+        }
+        if self.decay is not None:
+            expected["decay"] = self.decay.expected
+        check_structure(OUR_STATE, state, entries(expected))
+        self.flips.load(state["sign_flips"])
         epoch, step = state["seen"]
-        self._seen, self._begun = (index(epoch), index(step)), True
+        self._seen, self._begun = (epoch, step), True
         self._to_load, self._losses = state["updates"], state["losses"].clone()
         if self.decay is not None:
             self.decay.load(state["decay"])
         if self.updates is not None and self._to_load is not None:  # strategies that restore late
-            self.updates.load_state(self._to_load)
+            self._load_updates(self.updates, self._to_load)
+
+    @staticmethod
+    def _load_updates(updates: MaskUpdates, state: State) -> None:
+        check_structure("The checkpoint's state of the mask updates", state, expected_of_updates(updates))
+        updates.load_state(state)
 
     def _say_never_rescaled(self) -> None:
         trainer: Any = self.trainer

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from lightning_signin.callback import SignInCallback
 from lightning_signin.cli.configured import configured
-from lightning_signin.errors import SignInError, told_if_altered
+from lightning_signin.core.structure import check_structure, each, entries, of_type, optional, several
+from lightning_signin.errors import SignInError
 from lightning_signin.metrics.flops import flops
 from lightning_signin.metrics.memory import memory
 from lightning_signin.objective.network import in_double
@@ -63,7 +64,8 @@ def _state_tensors(file: str | os.PathLike) -> int:
             return 1
         content.seek(0)
         saved = torch.load(content, map_location="cpu", weights_only=True)
-    with told_if_altered(f"The state of the optimizer in {file}"):
-        states = saved.get("optimizer_states") or [{"state": {}}]
-        first = next(iter(states[0]["state"].values()), None)
-        return 1 if first is None else sum(isinstance(value, Tensor) and value.ndim > 0 for value in first.values())
+    of_optimizers = optional(several(entries({"state": each(of_type(dict))})))
+    check_structure(f"The state of the optimizer in {file}", saved, entries({}, {"optimizer_states": of_optimizers}))
+    states = saved.get("optimizer_states") or [{"state": {}}]
+    first = next(iter(states[0]["state"].values()), None)
+    return 1 if first is None else sum(isinstance(value, Tensor) and value.ndim > 0 for value in first.values())

@@ -7,8 +7,16 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_signin.core.functional import sign_flips
+from lightning_signin.core.structure import Expected, both, entries, of_type, tensor
 from lightning_signin.core.weights import sparse_weights
-from lightning_signin.weightfiles.bits import full_signs, pack_bits, pack_signs, unpack_bits, unpack_signs
+from lightning_signin.weightfiles.bits import (
+    expected_signs,
+    full_signs,
+    pack_bits,
+    pack_signs,
+    unpack_bits,
+    unpack_signs,
+)
 
 State = dict[str, Any]
 REFERENCES = ("start", "warmup", "last")
@@ -91,12 +99,17 @@ class SignFlips(Metric):
         """The references, as tensors and plain values."""
         return {"references": self.references, "to_warmup": self._to_warmup}
 
-    def load(self, state: State, module: nn.Module) -> None:
-        """Restore saved references, and compare with the module at once: a misfit fails now, not later."""
+    def expected(self, module: nn.Module) -> Expected:
+        """What `saved` returns in a run of a module, whose masks are those at the time of saving."""
+        reference = expected_signs({name: w.storage.mask.cpu() for name, w in sparse_weights(module).items()})
+        if not self.moving:
+            reference = both(reference, entries({"masks": of_type(type(None))}))
+        references = entries({"start": reference}, dict.fromkeys(REFERENCES, reference))
+        return entries({"references": references, "to_warmup": tensor(torch.int64, (2, len(self.names)))})
+
+    def load(self, state: State) -> None:
+        """Restore saved references."""
         self.references, self._to_warmup = dict(state["references"]), state["to_warmup"]
-        now = _moment(module, self.moving)
-        for reference in self.references:
-            self._since(reference, now)
 
     def _mark(self, reference: str, now: "dict[str, _Weight]") -> None:
         if reference == "warmup":

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-State = dict[str, float | None]
+from lightning_signin.core.structure import Expected, entries, number, optional
+
+State = dict[str, Any]
 
 
 class FactorDecay(Protocol):
@@ -33,6 +35,11 @@ class FactorDecay(Protocol):
         """Continue from a saved state."""
         ...
 
+    @property
+    def expected(self) -> Expected:
+        """The structure of a saved state."""
+        ...
+
 
 @dataclass
 class ConstantDecay:
@@ -49,6 +56,11 @@ class ConstantDecay:
 
     def load(self, state: State) -> None:
         """Nothing to restore."""
+
+    @property
+    def expected(self) -> Expected:
+        """A dict."""
+        return entries({})
 
 
 class AdaptiveDecay:
@@ -80,8 +92,12 @@ class AdaptiveDecay:
 
     def load(self, state: State) -> None:
         """Continue from a saved state."""
-        assert state["strength"] is not None
         self.strength, self.last_loss = state["strength"], state["last_loss"]
+
+    @property
+    def expected(self) -> Expected:
+        """Strength and loss."""
+        return entries({"strength": number, "last_loss": optional(number)})
 
 
 @torch.no_grad()

@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from lightning_signin.core.structure import Expected, entries, number, one_of, optional, row, several, tensor, whole
+
 State = dict[str, Any]
 
+_WORDS = 624
 _MOST_ENTRIES = 100  # longer lists and dicts are skipped: they hold samples, not transforms
 _MOST_PARTS = 20_000  # bounds the time of the search
 _CLOSED = {"builtins", "lightning", "types", "weakref", "multiprocessing", "threading", "logging"}
@@ -31,6 +34,31 @@ def capture() -> State:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
+
+
+def accepted_by(device: torch.device | str) -> Expected:
+    """A state that a torch generator of a device accepts."""
+
+    def check(value: Any, path: str) -> str | None:
+        if wrong := tensor(torch.uint8)(value, path):
+            return wrong
+        try:
+            torch.Generator(device).set_state(value)
+        except (RuntimeError, TypeError) as error:  # only torch knows which bytes are a state
+            return f"{path or 'it'} is no state of a generator: {str(error).splitlines()[0]}"
+        return None
+
+    return check
+
+
+def expected_state() -> Expected:
+    """What `capture` returns."""
+    words = [whole(0, 2**32 - 1)] * _WORDS  # of the Mersenne Twister, followed by a position in them
+    of_numpy = (one_of("MT19937"), tensor(torch.int64, (_WORDS,)), whole(0, _WORDS), whole(0, 1), number)
+    of_python = (one_of(3), row(*words, whole(0, _WORDS)), optional(number))
+    of_cuda = several(accepted_by("cuda") if torch.cuda.is_available() else tensor(torch.uint8))
+    required = {"torch": accepted_by("cpu"), "numpy": row(*of_numpy), "python": row(*of_python)}
+    return entries(required, {"cuda": of_cuda})
 
 
 def restore(state: State) -> None:

@@ -6,19 +6,18 @@ the batches already seen are skipped; the process-wide generators are left as th
 """
 
 from collections.abc import Callable, Iterator
-from operator import index
 from typing import Any
 from weakref import ref
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_signin.errors import told_if_altered
+from lightning_signin.core.structure import Expected, check_structure, entries, optional, whole
 from lightning_signin.randomness import generators
 
 State = dict[str, Any]
 
-_POSITION = "The checkpoint's position in the data"
+POSITION = "The checkpoint's position in the data"
 
 
 def attach(loader: object, beside: "Callable[[], list[Recorder]]" = list) -> "Recorder | None":
@@ -91,11 +90,16 @@ class Recorder:
         return {"at_start": self.at_start, "at_first": self.at_first, "seen": self.seen - in_flight, "own": own}
 
     def resume(self, state: State, epoch_complete: bool = False) -> None:
-        """Make the next iterator continue a recorded epoch after the batches seen, or start anew after its end."""
+        """Make the next iterator continue a recorded epoch after the batches seen, or start anew after its end.
+
+        Raises:
+            SignInError: If the state is altered.
+        """
+        check_structure(POSITION, state, self._expected())
         self._set_own(state["own"])
         self._resumed = True
         if not epoch_complete and state["at_start"] is not None:
-            self.at_start, self.at_first, self._skip = state["at_start"], state["at_first"], index(state["seen"])
+            self.at_start, self.at_first, self._skip = state["at_start"], state["at_first"], state["seen"]
 
     def begin_pending(self) -> None:
         """Make the iterator that was deferred to the first batch."""
@@ -130,13 +134,11 @@ class Recorder:
         assert self.at_start is not None
         assert self._skip is not None
         now = generators.capture()
-        with told_if_altered(_POSITION, ValueError):
-            generators.restore(self.at_start["global"])
-            self._set_own(self.at_start["own"])
+        generators.restore(self.at_start["global"])
+        self._set_own(self.at_start["own"])
         iterator = make_iterator(self.loader)
         if self.at_first is not None:
-            with told_if_altered(_POSITION, ValueError):
-                generators.restore(self.at_first)
+            generators.restore(self.at_first)
         for _ in range(self._skip):
             next(iterator)
         self._resumed, self.seen, self._skip = False, self._skip, None
@@ -153,6 +155,13 @@ class Recorder:
         }
         found = {name: getattr(holder, "generator", None) for name, holder in holders.items()}
         return {name: generator for name, generator in found.items() if isinstance(generator, torch.Generator)}
+
+    def _expected(self) -> Expected:
+        own = entries({}, {name: generators.accepted_by(each.device) for name, each in self._own().items()})
+        of_process = generators.expected_state()
+        at_start = optional(entries({"global": of_process, "own": own}))
+        seen = whole(-1)  # of a loader that had ended before the batch in flight
+        return entries({"at_start": at_start, "at_first": optional(of_process), "seen": seen, "own": own})
 
     def _own_states(self) -> State:
         return {name: generator.get_state() for name, generator in self._own().items()}

@@ -6,14 +6,29 @@ from torch import nn
 
 from lightning_signin.core.masked import SignIn
 from lightning_signin.core.naming import shown
+from lightning_signin.core.structure import (
+    Expected,
+    anything,
+    check_structure,
+    each,
+    entries,
+    number,
+    of_type,
+    optional,
+    row,
+    several,
+    whole,
+)
 from lightning_signin.core.weights import SparseWeight, sparse_weights
 from lightning_signin.core.wrappers import replica
-from lightning_signin.errors import SignInError, told_if_altered
+from lightning_signin.errors import SignInError
 from lightning_signin.updates.engine import MaskUpdates
-from lightning_signin.weightfiles.factor_state import check_factor_state, factor_state, load_factor_state
+from lightning_signin.weightfiles.factor_state import FACTORS, check_factor_state, factor_state, load_factor_state
 
 State = dict[str, Any]
 _VERSION = 1
+_STATE = "The sparse state"
+_ARGUMENTS = ("update", "total_steps", "seed", "optimizers", "budgets")
 _FIX = "Call `sparsify` and `MaskUpdates` with the arguments of the run that saved the state."
 
 
@@ -74,40 +89,50 @@ def load_sparse_state(module: nn.Module, state: State, updates: MaskUpdates | No
     Example:
         See `sparse_state`.
     """
-    with told_if_altered("The sparse state"):
-        if state["version"] != _VERSION:
-            raise SignInError(f"The sparse state has version {state['version']}, and this package reads {_VERSION}.")
-        masks = check_factor_state(module, state)
-        weights, saved = sparse_weights(module), state["updates"]
-        for name, weight in weights.items():
-            if (now := _form(weight)) != state["forms"][name]:
-                raise SignInError(f"{name} was saved as {state['forms'][name]}, and is {now}. {_FIX}")
-            if replica(module) is not None and tuple(state["factors"][name][0].shape) != tuple(weight.factors[0].shape):
-                raise SignInError(
-                    f"{name} was saved with {int(masks[name].sum())} kept weights, for which its parameters change "
-                    "their sizes: DistributedDataParallel cannot follow. Load the state before wrapping the module."
-                )
-        if (saved is None) != (updates is None):
-            what = "without mask updates" if saved is None else f"with {saved['update']}"
-            fix = "Leave out `updates`." if saved is None else "Pass the MaskUpdates of this run as `updates`."
-            raise SignInError(f"The sparse state was saved {what}. {fix}")
-        for name, value in _arguments(updates).items() if updates is not None else ():
-            if saved[name] != value:
-                raise SignInError(f"The mask updates were saved with {name}={saved[name]}, here it is {value}. {_FIX}")
-        load_factor_state(module, state)
-        if updates is not None:
-            updates.load_state(saved)
+    check_structure(_STATE, state, entries({"version": anything}))
+    if state["version"] != _VERSION:
+        raise SignInError(f"The sparse state has version {state['version']}, and this package reads {_VERSION}.")
+    named = {"forms": each(of_type(str)), "updates": optional(of_type(dict))}
+    check_structure(_STATE, state, entries({**FACTORS, **named}))
+    masks = check_factor_state(module, state)
+    weights, saved = sparse_weights(module), state["updates"]
+    check_structure(_STATE, state, entries({"forms": entries(dict.fromkeys(weights, anything))}))
+    for name, weight in weights.items():
+        if (now := _form(weight)) != state["forms"][name]:
+            raise SignInError(f"{name} was saved as {state['forms'][name]}, and is {now}. {_FIX}")
+        if replica(module) is not None and tuple(state["factors"][name][0].shape) != tuple(weight.factors[0].shape):
+            raise SignInError(
+                f"{name} was saved with {int(masks[name].sum())} kept weights, for which its parameters change "
+                "their sizes: DistributedDataParallel cannot follow. Load the state before wrapping the module."
+            )
+    if saved is not None:
+        check_structure(_STATE, state, entries({"updates": entries(dict.fromkeys(_ARGUMENTS, anything))}))
+    if (saved is None) != (updates is None):
+        what = "without mask updates" if saved is None else f"with {saved['update']}"
+        fix = "Leave out `updates`." if saved is None else "Pass the MaskUpdates of this run as `updates`."
+        raise SignInError(f"The sparse state was saved {what}. {fix}")
+    for name, value in _arguments(updates).items() if updates is not None else ():
+        if saved[name] != value:
+            raise SignInError(f"The mask updates were saved with {name}={saved[name]}, here it is {value}. {_FIX}")
+    if updates is not None:
+        check_structure(_STATE, state, entries({"updates": expected_of_updates(updates)}))
+    load_factor_state(module, state)
+    if updates is not None:
+        updates.load_state(saved)
+
+
+def expected_of_updates(updates: MaskUpdates) -> Expected:
+    """The structure of the state that mask updates save, as they do it in this run."""
+    targets = {name: whole(0, weight.storage.shape.numel()) for name, weight in updates.weights.items()}
+    lanes = several(row(whole(), whole(-1)), len(updates.lanes))
+    return entries({"lanes": lanes, "targets": entries(targets), "mask_change": number})
 
 
 def _arguments(updates: MaskUpdates) -> State:
     """The arguments on which the later masks depend."""
-    return {
-        "update": shown(updates.rule),
-        "total_steps": updates.total,
-        "seed": updates.seed,
-        "optimizers": len(updates.lanes),
-        "budgets": [list(target) for target in updates.choice.targets],
-    }
+    budgets = [list(target) for target in updates.choice.targets]
+    values = (shown(updates.rule), updates.total, updates.seed, len(updates.lanes), budgets)
+    return dict(zip(_ARGUMENTS, values, strict=True))
 
 
 def _form(weight: SparseWeight) -> str:

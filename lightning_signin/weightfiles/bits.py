@@ -1,11 +1,14 @@
 """Masks and signs as bits: the form in which checkpoints and running metrics keep them."""
 
+from collections.abc import Mapping
 from math import prod
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from lightning_signin.core.structure import Expected, anything, each, entries, one_of, optional, tensor
 
 
 def pack_bits(mask: Tensor) -> Tensor:
@@ -49,3 +52,36 @@ def full_signs(packed: dict[str, Any], mask: Tensor) -> Tensor:
     full = torch.zeros(mask.shape, dtype=torch.int8)
     full[mask.cpu()] = unpack_signs(packed)
     return full
+
+
+def expected_bits(size: int | None = None) -> Expected:
+    """What `pack_bits` returns for a number of entries; by default, for any."""
+    return tensor(torch.uint8, None if size is None else (-(-size // 8),))
+
+
+def expected_signs(now: Mapping[str, Tensor]) -> Expected:
+    """The signs that weights had at an earlier moment, on the masks of that moment.
+
+    Args:
+        now: The bool masks now, by name. Where the saved value has no masks, they were the same.
+
+    Returns:
+        A dict of "signs" and "masks", each by name; "masks" may be None.
+    """
+    of_masks = entries({name: expected_bits(mask.numel()) for name, mask in now.items()})
+
+    def check(value: Any, path: str) -> str | None:
+        if wrong := entries({"signs": each(anything), "masks": optional(of_masks)})(value, path):
+            return wrong
+        then = value["masks"]
+        masks = now if then is None else {name: unpack_bits(then[name], tuple(now[name].shape)) for name in now}
+        return entries({name: _signs(int(mask.sum())) for name, mask in masks.items()})(
+            value["signs"], f"{path}['signs']"
+        )
+
+    return check
+
+
+def _signs(size: int) -> Expected:
+    bits = expected_bits(size)
+    return entries({"positive": bits, "nonzero": optional(bits), "size": one_of(size)})

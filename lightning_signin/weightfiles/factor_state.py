@@ -8,12 +8,22 @@ from torch import Tensor, nn
 
 from lightning_signin.core.sharded import gathered, is_sharded, sharded_like
 from lightning_signin.core.storage import make_storage
+from lightning_signin.core.structure import Expected, each, entries, of_type, one_of, several, tensor, whole
 from lightning_signin.core.weights import SparseWeight, sparse_weights
 from lightning_signin.errors import SignInError
 from lightning_signin.verbs.model import masks
-from lightning_signin.weightfiles.bits import pack_bits, unpack_bits
+from lightning_signin.weightfiles.bits import expected_bits, pack_bits, unpack_bits
 
 State = dict[str, Any]
+
+# What `mask_state` and `factor_state` return, before the masks are compared with their digest.
+MASKS: dict[str, Expected] = {
+    "masks": each(entries({"shape": several(whole()), "bits": expected_bits()})),
+    "digest": of_type(str),
+    "makes_zeros": of_type(bool),
+    "storage": each(one_of("compact", "dense")),
+}
+FACTORS = {**MASKS, "factors": each(several(tensor()))}
 
 
 def mask_digest(module: nn.Module) -> str:
@@ -114,6 +124,12 @@ def _check_fits(name: str, weight: SparseWeight, mask: Tensor, state: State) -> 
             f"The checkpoint's factors of {name} have shape {shape}, but those of this run, which is sharded, have "
             f"shape {tuple(weight.factors[0].shape)}. Give `sparsify` the arguments of the run that wrote it."
         )
+    for value, own in zip(factors[len(weight.factors) :], weight.tensors[len(weight.factors) :], strict=True):
+        if value.shape != own.shape:
+            raise SignInError(
+                f"The checkpoint's parameters of {name} have shape {tuple(value.shape)}, but the parametrization needs "
+                f"{tuple(own.shape)}: the file is damaged. Use another one."
+            )
     for value in factors[: len(weight.factors)]:
         if tuple(value.shape) != shape:
             raise SignInError(

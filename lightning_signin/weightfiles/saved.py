@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from lightning_signin.core.functional import sign_flips
 from lightning_signin.core.sharded import gathered
+from lightning_signin.core.structure import check_structure, each, entries, optional, tensor, whole
 from lightning_signin.core.weights import sparse_weights
 from lightning_signin.core.wrappers import unwrapped
-from lightning_signin.errors import SignInError, told_if_altered, warn
+from lightning_signin.errors import ALTERED, SignInError, warn
 from lightning_signin.verbs.model import masks as masks_of
-from lightning_signin.weightfiles.bits import full_signs, unpack_bits
-from lightning_signin.weightfiles.factor_state import saved_masks
+from lightning_signin.weightfiles.bits import expected_signs, full_signs, unpack_bits
+from lightning_signin.weightfiles.factor_state import MASKS, saved_masks
 from lightning_signin.weightfiles.files import compressed, zstd
 from lightning_signin.weightfiles.files.archive import check_archive
 from lightning_signin.weightfiles.files.paths import PathLike, is_url, opened
@@ -178,10 +179,14 @@ def _read_safetensors(data: bytes, source: str) -> SavedWeights:
     if compressed.KEY in metadata:
         tensors = compressed.decode(tensors, metadata, source)
     saved = _with_masks(*_split(tensors, source))
-    with told_if_altered(f"{LAYERS_KEY} in the metadata of {source}", ValueError):
+    what = f"{LAYERS_KEY} in the metadata of {source}"
+    try:
         layers = json.loads(metadata.get(LAYERS_KEY, "{}"))
-        saved.kept |= {name: layer["kept"] for name, layer in layers.items()}
-        saved.flips |= {name: layer["flips"] for name, layer in layers.items() if layer["flips"] is not None}
+    except ValueError as error:
+        raise SignInError(f"{what} is not JSON ({error}): {ALTERED}") from error
+    check_structure(what, layers, each(entries({"kept": whole(), "flips": optional(whole())})))
+    saved.kept |= {name: layer["kept"] for name, layer in layers.items()}
+    saved.flips |= {name: layer["flips"] for name, layer in layers.items() if layer["flips"] is not None}
     return saved
 
 
@@ -204,9 +209,22 @@ def _read_torch(file: BinaryIO, source: str) -> SavedWeights:
         result.rest = {key: value for key, value in saved.items() if key not in _OF_TRAINING}
         for state in saved.get("callbacks", {}).values():
             if isinstance(state, dict) and {"masks", "digest", "sign_flips"} <= state.keys():
-                with told_if_altered(f"The state of SignInCallback in {source}"):
-                    result.describe(state)
+                _check_state(state, result.tensors, f"The state of SignInCallback in {source}")
+                result.describe(state)
     return result
+
+
+def _check_state(state: dict[str, Any], tensors: Mapping[str, Tensor], what: str) -> None:
+    """Check what `SavedWeights.describe` reads."""
+    check_structure(what, state, entries(MASKS))
+    masks = saved_masks(state)
+    check_structure(
+        f"The state_dict beside {what[0].lower()}{what[1:]}",
+        tensors,
+        entries({name: tensor(None, tuple(mask.shape)) for name, mask in masks.items()}),
+    )
+    references = entries({"start": expected_signs(masks)})
+    check_structure(what, state, entries({"sign_flips": entries({"references": references})}))
 
 
 def _split(tensors: dict[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

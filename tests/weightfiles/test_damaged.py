@@ -9,9 +9,15 @@ import zipfile
 import pytest
 import torch
 
-from lightning_signin import masks_from_file
+from lightning_signin import SignInError, masks_from_file
+from lightning_signin.metrics.sign_flips import SignFlips
+from lightning_signin.randomness import generators
+from lightning_signin.randomness.replay import Recorder
+from lightning_signin.updates import Cosine, MaskUpdates, RigL
 from lightning_signin.weightfiles.saved import read_weights
 from tests.small import Small, callback, copies, differing, loader, seeded, trainer
+
+MOVES = {"update": RigL(Cosine(1))}
 
 
 class Code:
@@ -108,7 +114,8 @@ def short_position(saved, ours):
         ),
         (
             other_signs,
-            r"state of SignInCallback does not have the expected structure \(KeyError: 'positive'\): the f",
+            r"state of SignInCallback does not have the expected structure \(\['sign_flips'\]\['references'\]"
+            r"\['start'\]\['signs'\]\['fc1\.weight'\] has no 'positive'\): the file was altered",
         ),
         (short_position, "position in the data does not have the expected structure"),
     ],
@@ -118,6 +125,109 @@ def test_altered_state_is_refused_in_words(checkpoint, tmp_path, change, text):
     with pytest.raises(ValueError, match=text):
         resume(altered(checkpoint, tmp_path / "altered.ckpt", change), module)
     assert type(module.fc1) is torch.nn.Linear
+
+
+PLACES = {
+    "": "none",
+    "arguments": 3,
+    "masks": [],
+    "masks/fc1.weight": None,
+    "masks/fc1.weight/bits": torch.zeros(3),
+    "masks/fc1.weight/shape": [24, -1],
+    "digest": None,
+    "storage/fc1.weight": "none",
+    "factors/fc1.weight": torch.zeros(2),
+    "factors/fc1.weight/0": "none",
+    "sign_flips/to_warmup": torch.zeros(1),
+    "sign_flips/references": {},
+    "sign_flips/references/start/masks": {},
+    "sign_flips/references/start/signs/fc1.weight/size": 4,
+    "sign_flips/references/start/signs/fc1.weight/positive": torch.zeros(1, dtype=torch.uint8),
+    "seen": (1,),
+    "seen/0": "none",
+    "losses": None,
+    "losses/": torch.zeros(3),
+    "updates": "none",
+    "updates/lanes": [],
+    "updates/lanes/0": [1, None],
+    "updates/targets": {},
+    "updates/mask_change": "none",
+    "position": None,
+    "position/epoch_complete": "none",
+    "position/inexact": None,
+    "position/ranks": 3,
+    "position/ranks/0": [],
+    "position/ranks/0/loaders": None,
+    "position/ranks/0/loaders/0/seen": 0.5,
+    "position/ranks/0/loaders/0/at_start/global/python": (2, (), None),
+    "position/ranks/0/loaders/0/at_first/torch": torch.zeros(5056, dtype=torch.uint8),
+    "position/ranks/0/generators/torch": torch.zeros(7, dtype=torch.uint8),
+    "position/ranks/0/generators/numpy/2": 625,
+    "position/ranks/0/generators/python/1/624": 625,
+}
+
+
+@pytest.fixture(scope="module")
+def moving(tmp_path_factory):
+    """A checkpoint from within an epoch of a run whose masks move."""
+    path = tmp_path_factory.mktemp("moving") / "whole.ckpt"
+    run = trainer(callback(**MOVES), max_steps=2)
+    run.fit(seeded(), loader())
+    run.save_checkpoint(path)
+    return path
+
+
+def replaced(value, places, new):
+    if not places or places == [""]:
+        return new
+    first, *rest = places
+    if isinstance(value, dict):
+        return {**value, first: replaced(value[first], rest, new)}
+    entries = [replaced(entry, rest, new) if str(i) == first else entry for i, entry in enumerate(value)]
+    return type(value)(entries)
+
+
+def resume_changed(path, place, new):
+    saved = torch.load(path, weights_only=True)
+    key = next(key for key in saved["callbacks"] if "signin" in key)
+    saved["callbacks"][key] = replaced(saved["callbacks"][key], place.split("/") if place else [], new)
+    torch.save(saved, path.with_name("changed.ckpt"))
+    resume(path.with_name("changed.ckpt"), **MOVES)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_wrong_entry_anywhere_is_refused_in_words(moving, place):
+    with pytest.raises(SignInError, match=r"does not have the expected structure|do not match their digest"):
+        resume_changed(moving, place, PLACES[place])
+
+
+@pytest.mark.parametrize(
+    "place", [(SignFlips, "load"), (MaskUpdates, "load_state"), (Recorder, "_set_own"), (generators, "restore")]
+)
+@pytest.mark.parametrize("error", [KeyError, ValueError])
+def test_error_of_our_own_is_not_called_an_altered_file(moving, monkeypatch, place, error):
+    def broken(*_):
+        raise error("a bug of ours")
+
+    monkeypatch.setattr(*place, broken)
+    with pytest.raises(error, match="a bug of ours") as caught:
+        resume(moving, **MOVES)
+    assert not isinstance(caught.value, SignInError)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda saved, ours: saved["state_dict"].pop("fc1.weight"), r"The state_dict beside the state .*fc1\.weight"),
+        (lambda saved, ours: ours["sign_flips"].pop("references"), r"\['sign_flips'\] has no 'references'"),
+        (other_signs, r"\['signs'\]\['fc1\.weight'\] has no 'positive'"),
+        (lambda saved, ours: ours.pop("makes_zeros"), "it has no 'makes_zeros'"),
+    ],
+)
+def test_altered_state_is_not_read_for_masks(checkpoint, tmp_path, change, text):
+    path = altered(checkpoint, tmp_path / "altered.ckpt", change)
+    with pytest.raises(SignInError, match=text):
+        read_weights(path)
 
 
 def test_checkpoint_of_another_model_is_refused_in_words(checkpoint):

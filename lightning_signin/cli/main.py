@@ -132,11 +132,12 @@ def _inspect(arguments: list[str]) -> None:
     options, of_fit = parser.parse_known_args(with_recipes(arguments))
     if of_fit and options.config is None:
         parser.error(f"unrecognized arguments: {' '.join(of_fit)}")
-    print(layer_table(read_weights(options.file)))
+    saved = read_weights(options.file)
+    print(layer_table(saved))
     if options.config is not None:
         from lightning_signin.cli.cost import cost_tables
 
-        print(f"\n{cost_tables(options.file, ['--config', options.config, *of_fit])}")
+        print(f"\n{cost_tables(saved, options.file, ['--config', options.config, *of_fit])}")
 
 
 def _report(arguments: list[str]) -> None:

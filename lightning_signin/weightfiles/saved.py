@@ -1,6 +1,7 @@
 """Plain weights and masks from files: checkpoints from any point of a run, ours or other programs'."""
 
 import errno
+import io
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from lightning_signin.weightfiles.files.archive import check_archive
 from lightning_signin.weightfiles.files.paths import PathLike, is_url, opened
 from lightning_signin.weightfiles.files.safe import is_safetensors, read_safetensors
 from lightning_signin.weightfiles.foreign import as_mask, fit_shape, holds_only_masks, match_names, plain_weights
+from lightning_signin.weightfiles.optimizer_tensors import tensors_per_weight
 
 LAYERS_KEY = "lightning_signin.layers"  # key in a safetensors file's metadata: JSON, name → {"kept", "flips"}
 
@@ -40,6 +42,7 @@ class SavedWeights:
         flips: For each sparse weight the number of kept entries whose sign differs from the start of the run.
         masks: The bool masks that are known exactly, by plain name; a safetensors file has none.
         rest: Other entries of a Lightning checkpoint, except the training state.
+        optimizer_tensors: See `tensors_per_weight`.
     """
 
     tensors: dict[str, Tensor]
@@ -47,6 +50,7 @@ class SavedWeights:
     flips: dict[str, int] = field(default_factory=dict)
     masks: dict[str, Tensor] = field(default_factory=dict)
     rest: dict[str, Any] = field(default_factory=dict)
+    optimizer_tensors: int | str = 1
 
     def describe(self, state: dict[str, Any]) -> None:
         """Read masks and sign flips from a callback's state, live or from a checkpoint."""
@@ -89,7 +93,9 @@ def read_weights(source: PathLike | nn.Module) -> SavedWeights:
             f"{source} is a folder. If it holds the shards of a run with save_distributed_checkpoint=True, merge them "
             f"into one file: python -m lightning.pytorch.utilities.consolidate_checkpoint {source}"
         )
-    with opened(source) as file:
+    with opened(source) as opened_file:
+        # Checked, then loaded: a remote file would be transferred twice. The second time, a local one is in memory.
+        file = io.BytesIO(opened_file.read()) if is_url(source) else opened_file
         head = file.read(9)
         file.seek(0)
         if is_safetensors(head) or head[:4] == zstd.MAGIC or str(source).endswith(".safetensors"):
@@ -129,7 +135,11 @@ def masks_from_file(path: str | os.PathLike, shapes: Mapping[str, Sequence[int]]
         {'fc.weight': tensor([[ True, False],
                 [False,  True]])}
     """
-    saved, source = read_weights(path), str(path)
+    return masks_in(read_weights(path), str(path), shapes)
+
+
+def masks_in(saved: SavedWeights, source: str, shapes: Mapping[str, Sequence[int]] | None = None) -> dict[str, Tensor]:
+    """`masks_from_file` for a file that has been read."""
     known = saved.masks or _by_zeros(saved.tensors)
     if shapes is None:
         shapes = {name: mask.shape for name, mask in known.items() if name in saved.kept or _is_partial(mask)}
@@ -207,6 +217,7 @@ def _read_torch(file: BinaryIO, source: str) -> SavedWeights:
     result = _with_masks(*_split(tensors, source))
     if tensors is not saved:
         result.rest = {key: value for key, value in saved.items() if key not in _OF_TRAINING}
+        result.optimizer_tensors = tensors_per_weight(saved)
         for state in saved.get("callbacks", {}).values():
             if isinstance(state, dict) and {"masks", "digest", "sign_flips"} <= state.keys():
                 _check_state(state, result.tensors, f"The state of SignInCallback in {source}")
@@ -218,13 +229,10 @@ def _check_state(state: dict[str, Any], tensors: Mapping[str, Tensor], what: str
     """Check what `SavedWeights.describe` reads."""
     check_structure(what, state, entries(MASKS))
     masks = saved_masks(state)
-    check_structure(
-        f"The state_dict beside {what[0].lower()}{what[1:]}",
-        tensors,
-        entries({name: tensor(None, tuple(mask.shape)) for name, mask in masks.items()}),
-    )
-    references = entries({"start": expected_signs(masks)})
-    check_structure(what, state, entries({"sign_flips": entries({"references": references})}))
+    of_weights = entries({name: tensor(None, tuple(mask.shape)) for name, mask in masks.items()})
+    check_structure(f"The state_dict beside {what[0].lower()}{what[1:]}", tensors, of_weights)
+    flips = entries({"references": entries({"start": expected_signs(masks)})})
+    check_structure(what, state, entries({"sign_flips": flips}))
 
 
 def _split(tensors: dict[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -15,6 +16,7 @@ from lightning_signin.metrics.flops import FlopCount, flops
 from lightning_signin.metrics.memory import memory
 from lightning_signin.recipes.models import Classifier, ResNet20
 from lightning_signin.report.cost import byte_table, flop_table
+from tests.counting import opens
 from tests.families import mixtral
 
 
@@ -242,6 +244,34 @@ def test_inspect_takes_masks_and_optimizer_from_the_checkpoint_of_a_run(tmp_path
     assert float(second[3]) < 100
     momentum = held.splitlines()[-1].split()
     assert momentum[1] == momentum[2] == momentum[3]
+
+
+@pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
+def test_inspect_opens_the_file_once(tmp_path, capsys, suffix):
+    net, path = sparsify(Classifier(ResNet20()), sparsity=0.9), tmp_path / f"run.{suffix}"
+    save = torch.save if suffix == "ckpt" else save_file
+    save(dict(net.state_dict()), str(path))
+    with opens() as opened:
+        main(["inspect", str(path), "--config", "digits", "--trainer.accelerator", "cpu"])
+    assert opened.count(str(path)) == 1
+    assert len(capsys.readouterr().out.split("\n\n")) == 3
+
+
+@pytest.mark.parametrize(
+    ("states", "text"),
+    [
+        (3, "['optimizer_states'] is 3, not list"),
+        ([{}], "['optimizer_states'][0] has no 'state'"),
+        ([{"state": {0: 1}}], "['optimizer_states'][0]['state'][0] is 1, not dict"),
+    ],
+)
+def test_inspect_names_what_is_wrong_with_the_state_of_the_optimizer(tmp_path, capsys, states, text):
+    net = sparsify(Classifier(ResNet20()), sparsity=0.9)
+    torch.save({"state_dict": net.state_dict(), "optimizer_states": states}, tmp_path / "run.ckpt")
+    main(["inspect", str(tmp_path / "run.ckpt")])  # the table of the layers does not need it
+    with pytest.raises(SystemExit):
+        main(["inspect", str(tmp_path / "run.ckpt"), "--config", "digits", "--trainer.accelerator", "cpu"])
+    assert text in capsys.readouterr().err
 
 
 def test_inspect_names_a_model_that_does_not_fit(tmp_path, capsys):

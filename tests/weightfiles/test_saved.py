@@ -1,15 +1,18 @@
 """Weights and masks from files of any moment, ours and other programs'."""
 
+import io
 import re
 
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFile
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from lightning_signin import masks, merge_, sparsify
 from lightning_signin.core.weights import sparse_weights
 from lightning_signin.export import write_safetensors
+from lightning_signin.weightfiles.files.paths import write_whole
 from lightning_signin.weightfiles.saved import masks_from_file, read_weights
 from tests.small import callback, loader, seeded, trainer
 
@@ -230,3 +233,20 @@ def test_dense_file_holds_no_mask_whatever_else_in_it_has_zeros(tmp_path):
     with pytest.raises(ValueError, match="holds no mask"):
         masks_from_file(path, SHAPES)
     assert list(masks_from_file(path)) == ["embedding.weight"]
+
+
+def test_remote_file_is_transferred_once(monkeypatch):
+    file = io.BytesIO()
+    torch.save(network().state_dict() | {"large": torch.rand(100_000)}, file)
+    write_whole("memory://once.ckpt", file.getvalue())
+    transferred = []
+    plain = MemoryFile.read, MemoryFile.readinto
+    monkeypatch.setattr(MemoryFile, "read", lambda f, *a: noted(plain[0](f, *a)), raising=False)
+    monkeypatch.setattr(MemoryFile, "readinto", lambda f, into: noted(into[: plain[1](f, into)]), raising=False)
+
+    def noted(data):
+        transferred.append(len(data))
+        return data
+
+    assert "large" in read_weights("memory://once.ckpt").tensors
+    assert sum(transferred) == len(file.getvalue())

@@ -35,7 +35,8 @@ def check_archive(file: BinaryIO, source: str) -> None:
 def checked_while_read(path: PathLike, by_torch: bool) -> Iterator[None]:
     """Check a checkpoint before it is read inside the context; if torch cannot read it, name it in the error.
 
-    Folders are not checked, nor URLs, which would be loaded twice.
+    Lightning opens the file again to load it, now from the page cache. Folders are not checked, nor URLs, which would
+    be transferred twice.
 
     Args:
         path: The checkpoint.

@@ -98,7 +98,8 @@ def set_gradient(holder: ParametrizationList, gradient: Tensor | None) -> None:
         for factor, more in zip(factors, _of_factors(holder, after - before), strict=True):
             # Adding leaves a decay that is in the gradient; what is to be zero is exactly zero.
             new = (factor.grad + more).where(after != 0, torch.zeros_like(more))
-            new = after.to(new) if masked.names == ("theta",) else new  # without rounding
+            if masked.elementwise_map is None and masked.factors == ("theta",):  # without rounding
+                new = after.to(new)
             factor.grad.copy_(factor.grad.where(same, new))
 
 

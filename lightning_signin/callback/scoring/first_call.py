@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_signin.callback.scoring.data import LightningData
+from lightning_signin.core.torch_internals import is_transformed
 from lightning_signin.core.weights import sparse_weights
 from lightning_signin.objective.network import Network, no_call, parts_with_all
 from lightning_signin.objective.sample import Call
@@ -50,8 +51,12 @@ class FirstCall:
             handle.remove()
         self._handles = []
 
+    def __reduce__(self) -> tuple[type["FirstCall"], tuple[None, None]]:
+        # Copies of the network have copies of its hooks: these wait for nothing, and hold no trainer.
+        return FirstCall, (None, None)
+
     def _look(self, prefix: str, part: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if torch.compiler.is_compiling() or not self._handles:
+        if not self._handles or any(map(is_transformed, self.module.parameters())):  # wait for an ordinary call
             return
         # A strategy that wraps the module, such as DDP, runs the training step by a call of the module.
         if part is self.module and self.trainer.strategy.model is not part and not self._entered:

@@ -45,7 +45,7 @@ def _complete_class(owner: nn.Module, attribute: str) -> None:
     setattr(made_by_torch, attribute, _weight(attribute, vars(made_by_torch)[attribute]))
     if (sparse := getattr(made_by_torch, _SPARSE, None)) is None:
         setattr(made_by_torch, _SPARSE, sparse := set())
-        if set(owner.parametrizations) == {attribute}:  # type: ignore[arg-type]  # torch made the class for this weight
+        if set(getattr(owner, "parametrizations", [attribute])) == {attribute}:  # torch made the class for this weight
             made_by_torch.__name__ = made_by_torch.__bases__[0].__name__  # as model summaries and logs show it
         made_by_torch.__setattr__ = _setattr(made_by_torch, sparse)
         made_by_torch.__reduce_ex__ = _reduce_ex(made_by_torch, sparse)

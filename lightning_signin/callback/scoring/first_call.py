@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils.hooks import RemovableHandle
 
 from lightning_signin.callback.scoring.data import LightningData
-from lightning_signin.core.torch_internals import is_transformed
+from lightning_signin.core.torch_internals import is_transformed, registered_parameters
 from lightning_signin.core.weights import sparse_weights
 from lightning_signin.objective.network import Network, no_call, parts_with_all
 from lightning_signin.objective.sample import Call
@@ -32,10 +33,15 @@ class FirstCall:
         self.trainer, self.module = trainer, module
         self._handles: list[RemovableHandle] = []
         self._entered = False
+        self._owners: set[tuple[int, str]] = set()  # of the sparse weights
+        self._dense: set[int] = set()  # the other parameters, by their ids
 
     def begin(self) -> None:
         """Wait for the call, if the mask alone does not answer."""
         if may_cut(masks(self.module)):
+            weights = sparse_weights(self.module).values()
+            self._owners = {(id(owner), name) for weight in weights for owner, name in weight.owners}
+            self._dense = self._others()
             parts = list(parts_with_all(self.module, sparse_weights(self.module)))
             hooks = {prefix: partial(self._look, prefix) for prefix, _ in parts}
             self._handles = [part.register_forward_pre_hook(hooks[p], with_kwargs=True) for p, part in parts]
@@ -56,7 +62,10 @@ class FirstCall:
         return FirstCall, (None, None)
 
     def _look(self, prefix: str, part: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if not self._handles or any(map(is_transformed, self.module.parameters())):  # wait for an ordinary call
+        if not self._handles:
+            return
+        # Wait for an ordinary call: not one with other parameters (`functional_call`), or within a transform.
+        if self._others() != self._dense or is_transformed(torch.empty(0)):
             return
         # A strategy that wraps the module, such as DDP, runs the training step by a call of the module.
         if part is self.module and self.trainer.strategy.model is not part and not self._entered:
@@ -65,6 +74,11 @@ class FirstCall:
         call: Call = (args, kwargs)
         data = LightningData(self.trainer, self.module)
         self._check(lambda: data.called(prefix, call, list(sparse_weights(self.module))))
+
+    def _others(self) -> set[int]:
+        parts = [part for part in self.module.modules() if not isinstance(part, ParametrizationList)]
+        named = [(id(part), name, value) for part in parts for name, value in registered_parameters(part).items()]
+        return {id(value) for owner, name, value in named if (owner, name) not in self._owners}
 
     def _check(self, network: Callable[[], Network]) -> None:
         self.close()

@@ -56,7 +56,8 @@ def sparse_state(module: nn.Module, updates: MaskUpdates | None = None) -> State
         >>> from lightning_signin import effective_weights, sparsify
         >>> net, file = sparsify(nn.Linear(20, 10), sparsity=0.8), io.BytesIO()
         >>> torch.save({"model": net.state_dict(), "sparse": sparse_state(net)}, file)
-        >>> saved, again = torch.load(io.BytesIO(file.getvalue())), sparsify(nn.Linear(20, 10), sparsity=0.8, seed=1)
+        >>> saved = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+        >>> again = sparsify(nn.Linear(20, 10), sparsity=0.8, seed=1)
         >>> _ = again.load_state_dict(saved["model"])
         >>> load_sparse_state(again, saved["sparse"])
         >>> all(torch.equal(own, other) for own, other in zip(net.parameters(), again.parameters()))

@@ -1,5 +1,7 @@
 """Every test starts from the same seed, on one thread."""
 
+import os
+from collections.abc import Iterator
 from importlib.util import find_spec
 
 import pytest
@@ -9,11 +11,30 @@ from torch import Tensor, nn
 collect_ignore = [] if find_spec("torch_xla") else ["xla_run.py"]  # a script, which pytest looks through for doctests
 
 torch.set_num_threads(1)
+ADDRESSES = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "LOCAL_RANK", "RANK", "GROUP_RANK")
 
 
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_rank() -> Iterator[None]:
+    """Leave no process group behind: a Trainer with ``strategy="ddp"`` does, and its address in the environment.
+
+    Scripts that a later test starts would connect to it, and wait for ever.
+    """
+    within = torch.distributed.is_initialized()
+    addresses = {name: os.environ.get(name) for name in ADDRESSES}
+    yield
+    if torch.distributed.is_initialized() and not within:
+        torch.distributed.destroy_process_group()
+    for name, value in addresses.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 class Zoo(nn.Module):

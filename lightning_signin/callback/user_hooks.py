@@ -1,6 +1,5 @@
 """The hooks of a user's module and callbacks run in a plain view: in them parameters are θ, to be read and written."""
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -9,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.core.hooks import CheckpointHooks, ModelHooks
 from lightning.pytorch.loops.optimization.closure import AbstractClosure
 
-from lightning_signin.callback.wrapped_hooks import replaced_on_instances
+from lightning_signin.callback.wrapped_hooks import InPlaceOf, replaced_on_instances
 from lightning_signin.core.live_view import LiveView
 from lightning_signin.core.sharded import has_shards
 
@@ -21,13 +20,11 @@ _OF_MODULES += ["configure_gradient_clipping", "optimizer_step", "state_dict"]
 _STEPS = ["training_step", "validation_step", "test_step"]
 
 
-class UserHook:
+class UserHook(InPlaceOf):
     """A method that is called within a context, in the place of that method on one instance.
 
-    A copy or a pickle of the instance has the method itself again.
-
     Args:
-        name: Of the method: a `partial` in the place of one has none.
+        name: Of the method.
         method: The bound method.
         around: Makes the context.
     """
@@ -35,18 +32,13 @@ class UserHook:
     def __init__(
         self, name: str, method: Callable[..., Any], around: Callable[[], AbstractContextManager[None]]
     ) -> None:
-        self.__wrapped__, self.__name__, self.around = method, name, around
+        super().__init__(method, method, name)
+        self.__wrapped__, self.around = method, around
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method."""
         with self.around():
-            return self.__wrapped__(*args, **kwargs)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return copy.deepcopy(self.__wrapped__, memo)
-
-    def __reduce__(self) -> Any:
-        return self.__wrapped__.__reduce__()
+            return super().__call__(*args, **kwargs)
 
 
 class OptimizerStep(UserHook):

@@ -1,5 +1,6 @@
 """The four hooks of a run that callbacks do not have, wrapped for the duration of a fit."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -71,6 +72,34 @@ def wrapped_hooks(
         yield
 
 
+class InPlaceOf:
+    """What is called in the place of a method on one instance. A copy or a pickle of the instance has the method again.
+
+    Args:
+        method: The bound method.
+        hook: What is called.
+        name: Of the method: a `partial` in the place of one has none.
+    """
+
+    def __init__(self, method: Callable[..., Any], hook: Callable[..., Any], name: str) -> None:
+        self._method, self._hook, self.__name__ = method, hook, name
+
+    @property
+    def __code__(self) -> Any:
+        """By which Lightning sees that a method is overridden."""
+        return self._hook.__code__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the hook."""
+        return self._hook(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self._method, memo)
+
+    def __reduce__(self) -> Any:
+        return self._method.__reduce__()
+
+
 @contextmanager
 def replaced_on_instances(holders: Mapping[Callable, Any]) -> Iterator[None]:
     """Replace methods with functions of the same names, and restore the originals at the end.
@@ -80,18 +109,20 @@ def replaced_on_instances(holders: Mapping[Callable, Any]) -> Iterator[None]:
 
     Example:
         >>> from argparse import Namespace
-        >>> holder = Namespace()
+        >>> holder = Namespace(answer=lambda: 41)
         >>> def answer():
         ...     return 42
         >>> with replaced_on_instances({answer: holder}):
         ...     holder.answer()
         42
-        >>> holder
-        Namespace()
+        >>> holder.answer()
+        41
     """
     before = {hook: holder.__dict__.get(hook.__name__) for hook, holder in holders.items()}
     for hook, holder in holders.items():
-        holder.__dict__[hook.__name__] = hook
+        own = isinstance(hook, InPlaceOf)
+        name = hook.__name__
+        holder.__dict__[name] = hook if own else InPlaceOf(getattr(holder, name), hook, name)
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ An epoch's batches are determined by what is drawn when its iterator is made (th
 the batches already seen are skipped; the process-wide generators are left as they are.
 """
 
+import copyreg
 from collections.abc import Callable, Iterator
 from typing import Any
 from weakref import ref
@@ -60,11 +61,7 @@ class Recorder:
         self._resumed = False
         self._skip: int | None = None
         self._pending: _Recorded | None = None
-        make_iterator, start = self.loader_class.__iter__, self._start
-        recorded = type(
-            self.loader_class.__name__, (self.loader_class,), {"__iter__": lambda loader: start(make_iterator, loader)}
-        )
-        loader.__class__ = recorded
+        loader.__class__ = _recorded_class(self.loader_class, self._start)
 
     @property
     def loader(self) -> DataLoader:
@@ -172,7 +169,32 @@ class Recorder:
                 generator.set_state(states[name])
 
 
+def _recorded_class(plain: type[DataLoader], start: Callable[..., Iterator]) -> type[DataLoader]:
+    """A class like that of a loader, with another ``__iter__``. Copies and pickles have the plain class."""
+
+    def __iter__(loader: DataLoader) -> Iterator:
+        return start(plain.__iter__, loader)
+
+    def __reduce_ex__(loader: DataLoader, protocol: Any) -> Any:
+        reduced = plain.__reduce_ex__(loader, protocol)
+        if isinstance(reduced, str):
+            return reduced
+        make, arguments, *rest = reduced
+        make, *arguments = [plain if named is recorded else named for named in (make, *arguments)]
+        return _new if make is copyreg.__newobj__ else make, tuple(arguments), *rest  # type: ignore[attr-defined]
+
+    recorded = type(plain.__name__, (plain,), {"__iter__": __iter__, "__reduce_ex__": __reduce_ex__})
+    return recorded
+
+
+def _new(kind: type[DataLoader]) -> DataLoader:
+    """What pickle does with most objects, but not where an object is of another class."""
+    return kind.__new__(kind)
+
+
 class _Recorded(Iterator):
+    """An iterator over a loader. In copies and pickles None is in its place, as Lightning does it with torch's own."""
+
     def __init__(self, recorder: Recorder, make: Callable[[], Iterator]) -> None:
         self.recorder, self.make = recorder, make
         self.iterator: Iterator | None = None
@@ -195,3 +217,6 @@ class _Recorded(Iterator):
         batch = next(self.iterator)
         recorder.seen += 1
         return batch
+
+    def __reduce__(self) -> Any:
+        return type(None), ()

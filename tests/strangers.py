@@ -180,6 +180,20 @@ class Lazy(Optimizer):
                     p.sub_(mean, alpha=group["lr"])
 
 
+class Lasso(Optimizer):
+    """Gradient descent whose decay pulls all entries to zero by the same amount."""
+
+    def __init__(self, params, lr=0.1, weight_decay=0.0):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.sub_(p.grad + group["weight_decay"] * p.sign(), alpha=group["lr"])
+
+
 class Whitened(Lazy):
     """Removes the mean of each gradient: every entry's step depends on the others."""
 

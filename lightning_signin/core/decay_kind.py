@@ -10,9 +10,11 @@ from torch.optim import Optimizer
 from lightning_signin.core.optimizer_experiments import precisely
 from lightning_signin.core.optimizer_trial import Trial, TrialError, settings_of
 
-Kind = Literal["coupled", "coupled, maximizing", "decoupled", "none"]
+Kind = Literal["coupled", "coupled, maximizing", "coupled, normalized", "decoupled", "separate", "none"]
 _DECAY = 0.125
 _RATES = (0.02, 0.005)  # two, because some decay by the square of the rate
+_SMALL_RATE, _SMALL_DECAY = 1e-3, 2**-10  # whose squares do not matter
+_NEAR = 0.02
 _START = torch.tensor([1.0, -2.0, 0.5])
 _GRADIENTS = torch.tensor([[0.3, 0.1, -0.2], [-0.1, 0.4, 0.2], [0.2, -0.3, 0.1]])
 _KINDS: WeakKeyDictionary[Optimizer, dict[Any, Kind | None]] = WeakKeyDictionary()
@@ -28,8 +30,10 @@ def decay_kind(optimizer: Optimizer, group: dict[str, Any], ndim: int = 1) -> Ki
 
     Returns:
         "coupled" if λp is added to the gradient g of a parameter p, as SGD and Adam do ("coupled, maximizing" if g is
-        negated first); "decoupled" if p is multiplied by 1 − lr · λ, as AdamW does; "none" if nothing decays; None for
-        any other form.
+        negated first, "coupled, normalized" if the length of the step depends on λ in another way, as with LARS);
+        "decoupled" if p is multiplied by 1 − lr · λ, as AdamW does; "separate" if it is pulled to 0 in proportion to λ,
+        whatever the size of g, as LAMB, NovoGrad, Adan and Adafactor do; "none" if nothing decays; None for any other
+        form.
 
     Example:
         >>> adam = torch.optim.Adam([torch.zeros(3)], weight_decay=0.1)
@@ -41,6 +45,8 @@ def decay_kind(optimizer: Optimizer, group: dict[str, Any], ndim: int = 1) -> Ki
     if key not in known:
         try:
             known[key] = precisely(lambda dtype: _tried(optimizer, group, ndim, dtype), group)
+            if known[key] is None:
+                known[key] = _of_direction(optimizer, group, ndim)
         except TrialError:
             known[key] = None
     return known[key]
@@ -68,6 +74,46 @@ def _after(
             trial.put(trial.values * (1 - rate * _DECAY))
         trial.step(_matrix(gradient, ndim) + sign * _DECAY * trial.values.cpu(), closure=True)
     return trial.values
+
+
+def _of_direction(optimizer: Optimizer, group: dict[str, Any], ndim: int) -> Kind | None:
+    """What can be said of a decay by where a few small steps go, in float64, and not by how long they are."""
+
+    def moved(gradient: Tensor, decay: float, steps: int) -> Tensor:
+        start = _matrix(_START, ndim)
+        trial = Trial(optimizer, group, start, torch.float64, lr=_SMALL_RATE, weight_decay=decay)
+        for _ in range(steps):
+            trial.step(_matrix(gradient, ndim), closure=True)
+        return (trial.values.cpu() - start.double()).flatten()
+
+    if all(
+        _share_off(moved(gradient, _DECAY, 1), [moved(gradient + _DECAY * _START, 0.0, 1)]) < _NEAR
+        for gradient in _GRADIENTS
+    ):
+        return "coupled, normalized"
+    for gradient in _GRADIENTS:
+        pulls = []
+        for size in (1, 4):
+            # Not from 0 on: some take steps of another length without a decay.
+            quarter, half, whole = (moved(size * gradient, part * _SMALL_DECAY, 3) for part in (0.25, 0.5, 1.0))
+            pull, start = whole - half, _matrix(_START, ndim).double().flatten()
+            if _differ(pull, 2 * (half - quarter)) or _share_off(pull, [start, whole]) > _NEAR:
+                return None
+            pulls.append(pull)
+        if _differ(*pulls):
+            return None
+    return "separate"
+
+
+def _share_off(values: Tensor, directions: list[Tensor]) -> float:
+    """The share of a vector's length that is off the span of others."""
+    basis = torch.stack(directions, 1)
+    off = values - basis @ torch.linalg.lstsq(basis, values, driver="gelsd").solution
+    return float(off.norm() / values.norm())  # NaN for 0, which is near nothing
+
+
+def _differ(one: Tensor, other: Tensor) -> bool:
+    return not float((one - other).norm()) < _NEAR * float(one.norm())
 
 
 def _matrix(values: Tensor, ndim: int) -> Tensor:

@@ -22,7 +22,7 @@ callback/lightning_internals.py:
 - The class of a training loader, with another ``__iter__``: `Recorder`, `Recorder.detach` (randomness/replay.py), the
   latter at the end of a fit.
 - The workers of a loader that keeps them: `LightningData` (callback/scoring/data.py), until its `close`.
-- Hooks before an optimizer's step: `ThetaDecay` (core/weight_decay.py), until its `remove`.
+- Hooks around an optimizer's step: `ThetaDecay` (core/weight_decay.py), until its `remove`.
 - Of copies that are thrown away or are the result, never undone: the attributes of an optimizer's twin
   (core/optimizer_trial.py), `zero_grad` and `step` of modules and optimizers that are scored
   (callback/scoring/trainer.py), layers of a copy for inference (export/sparse/convert.py).
@@ -43,9 +43,11 @@ from torch.nn.modules.conv import _ConvNd as ConvNd
 from torch.nn.modules.conv import _ConvTransposeNd as ConvTransposeNd
 from torch.nn.utils._named_member_accessor import swap_tensor
 from torch.nn.utils.parametrize import _inject_new_class, _inject_property
+from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader
+from torch.utils.hooks import RemovableHandle
 
 __all__ = ["ConvNd", "ConvTransposeNd", "OpOverload", "TorchDispatchMode", "tree_leaves", "tree_map"]
 
@@ -162,14 +164,26 @@ def multiply_each_(tensors: list[Tensor], by: Any) -> None:
     torch._foreach_mul_(tensors, by)
 
 
-def subtract_each_(tensors: list[Tensor], others: list[Tensor]) -> None:
-    """Subtract from each that of another list, in place; see `multiplied_each`."""
-    torch._foreach_sub_(tensors, others)
-
-
-def add_each_(tensors: list[Tensor], others: list[Tensor], times: float) -> None:
+def add_each_(tensors: list[Tensor], others: list[Tensor], times: float = 1.0) -> None:
     """Add to each that of another list, times a number, in place; see `multiplied_each`."""
     torch._foreach_add_(tensors, others, alpha=times)
+
+
+def first_after_step(optimizer: Optimizer, hook: Callable[..., None]) -> RemovableHandle:
+    """Call a hook after each step of an optimizer, before all others; torch has no public way to be the first."""
+    handle = optimizer.register_step_post_hook(hook)
+    hooks: Any = optimizer._optimizer_step_post_hooks
+    hooks.move_to_end(handle.id, last=False)
+    return handle
+
+
+def is_within_step(optimizer: Optimizer) -> bool:
+    """Whether a hook runs in the step of a base class, which the step of a subclass has called: it has run before."""
+    hooked, frame, depth = Optimizer.profile_hook_step(id).__code__, sys._getframe(1), 0
+    while frame is not None and depth < 2:
+        depth += frame.f_code is hooked and frame.f_locals["self"] is optimizer
+        frame = frame.f_back  # type: ignore[assignment]
+    return depth == 2
 
 
 def is_transformed(tensor: Tensor) -> bool:

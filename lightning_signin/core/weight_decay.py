@@ -9,8 +9,15 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_signin.core.decay_kind import decay_kind
+from lightning_signin.core.for_one_step import ForOneStep
 from lightning_signin.core.optimizer_parts import parts_of, wrapped
-from lightning_signin.core.torch_internals import add_each_, multiplied_each, multiply_each_, subtract_each_
+from lightning_signin.core.torch_internals import (
+    add_each_,
+    first_after_step,
+    is_within_step,
+    multiplied_each,
+    multiply_each_,
+)
 from lightning_signin.core.weights import SparseWeight, sign_in_weights
 from lightning_signin.errors import SignInError, warn
 
@@ -23,9 +30,11 @@ def decay_theta(module: nn.Module, optimizers: Iterable[Optimizer]) -> "ThetaDec
     Without it, as after `sparsify` alone, λ acts on m and on w, which pulls small θ to zero like an L1 penalty.
 
     Where decay is decoupled (AdamW), θ is multiplied by 1 − lr · λ in every step, and m and w by the root of that each,
-    so m² − w² shrinks as θ does until the next rescale. Where it is coupled (SGD, Adam), the gradient of
+    so m² − w² shrinks as θ does until the next rescale. Where it is coupled (SGD, Adam, LARS), the gradient of
     :math:`\frac{λ}{2} \|m ⊙ w\|^2` takes the place of that of :math:`\frac{λ}{2} (\|m\|^2 + \|w\|^2)`: λθw for m and
-    λθm for w, after clipping. The groups of the optimizers stay as they are, so schedules of λ work. With a
+    λθm for w, after clipping. Where a pull to 0 is added to steps that do not depend on the size of gradients (LAMB,
+    NovoGrad, Adan), m and w get half of it each, which for θ is all of it, but for terms of (lr · λ)². The gradients
+    and the groups of the optimizers stay as they are, so schedules of λ and loggers of gradients work. With a
     parametrization θ = ψ(m ⊙ w), m ⊙ w decays.
 
     Args:
@@ -53,8 +62,8 @@ def decay_theta(module: nn.Module, optimizers: Iterable[Optimizer]) -> "ThetaDec
 class ThetaDecay:
     """See `decay_theta`.
 
-    The optimizer goes on to decay m and w by itself. Before it does, m and w, or their gradients, are changed by as
-    much as the two decays differ.
+    The optimizer goes on to decay m and w by itself. Before it does, m and w, their gradients or their λ are changed by
+    as much as the two decays differ; the last two for the time of the step.
 
     Args:
         weights: Products.
@@ -68,10 +77,11 @@ class ThetaDecay:
             self._other |= {id(m): w, id(w): m}
         self._said: set[str] = set()
         steppers = {id(part): part for optimizer in optimizers for part in parts_of(optimizer) if not wrapped(part)}
-        self._handles: list[RemovableHandle] = [
-            optimizer.register_step_pre_hook(self._before_step) for optimizer in steppers.values()
-        ]
+        self._changes = {key: ForOneStep(optimizer) for key, optimizer in steppers.items()}
+        self._handles: list[RemovableHandle] = []
         for optimizer in steppers.values():
+            self._handles.append(optimizer.register_step_pre_hook(self._before_step))
+            self._handles.append(first_after_step(optimizer, self._after_step))
             for group in optimizer.param_groups:
                 if group.get("weight_decay") and (held := self._held(group)):
                     self._kind(optimizer, group, held[0].ndim)
@@ -80,6 +90,8 @@ class ThetaDecay:
         """Let the optimizers decay m and w again."""
         for handle in self._handles:
             handle.remove()
+        for change in self._changes.values():
+            change.undo()
 
     def _held(self, group: dict[str, Any]) -> list[Tensor]:
         return [parameter for parameter in group["params"] if id(parameter) in self._other]
@@ -90,13 +102,16 @@ class ThetaDecay:
         if kind is None and name not in self._said:
             self._said.add(name)
             warn(
-                f"The `weight_decay` of {name} is neither added to the gradient nor a factor 1 − lr · λ, so it acts on "
-                "m and w, and not on θ. Set it to 0, use SGD, Adam or AdamW, or pass weight_decay='factors' to "
-                "SignInCallback if that is intended."
+                f"The `weight_decay` of {name} acts on m and w, and not on θ: it is neither part of the gradient nor a "
+                "pull to 0 in proportion to the parameter. Set it to 0, use SGD, Adam or AdamW, or pass "
+                "weight_decay='factors' to SignInCallback if that is intended."
             )
         return kind
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if is_within_step(optimizer):
+            return None
+        self._changes[id(optimizer)].undo()  # of a step that failed
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
             self._change_(optimizer, first=True)
@@ -112,18 +127,25 @@ class ThetaDecay:
 
         return (args[:1], {**kwargs, "closure": and_change})
 
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        self._changes[id(optimizer)].undo()
+
     @torch.no_grad()
     def _change_(self, optimizer: Optimizer, first: bool) -> None:
-        for group in optimizer.param_groups:
+        change = self._changes[id(optimizer)]
+        for group in list(optimizer.param_groups):
             decay = group.get("weight_decay") or 0.0
             held = [factor for factor in self._held(group) if factor.grad is not None] if decay else []
             kind = self._kind(optimizer, group, held[0].ndim) if held else None
             if kind == "decoupled" and first:
                 _undo_half_(held, _kept(group["lr"], decay), getattr(optimizer, "found_inf", None))
+            elif kind == "separate" and first:
+                change.decay(group, held, decay / 2)
             elif kind is not None and kind.startswith("coupled"):
                 others = [self._other[id(factor)] for factor in held]
                 sign = -1 if "maximizing" in kind else 1
-                _exchange_gradients_(held, others, sign * float(decay), getattr(optimizer, "grad_scale", None))
+                scale = getattr(optimizer, "grad_scale", None)
+                change.exchange(held, _with_decay_of_theta(held, others, sign * float(decay), scale))
 
 
 def _undo_half_(factors: list[Tensor], kept: Any, found_inf: Tensor | None) -> None:
@@ -135,13 +157,17 @@ def _undo_half_(factors: list[Tensor], kept: Any, found_inf: Tensor | None) -> N
     multiply_each_(factors, times)
 
 
-def _exchange_gradients_(factors: list[Tensor], others: list[Tensor], decay: float, grad_scale: Tensor | None) -> None:
-    """Add λ(θw − m) to the gradient of m, where the optimizer adds λm next."""
-    differences = multiplied_each(multiplied_each(factors, others), others)
-    subtract_each_(differences, factors)
+def _with_decay_of_theta(
+    factors: list[Tensor], others: list[Tensor], decay: float, grad_scale: Tensor | None
+) -> list[Tensor]:
+    """The gradients of m plus λ(θw − m), where the optimizer adds λm next."""
+    gradients = multiplied_each(multiplied_each(factors, others), others)
+    add_each_(gradients, factors, -1.0)
+    multiply_each_(gradients, decay)
     if grad_scale is not None:  # fused optimizers divide the gradients by it in their step
-        multiply_each_(differences, grad_scale)
-    add_each_([factor.grad for factor in factors], differences, decay)  # type: ignore[misc]
+        multiply_each_(gradients, grad_scale)
+    add_each_(gradients, [factor.grad for factor in factors])  # type: ignore[misc]
+    return gradients
 
 
 def _kept(lr: Any, decay: Any) -> Any:

@@ -121,12 +121,35 @@ def step_hooks():
     assert not called
 
 
+def nested_steps():
+    class Twice(SGD):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    SGD([torch.ones(1)])
+    optimizer, called = Twice([torch.ones(1)]), []
+    optimizer.register_step_pre_hook(lambda its, *_: called.append(insides.is_within_step(its)))
+    optimizer.step()
+    assert called == [False, True]
+    assert not insides.is_within_step(optimizer)
+
+
+def first_hooks():
+    optimizer, called = SGD([torch.ones(1)]), []
+    optimizer.register_step_post_hook(lambda *_: called.append("second"))
+    handle = insides.first_after_step(optimizer, lambda *_: called.append("first"))
+    optimizer.step()
+    handle.remove()
+    optimizer.step()
+    assert called == ["first", "second", "second"]
+
+
 def foreach():
     ones, twos = [torch.ones(2), torch.ones(1)], [torch.full((2,), 2.0), torch.full((1,), 2.0)]
     sixes = insides.multiplied_each(twos, [3 * one for one in ones])
     insides.multiply_each_(twos, torch.tensor(0.5))
-    insides.subtract_each_(sixes, twos)
-    insides.add_each_(sixes, ones, -2.0)
+    insides.add_each_(sixes, ones)
+    insides.add_each_(sixes, ones, -4.0)
     assert [value.tolist() for value in (*twos, *sixes)] == [[1, 1], [1], [3, 3], [3]]
 
 
@@ -366,7 +389,9 @@ CONTRACTS = {
     "nn.RNNBase._flat_weights_names": flat_weights_names,
     "nn.RNNBase._init_flat_weights, _update_flat_weights, flatten_parameters": flat_weights_methods,
     "Optimizer._optimizer_step_pre_hooks, _optimizer_step_post_hooks": step_hooks,
-    "torch._foreach_mul, _foreach_mul_, _foreach_sub_, _foreach_add_": foreach,
+    "Optimizer._optimizer_step_post_hooks.move_to_end": first_hooks,
+    "Optimizer.profile_hook_step": nested_steps,
+    "torch._foreach_mul, _foreach_mul_, _foreach_add_": foreach,
     "torch._C._are_functorch_transforms_active": functorch,
     "torch.autograd.forward_ad._current_level": forward_level,
     "torch._C._functorch.is_legacy_batchedtensor": legacy_batched,

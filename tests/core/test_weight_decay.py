@@ -12,7 +12,8 @@ from lightning_signin import decay_theta, effective_weights, plain_view, sparsif
 from lightning_signin.core.decay_kind import decay_kind
 from lightning_signin.core.weights import sign_in_weights
 from lightning_signin.parametrizations import Powerprop
-from tests.strangers import Lazy, Logged, Lookahead, ScheduleFree
+from tests.core.test_optimizer_state import TIMM
+from tests.strangers import Lasso, Lazy, Logged, Lookahead, ScheduleFree
 
 LR, DECAY = 0.05, 0.3
 COUPLED = {
@@ -205,11 +206,230 @@ def test_fused_steps_under_a_gradient_scaler(make):
 
 
 def test_a_decay_of_another_kind_is_said_and_left_on_the_factors():
+    ends = []
+    for attached in (True, False):
+        net = network()
+        with plain_view(net):
+            optimizer = Lasso(net.parameters(), lr=LR, weight_decay=DECAY)
+        if attached:
+            with pytest.warns(
+                UserWarning, match="`weight_decay` of Lasso acts on m and w, and not on θ: it is neither"
+            ):
+                decay_theta(net, [optimizer])
+        backward(net)
+        optimizer.step()
+        ends.append(list(net.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+SEPARATE = {
+    "LAMB": lambda p: timm.optim.Lamb(p, lr=LR),
+    "NovoGrad": lambda p: timm.optim.NvNovoGrad(p, lr=LR),
+    "Adan": lambda p: timm.optim.Adan(p, lr=LR),
+    "LaProp": lambda p: timm.optim.LaProp(p, lr=LR),
+    "NAdamW corrected": lambda p: timm.optim.NAdamW(p, lr=LR, corrected_weight_decay=True),
+    "Adafactor": lambda p: optim.Adafactor(p, lr=LR),
+    "ScheduleFree": lambda p: ScheduleFree(p, lr=LR),
+}
+
+
+@pytest.mark.parametrize("closure", [False, True])
+@pytest.mark.parametrize("name", SEPARATE)
+def test_of_a_pull_beside_the_step_each_factor_gets_half(name, closure):
+    """The slow reference has a group for the factors, with half of the decay."""
+    if closure and name == "ScheduleFree":
+        pytest.skip("takes no closure")
+    net, slow = network("dense"), network("dense")
+    sparse = {id(factor) for pair in factors_of(slow) for factor in pair}
+    groups = [
+        {"params": [p for p in slow.parameters() if id(p) in sparse], "weight_decay": DECAY / 2},
+        {"params": [p for p in slow.parameters() if id(p) not in sparse], "weight_decay": DECAY},
+    ]
+    optimizer = SEPARATE[name]([{"params": list(net.parameters()), "weight_decay": DECAY}])
+    reference = SEPARATE[name](groups)
+    decay_theta(net, [optimizer])
+    for its in (optimizer, reference):
+        if isinstance(its, ScheduleFree):
+            its.train()
+    seen = optimizer.param_groups[0]["params"]
+    for _ in range(5):
+        if closure:
+            optimizer.step(lambda: backward(net))
+        else:
+            backward(net)
+            optimizer.step()
+        assert len(optimizer.param_groups) == 1
+        assert optimizer.param_groups[0]["params"] is seen
+        assert optimizer.param_groups[0]["weight_decay"] == DECAY
+        backward(slow)
+        reference.step()
+    for one, other in zip(net.parameters(), slow.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    for key in ("step", "k"):
+        if key in optimizer.param_groups[0]:
+            assert optimizer.param_groups[0][key] == 5
+
+
+@pytest.mark.parametrize("name", [name for name in SEPARATE if name not in ("LAMB", "ScheduleFree", "Adafactor")])
+def test_a_pull_shrinks_theta_as_it_shrinks_a_plain_weight(name):
+    """By how much, is measured on steps with and without the decay, from the same point."""
+    shrunk = []
+    for parametrization in ("plain", "sign-in"):
+        ends = []
+        for decay in (0.0, 0.1):
+            net = network(parametrization=parametrization)
+            optimizer = SEPARATE[name]([{"params": list(net.parameters()), "weight_decay": decay, "lr": 1e-3}])
+            decay_theta(net, [optimizer])
+            for _ in range(3):
+                backward(net)
+                optimizer.step()
+            ends.append(torch.cat([theta[theta != 0] for theta in effective_weights(net).values()]))
+        shrunk.append((ends[0] - ends[1]) / ends[0])
+    torch.testing.assert_close(shrunk[0].median(), shrunk[1].median(), rtol=0.05, atol=0)
+
+
+def test_lamb_in_closed_form():
+    """One step by hand: the direction of Adam plus half the decay, times the ratio of norms, on m and w each."""
     net = network()
-    with plain_view(net):
-        optimizer = ScheduleFree(net.parameters(), weight_decay=0.1)
-    with pytest.warns(UserWarning, match="The `weight_decay` of ScheduleFree is neither added to the gradient nor"):
+    optimizer = timm.optim.Lamb(
+        [{"params": list(net.parameters()), "weight_decay": DECAY}], lr=LR, max_grad_norm=None, trust_clip=False
+    )
+    decay_theta(net, [optimizer])
+    backward(net)
+    expected = []
+    for factor in (factor for pair in factors_of(net) for factor in pair):
+        direction = factor.grad / (factor.grad.abs() + 1e-6) + DECAY / 2 * factor.detach()
+        expected.append(factor.detach() - LR * factor.detach().norm() / direction.norm() * direction)
+    optimizer.step()
+    for factor, value in zip((factor for pair in factors_of(net) for factor in pair), expected, strict=True):
+        torch.testing.assert_close(factor.detach(), value, rtol=1e-5, atol=1e-8)
+
+
+def test_lars_goes_where_the_penalised_loss_falls():
+    net = network()
+    optimizer = timm.optim.Lars([{"params": list(net.parameters()), "weight_decay": DECAY}], lr=LR, momentum=0.0)
+    decay_theta(net, [optimizer])
+    backward(net)
+    before = [[factor.detach().clone() for factor in pair] for pair in factors_of(net)]
+    slopes = [[m.grad + DECAY * m * w * w, w.grad + DECAY * m * w * m] for m, w in factors_of(net)]
+    optimizer.step()
+    for pair, start, slope in zip(factors_of(net), before, slopes, strict=True):
+        for factor, old, down in zip(pair, start, slope, strict=True):
+            torch.testing.assert_close(torch.cosine_similarity(old - factor, down, dim=0).item(), 1.0)
+
+
+SEEN = {
+    "SGD": COUPLED["SGD"],
+    "Adam foreach maximize": COUPLED["Adam foreach maximize"],
+    "AdamW": DECOUPLED["AdamW"],
+    "LARS": lambda p: timm.optim.Lars(p, lr=LR),
+    "LAMB": SEPARATE["LAMB"],
+}
+
+
+@pytest.mark.parametrize("closure", [False, True])
+@pytest.mark.parametrize("name", SEEN)
+def test_gradients_after_a_step_are_those_of_the_loss(name, closure):
+    net, plain = network(), network()
+    optimizer, seen = built(net, SEEN[name]), []
+
+    def note(*_: object) -> None:
+        seen.append([parameter.grad.clone() for parameter in net.parameters()])
+
+    optimizer.register_step_post_hook(note)  # before the decay's own
+    decay_theta(net, [optimizer])
+    backward(plain)
+    expected = [parameter.grad for parameter in plain.parameters()]
+    if closure:
+        optimizer.step(lambda: backward(net))
+    else:
+        backward(net)
+        own = [parameter.grad for parameter in net.parameters()]
+        optimizer.step()
+        assert all(parameter.grad is gradient for parameter, gradient in zip(net.parameters(), own, strict=True))
+    note()
+    for gradients in seen:
+        assert all(torch.equal(a, b) for a, b in zip(gradients, expected, strict=True))
+
+
+def test_gradients_after_a_fused_step_are_unscaled_as_without_the_decay():
+    found = []
+    for attached in (True, False):
+        net, scaler = network(), torch.amp.GradScaler("cpu", init_scale=64.0)
+        optimizer = built(net, COUPLED["Adam fused"])
+        if attached:
+            decay_theta(net, [optimizer])
+        scaler.scale(torch.ones(()))
+        backward(net)
+        for parameter in net.parameters():
+            parameter.grad *= 64
+        scaler.step(optimizer)
+        found.append([parameter.grad for parameter in net.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+class Breaks(optim.SGD):
+    """Fails if it is told to, after the hooks before its step."""
+
+    breaks = False
+
+    def step(self, closure=None):
+        if self.breaks:
+            raise RuntimeError("broken")
+        super().step(closure)
+
+
+@pytest.mark.parametrize("how", ["next step", "remove"])
+def test_a_step_that_fails_leaves_nothing_exchanged(how):
+    net = network()
+    optimizer = built(net, lambda p: Breaks(p, lr=LR))
+    handle = decay_theta(net, [optimizer])
+    backward(net)
+    own = [parameter.grad for parameter in net.parameters()]
+    optimizer.breaks = True
+    with pytest.raises(RuntimeError, match="broken"):
+        optimizer.step()
+    assert not all(parameter.grad is gradient for parameter, gradient in zip(net.parameters(), own, strict=True))
+    optimizer.breaks = False
+    handle.remove() if how == "remove" else optimizer.step()
+    assert all(parameter.grad is gradient for parameter, gradient in zip(net.parameters(), own, strict=True))
+
+
+class Extended(optim.SGD):
+    """A subclass that calls the step of its base, around which torch runs all hooks once more."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+class ExtendedAdamW(optim.AdamW):
+    """Computes the loss itself."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
+        super().step()
+        return loss
+
+
+@pytest.mark.parametrize("closure", [False, True])
+@pytest.mark.parametrize(("kind", "base"), [(Extended, optim.SGD), (ExtendedAdamW, optim.AdamW)])
+def test_a_step_within_a_step_decays_once(kind, base, closure):
+    base([torch.zeros(1)])  # torch gives hooks to a class with its first instance
+    ends = []
+    for each in (kind, base):
+        net = network()
+        optimizer = built(net, lambda p, each=each: each(p, lr=LR))
         decay_theta(net, [optimizer])
+        for _ in range(3):
+            if closure:
+                optimizer.step(lambda net=net: backward(net))
+            else:
+                backward(net)
+                optimizer.step()
+        ends.append(list(net.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
 def test_optimizers_without_weight_decay_are_left_alone():
@@ -238,3 +458,15 @@ def test_kinds(name):
     kind = decay_kind(optimizer, optimizer.param_groups[0], ndim=2)
     expected = "decoupled" if name in DECOUPLED else "coupled, maximizing" if "maximize" in name else "coupled"
     assert kind == expected
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_every_optimizer_of_timm_has_a_kind(name):
+    """All but one, which needs a loop of its own."""
+    layer = nn.Linear(3, 3, bias=False)
+    optimizer = timm.optim.create_optimizer_v2(layer, name, lr=0.01, weight_decay=0.1)
+    optimizer = getattr(optimizer, "_base_optimizer", optimizer)
+    kind = decay_kind(optimizer, optimizer.param_groups[0], ndim=2)
+    assert (kind is None) == (name == "adahessian")
+    assert kind != "none"
+    assert (kind == "coupled, normalized") == (name in ("lars", "larc", "nlars", "nlarc"))

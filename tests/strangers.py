@@ -188,10 +188,13 @@ class Lasso(Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
                     p.sub_(p.grad + group["weight_decay"] * p.sign(), alpha=group["lr"])
+        return loss
 
 
 class Whitened(Lazy):

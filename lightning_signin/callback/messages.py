@@ -44,13 +44,14 @@ def say_untrained(module: LightningModule, optimizers: Iterable[Optimizer]) -> N
         )
 
 
-def say_decays(of_optimizers: Sequence[float], frobenius: float, on: str) -> str:
+def say_decays(of_optimizers: Sequence[float], on: str, frobenius: float, of_method: float) -> str:
     """What decays the sparse weights, in words; warns of two decays at once.
 
     Args:
         of_optimizers: The values of ``weight_decay`` in the optimizers' groups of these weights.
-        frobenius: The callback's ``frobenius_decay``.
         on: What the optimizers' decay acts on.
+        frobenius: The callback's ``frobenius_decay``.
+        of_method: The ``decay_strength`` of the parametrization, at the start.
 
     Returns:
         The decays, or "none".
@@ -61,8 +62,12 @@ def say_decays(of_optimizers: Sequence[float], frobenius: float, on: str) -> str
             f"The sparse weights decay twice: by `frobenius_decay`={frobenius:g} and by the optimizer's `weight_decay`="
             f"{values}. Set one of them to 0."
         )
-    parts = [f"{values} on {on}"] if values else []
-    return " and ".join(parts + [f"{frobenius:g} on θ (frobenius_decay)"] * bool(frobenius)) or "none"
+    decays = {
+        f"{values} on {on}": bool(values),
+        f"{frobenius:g} on θ (frobenius_decay)": frobenius > 0,
+        f"{of_method:g} on m and w (decay_strength)": of_method > 0,
+    }
+    return " and ".join(words for words, is_there in decays.items() if is_there) or "none"
 
 
 class Reached:

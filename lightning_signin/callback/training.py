@@ -72,11 +72,16 @@ class Training:
             products = sign_in_weights(self.module).values()
             StateAtRescale(self.arguments.rescale_momentum, self.trainer.optimizers, products)
         say_untrained(self.module, self.trainer.optimizers)
+        on_factors = self.arguments.weight_decay == "factors" and bool(self._decaying)
         if self.arguments.weight_decay == "theta":
             self._theta_decay = decay_theta(self.module, self.trainer.optimizers)
-        decays = decays_of(self.weights.values(), self.trainer.optimizers)
-        on_factors = self.arguments.weight_decay == "factors" and bool(self._decaying)
-        self.weight_decay = say_decays(decays, self.arguments.frobenius_decay, "m and w" if on_factors else "θ")
+            on_factors = bool(self._theta_decay.left)
+        self.weight_decay = say_decays(
+            decays_of(self.weights.values(), self.trainer.optimizers),
+            "m and w" if on_factors else "θ",
+            frobenius=self.arguments.frobenius_decay,
+            of_method=0.0 if self.decay is None else self.decay.strength,
+        )
 
     def begin(self) -> None:
         """Record the signs that flips are counted from, and set up the mask updates."""

@@ -68,6 +68,9 @@ class ThetaDecay:
     Args:
         weights: Products.
         optimizers: Those that train them.
+
+    Attributes:
+        left: The classes of optimizers whose decay goes on to act on m and w.
     """
 
     def __init__(self, weights: Iterable[SparseWeight], optimizers: Iterable[Optimizer]) -> None:
@@ -75,7 +78,7 @@ class ThetaDecay:
         for weight in weights:
             m, w = weight.factors
             self._other |= {id(m): w, id(w): m}
-        self._said: set[str] = set()
+        self.left: set[str] = set()
         steppers = {id(part): part for optimizer in optimizers for part in parts_of(optimizer) if not wrapped(part)}
         self._changes = {key: ForOneStep(optimizer) for key, optimizer in steppers.items()}
         self._handles: list[RemovableHandle] = []
@@ -99,8 +102,8 @@ class ThetaDecay:
     def _kind(self, optimizer: Optimizer, group: dict[str, Any], ndim: int) -> str | None:
         kind = decay_kind(optimizer, group, ndim)
         name = type(optimizer).__name__
-        if kind is None and name not in self._said:
-            self._said.add(name)
+        if kind is None and name not in self.left:
+            self.left.add(name)
             warn(
                 f"The `weight_decay` of {name} acts on m and w, and not on θ: it is neither part of the gradient nor a "
                 "pull to 0 in proportion to the parameter. Set it to 0, use SGD, Adam or AdamW, or pass "

@@ -21,6 +21,7 @@ from lightning_signin.sweep.trial import run_trial
 from tests.sweeps import GRID, refused
 
 SHORT = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=4", "--trainer.accelerator=cpu"]
+SHORT += ["--model.init_args.weight_decay=0.1", "--trainer.callbacks.init_args.frobenius_decay=0"]
 PLAIN, SIGN_IN = Cell("plain", 0.9, 0), Cell("sign-in", 0.9, 0)
 
 
@@ -69,6 +70,7 @@ def test_stopped_and_killed_sweep_goes_on_with_what_is_missing(tmp_path, monkeyp
     printed = capsys.readouterr().out
     assert printed.count("has no rescale, so it trains m ⊙ w without Sign-In") == 1
     assert "- sign-in-0.9-seed0: `rescale_every_n_epochs`=5" in printed
+    assert "\n\nWeight decay of the sparse weights, with every method: 0.1 on θ\n\nWarnings:" in printed
     folder = first.runs.parent
     assert printed.startswith((folder / "results.md").read_text())
     assert (folder / "results.png").read_bytes().startswith(b"\x89PNG")

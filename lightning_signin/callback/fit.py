@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_signin.arguments import Arguments
 from lightning_signin.callback.averaging import Averaging
+from lightning_signin.callback.finetuning import freeze_as_saved_, frozen
 from lightning_signin.callback.fsdp import (
     check_agreement,
     check_not_sharded,
@@ -77,6 +78,7 @@ class Fit:
         self._origin: str | None = None  # of the masks, if the arguments do not imply it
         self._replaced: dict[int, tuple[nn.Parameter, SparseWeight]] = {}  # plain parameters, until training starts
         self._resumed = False
+        self._frozen: list[str] | None = None  # parameters, when the checkpoint to resume was saved
         self._last: State = {}  # the state at the end
         check_companions(trainer)
         self._averaging = Averaging(trainer, module, arguments.rule is not None, self.end)
@@ -114,6 +116,9 @@ class Fit:
     def begin(self) -> None:
         """Get ready to train; on resuming, restore the random generators."""
         self.ongoing.begin()
+        if self._frozen is not None:
+            freeze_as_saved_(self.trainer, self.module, self._frozen)
+            self._frozen = None
         self._position.restore_generators()
 
     def before_batch(self) -> None:
@@ -145,6 +150,7 @@ class Fit:
         load_factor_state(self.module, state)
         self.training.load(state)
         self._position.load(state["position"])
+        self._frozen = state["frozen"]
         self._resumed, self._origin = True, "of the checkpoint"
 
     def state(self, alone: bool = False, factors: bool = True) -> State:
@@ -161,7 +167,7 @@ class Fit:
             return self._last
         with self._averaging.put_back():
             own = factor_state(self.module) if factors else mask_state(self.module)
-            state = {**own, **self.training.state()}
+            state = {**own, **self.training.state(), "frozen": frozen(self.module)}
         position = self._position.state(alone)
         if not position["epoch_complete"]:
             position["inexact"] += self._averaging.inexact_within_epochs()

@@ -5,15 +5,17 @@ import warnings
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch.distributed
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
 
 from lightning_signin.callback.lightning_internals import finds_unused_parameters, leave_restart, training_loader
 from lightning_signin.callback.two_packages import in_both
 from lightning_signin.core.structure import anything, check_structure, entries, of_type, optional, several
-from lightning_signin.core.torch_internals import times_written
+from lightning_signin.core.torch_internals import times_written, tree_map
 from lightning_signin.randomness import generators, replay
 
 State = dict[str, Any]
@@ -78,13 +80,9 @@ class Position:
             "generators": now or generators.capture(),
             "loaders": [r.state(in_flight=int(mid_batch)) for r in recorders],
         }
-        everyone: list[Any] = [mine]
-        if self.trainer.world_size > 1 and not alone:
-            everyone = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(everyone, mine)
         return {
             "epoch_complete": progress.current.processed >= self.trainer.num_training_batches,
-            "ranks": everyone,
+            "ranks": [mine] if alone or self.trainer.world_size == 1 else _of_all_ranks(mine, self.trainer.world_size),
             "seed": os.environ.get("PL_GLOBAL_SEED"),
             "inexact": self._not_exact_from_here(progress, mid_batch),
         }
@@ -174,3 +172,12 @@ class Position:
         if last and validates and progress.current.completed < progress.current.processed:
             reasons.append("the checkpoint is from the last batch of an epoch, before its validation, which is skipped")
         return reasons
+
+
+def _of_all_ranks(mine: State, world_size: int) -> list[State]:
+    """What each rank has, in their order."""
+    everyone: list[Any] = [None] * world_size
+    # As arrays: a tensor is pickled by `torch.save`, which runs count, time or replace as the writing of a file.
+    arrays = tree_map(lambda value: value.numpy() if isinstance(value, Tensor) else value, mine)
+    torch.distributed.all_gather_object(everyone, arrays)
+    return tree_map(lambda value: torch.from_numpy(value) if isinstance(value, np.ndarray) else value, everyone)

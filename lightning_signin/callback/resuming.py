@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lightning_signin.core.structure import check_structure, entries, of_type
+from lightning_signin.core.structure import check_structure, entries, of_type, several
 from lightning_signin.errors import ALTERED, SignInError
 from lightning_signin.weightfiles.factor_state import FACTORS
 
@@ -17,7 +17,7 @@ NOT_SPARSE = (
 )
 
 _PARTS: tuple[str, ...] = ("arguments", "masks", "digest", "storage", "factors")  # the callback's state in a checkpoint
-_PARTS += ("sign_flips", "seen", "updates", "decay", "losses", "position")
+_PARTS += ("sign_flips", "seen", "updates", "decay", "losses", "frozen", "position")
 _INCOMPLETE = f"{OUR_STATE} has {{}}: {ALTERED}"
 
 
@@ -55,4 +55,4 @@ def check_complete(state: dict[str, Any]) -> None:
     for key in _PARTS:
         if key not in state:
             raise SignInError(_INCOMPLETE.format(f"no {key!r}"))
-    check_structure(OUR_STATE, state, entries({"arguments": of_type(dict), **FACTORS}))
+    check_structure(OUR_STATE, state, entries({"arguments": of_type(dict), "frozen": several(of_type(str)), **FACTORS}))

@@ -5,14 +5,17 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BaseFinetuning, ModelSummary
 from lightning.pytorch.core.hooks import CheckpointHooks, ModelHooks
 from lightning.pytorch.loops.optimization.closure import AbstractClosure
 
+from lightning_signin.callback.two_packages import in_both
 from lightning_signin.callback.wrapped_hooks import InPlaceOf, replaced_on_instances
 from lightning_signin.core.live_view import LiveView
 from lightning_signin.core.sharded import has_shards
 
-_PACKAGES = ("lightning", "pytorch_lightning", __name__.partition(".")[0])  # whose own hooks count on factors
+# Whose own hooks count on factors, but for those that compare or count the parameters of a module: see `_around`.
+_PACKAGES = ("lightning", "pytorch_lightning", __name__.partition(".")[0])
 _OF_CALLBACKS = [name for name in vars(Callback) if name.startswith("on_")]
 _OF_MODULES = [name for hooks in (ModelHooks, CheckpointHooks) for name in vars(hooks) if name.startswith("on_")]
 # Before these steps a module works on gradients; what it saves has the names of its parameters.
@@ -93,13 +96,25 @@ def user_hooks(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
     for holder, names in [(module, _OF_MODULES + _STEPS), *((callback, _OF_CALLBACKS) for callback in callbacks)]:
         for name in names:
-            method = getattr(holder, name, None)
-            if callable(method) and str(getattr(method, "__module__", "")).partition(".")[0] not in _PACKAGES:
-                hook = (
-                    OptimizerStep(method, view)
-                    if name == "optimizer_step"
-                    else UserHook(name, method, view.steps if name in _STEPS else view.hooks)
-                )
+            method: Any = getattr(holder, name, None)
+            around = _around(view, trainer, holder, name, method)
+            if around is not None:
+                hook = OptimizerStep(method, view) if name == "optimizer_step" else UserHook(name, method, around)
                 hooks[hook] = holder
     with view.attached(), replaced_on_instances(hooks):
         yield
+
+
+def _around(
+    view: LiveView, trainer: Trainer, holder: Any, name: str, method: Any
+) -> Callable[[], AbstractContextManager[None]] | None:
+    """Makes the context in which a hook runs; None if there is no hook, or one that counts on factors."""
+    if not callable(method):
+        return None
+    if isinstance(holder, in_both(BaseFinetuning)) and name in vars(BaseFinetuning):
+        return lambda: view.hooks_with_optimizers(trainer.optimizers)
+    if isinstance(holder, in_both(ModelSummary)) and name in vars(ModelSummary):
+        return view.steps
+    if str(getattr(method, "__module__", "")).partition(".")[0] in _PACKAGES:
+        return None
+    return view.steps if name in _STEPS else view.hooks

@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from lightning_signin.core.factors_visible import LIVE
 from lightning_signin.core.layer_forward import hands_on_only
+from lightning_signin.core.plain_groups import plain_groups
 from lightning_signin.core.plain_layer import PlainLayer, layers_of
 from lightning_signin.core.plain_view import Factors, exchanged_in_optimizers, opened
 from lightning_signin.core.state_dict import uninstall_plain_state
@@ -69,6 +71,16 @@ class LiveView:
     def off(self) -> AbstractContextManager[None]:
         """Write back what was changed, close the layers, and leave them closed in the block."""
         return self._in(None)
+
+    @contextmanager
+    def hooks_with_optimizers(self, optimizers: Iterable[Optimizer]) -> Iterator[None]:
+        """As `hooks`, and the groups of optimizers list plain parameters, too. All layers become plain at once."""
+        with self.hooks():
+            for group in self._groups.values():
+                if id(group) not in self._open:
+                    self.opens(group[0].owners[0][0])
+            with plain_groups(optimizers, self._behind):
+                yield
 
     @contextmanager
     def _in(self, mode: str | None) -> Iterator[None]:

@@ -3,7 +3,7 @@
 They keep the factors until their next step, so that a checkpoint that is saved after a fit can be resumed.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 from weakref import WeakSet
 
@@ -49,21 +49,30 @@ def give_back_parameters(optimizer: Optimizer) -> None:
         return
     _outdated.discard(optimizer)
     for group in optimizer.param_groups:
-        names = group.get("param_names", [None] * len(group["params"]))
-        given: dict[int, tuple[Tensor, str | None]] = {}
-        for name, parameter in zip(names, group["params"], strict=True):
-            merged: Masked | None = vars(parameter).get(_MERGED)
-            if merged is None:
-                given[id(parameter)] = parameter, name
-                continue
-            plain: Any = merged.plain_parameter
-            state = optimizer.state.pop(parameter, None)
-            given.setdefault(id(plain), (plain, name and name.rpartition(".")[0]))
-            if state is not None and merged.names == ("theta",):
-                optimizer.state[plain] = _unpacked(state, merged, parameter)
-        group["params"][:] = [parameter for parameter, _ in given.values()]
-        if "param_names" in group:
-            group["param_names"] = [name for _, name in given.values()]
+        merged = {p: vars(p)[_MERGED] for p in group["params"] if _MERGED in vars(p)}
+        for factor, parametrization in merged.items():
+            state = optimizer.state.pop(factor, None)
+            if state is not None and parametrization.names == ("theta",):
+                optimizer.state[parametrization.plain_parameter] = _unpacked(state, parametrization, factor)
+        put_plain(group, {id(factor): parametrization.plain_parameter for factor, parametrization in merged.items()})
+
+
+def put_plain(group: dict[str, Any], plain: Mapping[int, Tensor]) -> None:
+    """Put a plain parameter, once, in the place of the factors of a weight.
+
+    Args:
+        group: A group of an optimizer.
+        plain: The plain parameters, by the ids of the factors.
+    """
+    names = group.get("param_names", [None] * len(group["params"]))
+    given: dict[int, tuple[Tensor, str | None]] = {}
+    for name, parameter in zip(names, group["params"], strict=True):
+        if (own := plain.get(id(parameter))) is not None:
+            parameter, name = own, name and name.rpartition(".")[0]
+        given.setdefault(id(parameter), (parameter, name))
+    group["params"][:] = [parameter for parameter, _ in given.values()]
+    if "param_names" in group:
+        group["param_names"] = [name for _, name in given.values()]
 
 
 def _before_step(optimizer: Optimizer, *_: Any) -> None:

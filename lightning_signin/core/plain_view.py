@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from lightning_signin.core.weights import SparseWeight, sparse_weights
 from lightning_signin.core.write_back import Mirror
 
 Factors = dict[int, SparseWeight]
+PLAIN_GROUPS: WeakSet[Optimizer] = WeakSet()  # whose groups list plain parameters now: see `plain_groups`
 
 
 @contextmanager
@@ -145,7 +147,8 @@ def exchanged_in_optimizers(behind: Factors) -> Iterator[None]:
     plain_add_param_group = Optimizer.add_param_group
 
     def add_param_group(self: Optimizer, param_group: dict[str, Any]) -> None:
-        if isinstance(param_group, dict) and not isinstance(param_group["params"], set):
+        takes_factors = self not in PLAIN_GROUPS
+        if takes_factors and isinstance(param_group, dict) and not isinstance(param_group["params"], set):
             params = param_group["params"]
             params = [params] if isinstance(params, Tensor) else list(params)
             for item in params:

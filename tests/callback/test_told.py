@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import ModelSummary
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -106,12 +107,12 @@ def test_line_at_the_start(text, log):
     counted = watch.counted
     assert line == (
         f"SignIn: 3 weights, {kept:,} of {size:,} values kept ({100 * (1 - kept / size):.2f} % sparse), {text}; "
-        f"no matrix stays dense. The model summary counts them as {counted:,} parameters."
+        f"no matrix stays dense. The model summary counts all {size:,}; {counted:,} are trained."
     )
 
 
 class Counted(Callback):
-    """Counts the parameters of the sparse layers as the model summary does."""
+    """Counts the trained numbers of the sparse layers."""
 
     def on_train_start(self, trainer, module):
         self.counted = sum(p.numel() for weight in sparse_weights(module).values() for p in weight.tensors)
@@ -231,3 +232,22 @@ def test_same_callback_on_a_second_module_draws_a_new_mask():
         again = sparsify(type(module)(), sparsity=0.7, seed=3)
         assert all(torch.equal(mask, found[-1][name]) for name, mask in masks(again).items())
     assert found[0]["fc1.weight"].shape != found[1]["fc1.weight"].shape
+
+
+class Summarized(ModelSummary):
+    """Notes what it would print."""
+
+    def summarize(self, summary_data, *totals, total_flops, **options):
+        self.found = [*summary_data, *totals, total_flops]
+
+
+@pytest.mark.parametrize("options", [{}, {"storage": "dense"}, {"parametrization": "plain"}], ids=str)
+def test_the_model_summary_is_that_of_the_plain_model(options):
+    found = []
+    for own in ([], [callback(**options)]):
+        module, summary = seeded(), Summarized(max_depth=-1)
+        module.example_input_array = torch.randn(4, 10)
+        runner = trainer(summary, *own, epochs=1, limit_train_batches=1)
+        runner.fit(module, loader())
+        found.append(summary.found)
+    assert found[0] == found[1]

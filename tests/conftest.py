@@ -1,4 +1,4 @@
-"""Every test starts from the same seed, on one thread."""
+"""Every test starts from the same seed, on one thread, in a process as it was before the tests before it."""
 
 import os
 from collections.abc import Iterator
@@ -6,12 +6,12 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 collect_ignore = [] if find_spec("torch_xla") else ["xla_run.py"]  # a script, which pytest looks through for doctests
 
 torch.set_num_threads(1)
-ADDRESSES = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "LOCAL_RANK", "RANK", "GROUP_RANK")
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 
 
 @pytest.fixture(autouse=True)
@@ -20,21 +20,20 @@ def seed() -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_rank() -> Iterator[None]:
-    """Leave no process group behind: a Trainer with ``strategy="ddp"`` does, and its address in the environment.
+def nothing_left_behind() -> Iterator[None]:
+    """What Lightning changes in the whole process, for ranks, seeds and determinism, ends with the test.
 
-    Scripts that a later test starts would connect to it, and wait for ever.
+    A process that a later test starts would take itself for a rank, and wait for the others without end.
     """
-    within = torch.distributed.is_initialized()
-    addresses = {name: os.environ.get(name) for name in ADDRESSES}
+    environment, grouped = dict(os.environ), distributed.is_initialized()
+    deterministic = torch.get_deterministic_debug_mode()
     yield
-    if torch.distributed.is_initialized() and not within:
-        torch.distributed.destroy_process_group()
-    for name, value in addresses.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
+    if distributed.is_initialized() and not grouped:
+        distributed.destroy_process_group()
+    torch.set_deterministic_debug_mode(deterministic)
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
 
 
 class Zoo(nn.Module):

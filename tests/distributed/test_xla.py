@@ -1,13 +1,12 @@
 """The same numbers on XLA as on the CPU, and dense storage by itself. torch_xla's CPU runtime stands for a TPU."""
 
 import importlib.util
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+
+from tests.ranks import ROOT, output_of
 
 RUNS = ["loop", "static", "rigl", "scored", "tied"]
 
@@ -19,17 +18,7 @@ if importlib.util.find_spec("torch_xla") is None:
 def runs(tmp_path_factory):
     """By name: what the CPU and what XLA ended with, from a process of their own."""
     output = tmp_path_factory.mktemp("xla") / "runs.pt"
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PL_", "LOCAL_RANK"))}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.xla_run", str(output)],
-        cwd=Path(__file__).parents[2],
-        env={**kept, "PJRT_DEVICE": "CPU"},
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    output_of([sys.executable, "-m", "tests.xla_run", str(output)], ROOT, timeout=400, PJRT_DEVICE="CPU")
     return torch.load(output, weights_only=True)
 
 

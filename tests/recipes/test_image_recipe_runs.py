@@ -4,9 +4,7 @@ The data are tiny, in the datasets' own file formats, so that the code that load
 """
 
 import hashlib
-import os
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +19,7 @@ from lightning_signin.cli.main import main
 from lightning_signin.recipes.images import CIFAR10, ImageNet
 from lightning_signin.recipes.networks import cifar_resnet
 from lightning_signin.weightfiles.saved import read_weights
+from tests.ranks import output_of
 
 # How many weights Conv and Linear layers have, and which share of them is zero.
 SIZES = {
@@ -116,10 +115,8 @@ def test_devices_share_the_batch(imagenet):
     small = ["--model.init_args.network.init_args.name=resnet10t", "--data.init_args.image_size=32"]
     options = [*TWO_BATCHES, *small, "--data.init_args.batch_size=4", "--trainer.devices=2"]
     executable = Path(sys.executable).parent / "lightning-signin"
-    whole = [executable, "fit", "--config", "imagenet-resnet50", *options, "--trainer.limit_train_batches=1.0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(whole, env=environment, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    whole = [str(executable), "fit", "--config", "imagenet-resnet50", *options, "--trainer.limit_train_batches=1.0"]
+    output_of(whole, imagenet, timeout=300)
     (checkpoint,) = imagenet.glob("runs/*/version_0/checkpoints/epoch*.ckpt")
     assert checkpoint.stem == "epoch=0-step=2"  # 8 images by 4
 

@@ -1,9 +1,11 @@
 """Every test starts from the same seed, on one thread, in a process as it was before the tests before it."""
 
 import os
+import random
 from collections.abc import Iterator
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, distributed, nn
@@ -14,9 +16,18 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 
 
+def pytest_runtest_setup() -> None:
+    """Seeds what fixtures of a whole module draw, whichever test asks for them first."""
+    seed_all()
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
-    torch.manual_seed(0)
+    seed_all()
+
+
+def seed_all() -> None:
+    torch.manual_seed(0), random.seed(0), np.random.seed(0)
 
 
 @pytest.fixture(autouse=True)

@@ -22,8 +22,12 @@ class WrongTypeError(TypeError, SignInError):
     """An argument is of a type that cannot be used."""
 
 
+class NothingToSparsifyError(SignInError):
+    """No weight is left that could be made sparse."""
+
+
 # Users see and catch them as `lightning_signin.SignInError`, wherever this file is.
-for _error in (SignInError, MissingFileError, WrongTypeError):
+for _error in (SignInError, MissingFileError, WrongTypeError, NothingToSparsifyError):
     _error.__module__ = __name__.partition(".")[0]
 
 

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_signin.arguments import Arguments
@@ -18,7 +19,7 @@ from lightning_signin.callback.fsdp import (
     resuming_sharded,
     warn_of_shards,
 )
-from lightning_signin.callback.incompatible import check_companions
+from lightning_signin.callback.idle import changes_nothing, gives_way
 from lightning_signin.callback.lightning_internals import is_tuned
 from lightning_signin.callback.messages import say_start
 from lightning_signin.callback.resume_position import Position
@@ -31,7 +32,7 @@ from lightning_signin.callback.wrapped_hooks import wrapped_hooks
 from lightning_signin.core.plain_view import exchange_parameters
 from lightning_signin.core.sharded import has_shards
 from lightning_signin.core.weights import SparseWeight, sparse_weights
-from lightning_signin.errors import SignInError
+from lightning_signin.errors import NothingToSparsifyError, SignInError
 from lightning_signin.verbs.model import merge_
 from lightning_signin.weightfiles.factor_state import (
     factor_state,
@@ -62,6 +63,7 @@ class Fit:
 
     Attributes:
         training: The sparse weights during training; None before the module is sparse, and after the end.
+        is_idle: Nothing is to be masked, and no weight is there to be measured: the fit is as without the callback.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class Fit:
         self._resumed = False
         self._frozen: list[str] | None = None  # parameters, when the checkpoint to resume was saved
         self._last: State = {}  # the state at the end
-        check_companions(trainer)
+        self.is_idle = gives_way(trainer, arguments)
         self._averaging = Averaging(trainer, module, arguments.rule is not None, self.end)
         check_one_file(trainer)
         if arguments.form.rescales:
@@ -105,7 +107,8 @@ class Fit:
         Raises:
             SignInError: If not.
         """
-        if self.trainer.ckpt_path and not self._resumed and not self.trainer.strategy.restore_checkpoint_after_setup:
+        late = self.trainer.strategy.restore_checkpoint_after_setup
+        if self.trainer.ckpt_path and not self._resumed and not late and not changes_nothing(self.arguments):
             raise SignInError(NOT_SPARSE)
         for optimizer in self.trainer.optimizers:  # LightningCLI builds its --optimizer before any fit
             exchange_parameters(optimizer, {key: weight for key, (_, weight) in self._replaced.items()})
@@ -128,10 +131,12 @@ class Fit:
 
     def check_checkpoint(self, checkpoint: State) -> None:
         """Raise `SignInError` for checkpoints that are not from a run like this one."""
-        if self.training is not None and STATE_KEY not in checkpoint["callbacks"]:
-            raise SignInError(NOT_SPARSE)
-        if self.training is not None:
+        if self.training is None:
+            return
+        if STATE_KEY in checkpoint["callbacks"]:
             self._averaging.check_checkpoint(checkpoint)
+        elif not changes_nothing(self.arguments):
+            raise SignInError(NOT_SPARSE)
 
     def load(self, state: State) -> None:
         """Take over mask, factors, counters and position of the run that wrote the checkpoint.
@@ -204,6 +209,8 @@ class Fit:
 
     def _complete(self, resumes: bool) -> None:
         """Make the module, which is complete now, sparse."""
+        if self.is_idle:
+            return
         trainer, module = self.trainer, self.module
         parameters = dict(module.named_parameters())
         known = saved_masks(self.earlier) if self.earlier else None
@@ -214,7 +221,15 @@ class Fit:
             check_agreement(module, self.arguments)
             self._origin = "of `configure_model`"
         else:
-            is_checked = self._sparsify(trainer, module, known, resumes)
+            whole = changes_nothing(self.arguments)
+            try:
+                is_checked = self._sparsify(trainer, module, known, resumes and not whole)
+            except NothingToSparsifyError:
+                if not whole:
+                    raise
+                rank_zero_info("SignIn: nothing is masked, and no weight trains that could be.")
+                self.is_idle = True
+                return
         if trainer.world_size > 1:  # ranks that start from different weights would choose different masks by magnitude
             digest = mask_digest(module)
             same = trainer.strategy.broadcast(digest) == digest

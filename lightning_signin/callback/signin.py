@@ -94,28 +94,34 @@ class SignInCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that the optimizers train every weight and that a checkpoint to resume is from a sparse run."""
-        self._current.check()
+        if (fit := self._current) is not None:
+            fit.check()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Get ready to train; on resuming, restore the random generators."""
-        self._current.begin()
+        if (fit := self._current) is not None:
+            fit.begin()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Move the mask and rescale, if due."""
-        self._current.before_batch()
+        if (fit := self._current) is not None:
+            fit.before_batch()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Move the mask, if due, or apply the decay."""
-        if self._fit is not None:  # the loop can be run by hand after the fit
+        if self._fit is not None and not self._fit.is_idle:  # the loop can be run by hand after the fit
             self._fit.ongoing.before_step(optimizer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         """Record the loss."""
-        self._current.ongoing.after_batch(outputs)
+        if (fit := self._current) is not None:
+            fit.ongoing.after_batch(outputs)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log ``signin/sparsity``, ``signin/sign_flips``, ``signin/scaling``, and how far the mask has moved."""
-        numbers, layers = self._current.ongoing.after_epoch()
+        if (fit := self._current) is None:
+            return
+        numbers, layers = fit.ongoing.after_epoch()
         pl_module.log_dict(
             {f"signin/{n}": v for n, v in numbers.items()}, sync_dist=trainer.world_size > 1, batch_size=1
         )
@@ -167,9 +173,10 @@ class SignInCallback(Callback):
         return {**kept, "_fit": None, "_finished": finished, "_last_module": None}
 
     @property
-    def _current(self) -> Fit:
+    def _current(self) -> Fit | None:
+        """The fit in progress; None if it is as without the callback."""
         assert self._fit is not None
-        return self._fit
+        return None if self._fit.is_idle else self._fit
 
     @property
     def _module(self) -> LightningModule | None:

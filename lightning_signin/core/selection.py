@@ -13,7 +13,7 @@ from lightning_signin.core.layout import PLAIN, Layout
 from lightning_signin.core.matrices import dense_matrices, layers_of, own_parameters
 from lightning_signin.core.sharded import SHARD_AFTER, is_sharded
 from lightning_signin.core.torch_internals import registered_parameters
-from lightning_signin.errors import SignInError, some, warn
+from lightning_signin.errors import NothingToSparsifyError, SignInError, some, warn
 
 Owners = list[tuple[nn.Module, str]]
 Users = dict[str, tuple[nn.Module, str]]
@@ -67,7 +67,7 @@ def select_weights(
         are, stay = ("is", "it stays") if len(frozen) == 1 else ("are", "they stay")
         warn(f"{some(frozen)} {are} frozen (requires_grad=False): {stay} dense.")
     if not selected:
-        raise SignInError(
+        raise NothingToSparsifyError(
             "Nothing to sparsify: the model has no trainable weight of a known kind that `include` and `exclude` "
             f"leave. Check both, name other weights in `include`, e.g. include=['embedding.weight'], or {_MAKE_KNOWN}."
         )

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import BaseFinetuning, ModelPruning
 from lightning.pytorch.loops.optimization.automatic import Closure
 from torch.optim import Optimizer
 
@@ -56,6 +57,27 @@ class Mixing(Small):
 
     def configure_optimizers(self) -> Optimizer:
         return torch.optim.Muon([self.fc1.weight, self.fc2.weight], 0.1)
+
+
+class Thawing(BaseFinetuning):
+    """Freezes all layers, and lets one of them train from each epoch on."""
+
+    def freeze_before_training(self, module: LightningModule) -> None:
+        self.freeze(module, train_bn=False)
+
+    def finetune_function(self, module: LightningModule, epoch: int, optimizer: Optimizer) -> None:
+        self.unfreeze_and_add_param_group([module.fc1, module.fc2][epoch], optimizer)
+
+
+class Conv(Small):
+    """Begins with an optimizer of its first layer."""
+
+    def configure_optimizers(self) -> Optimizer:
+        return torch.optim.SGD(self.conv.parameters(), 0.1)
+
+
+def pruning() -> ModelPruning:
+    return ModelPruning("l1_unstructured", amount=0.3, make_pruning_permanent=True)
 
 
 KINDS = [HeadOnly, Untrained, Averaged, Quasi, *([Mixing] if hasattr(torch.optim, "Muon") else [])]
@@ -130,3 +152,34 @@ def test_weights_train_in_validation_steps_too(with_callback):
     module = seeded(kind=Asking)
     trainer(with_callback(), epochs=1).fit(module, loader(), loader())
     assert module.asked == [True, False, True]
+
+
+@pytest.mark.parametrize(("make", "kind"), [(pruning, Small), (Thawing, Conv)])
+def test_callbacks_that_replace_or_freeze_all_weights_do_as_without(make, kind):
+    def groups(done: Any) -> Any:
+        return done.state_dict() if isinstance(done, BaseFinetuning) else None
+
+    alone, beside = make(), make()
+    assert differing(fitted(kind, alone), fitted(kind, beside, unmasked())) == []
+    assert groups(alone) == groups(beside)
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_a_dense_checkpoint_is_resumed_as_without(optimizer, tmp_path):
+    path, ended = tmp_path / "dense.ckpt", []
+    runner = trainer(epochs=2)
+    runner.fit(seeded(optimizer), loader())
+    runner.save_checkpoint(path)
+    for own in ([], [unmasked()]):
+        module = seeded(optimizer)
+        trainer(*own, epochs=3).fit(module, loader(), ckpt_path=path)
+        ended.append(copies(module))
+    assert differing(*ended) == []
+
+
+def test_a_dense_checkpoint_is_refused_where_something_is_masked(tmp_path):
+    runner = trainer(epochs=1)
+    runner.fit(seeded(), loader())
+    runner.save_checkpoint(tmp_path / "dense.ckpt")
+    with pytest.raises(ValueError, match="was not written by a run with SignInCallback"):
+        trainer(callback(sparsity=0.0), epochs=2).fit(seeded(), loader(), ckpt_path=tmp_path / "dense.ckpt")

@@ -221,6 +221,49 @@ def by_hand(mesh: Any = None) -> dict[str, dict[str, Tensor]]:
     return {"trained": state, "loaded": {name: whole(tensor).clone() for name, tensor in other.state_dict().items()}}
 
 
+def viewed(mesh: Any = None) -> dict[str, Any]:
+    """What `plain_view` shows after each step, in which weights are clipped, and at last one is frozen."""
+    net = sparsify(seeded().net, sparsity=0.7)
+    for part in (net[1][1], net) if mesh is not None else ():
+        fully_shard(part, mesh=mesh)
+    with plain_view(net):
+        optimizer = torch.optim.AdamW(net.parameters(), lr=0.02)
+    found: dict[str, Any] = {"shown": [], "kept": []}
+    for x, y in list(DataLoader(data(), 20))[:2]:
+        if mesh is not None:
+            x, y = (tensor.chunk(2)[torch.distributed.get_rank()] for tensor in (x, y))
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        tensors = [tensor for weight in sparse_weights(net).values() for tensor in weight.tensors]
+        before = [whole(tensor.detach()).clone() for tensor in tensors]
+        with plain_view(net), torch.no_grad():
+            found["shown"].append({name: whole(p).clone() for name, p in net.named_parameters()})
+            for parameter in net.parameters():
+                parameter.clamp_(-0.2, 0.2)
+        found["kept"] += [int((whole(t.detach()) == old).sum()) for t, old in zip(tensors, before, strict=True)]
+    with plain_view(net):
+        net[1][1].weight.requires_grad_(False)
+    found["trained"] = [weight.tensors[0].requires_grad for weight in sparse_weights(net).values()]
+    found["clipped"] = {name: theta.clone() for name, theta in effective_weights(net).items()}
+    return found
+
+
+class Clips(Callback):
+    """Max-norm by entries, as the guide writes it for FSDP2."""
+
+    def on_train_batch_end(self, trainer, module, *_):
+        with plain_view(module), torch.no_grad():
+            for parameter in module.parameters():
+                parameter.clamp_(-0.15, 0.15)
+
+
+def clipped_in_fit(strategy: object) -> dict[str, Tensor]:
+    module = seeded()
+    fit(module, Clips(), strategy=strategy)
+    return {name: whole(tensor).clone() for name, tensor in module.state_dict().items()}
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     found: dict[str, Any] = {name: variant(options, folder, name) for name, options in VARIANTS.items()}
@@ -229,6 +272,8 @@ def main(folder: Path) -> None:
     found["interrupted"] = interrupted(folder)
     mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("replicated", "sharded"))
     found["by hand"] = {"one": by_hand(), "two": by_hand(mesh)}
+    found["viewed"] = {"one": viewed(), "two": viewed(mesh)}
+    found["clipped"] = {"sharded": clipped_in_fit(None), "ddp": clipped_in_fit("ddp")}
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
         torch.save(found, folder / "found.pt")
     torch.distributed.barrier()

@@ -142,6 +142,29 @@ def test_loop_without_lightning_equals_one_process(found):
         torch.testing.assert_close(two["loaded"][name], value, rtol=1e-6, atol=1e-7)
 
 
+def test_plain_view_reads_and_writes_whole_weights(found):
+    """As in one process; the whole network stays below the limit, and what was below it keeps its factors."""
+    one, two = found["viewed"]["one"], found["viewed"]["two"]
+    for shown, expected in zip(two["shown"], one["shown"], strict=True):
+        assert sorted(shown) == sorted(expected)
+        for name, value in expected.items():
+            torch.testing.assert_close(shown[name], value, rtol=1e-4, atol=1e-6)
+    assert two["kept"] == one["kept"]
+    assert 0 < sum(two["kept"]) < 4 * 413  # two factors of 413 weights, twice
+    assert two["trained"] == one["trained"] == [True, False, True]
+    for name, value in one["clipped"].items():
+        torch.testing.assert_close(two["clipped"][name], value, rtol=1e-4, atol=1e-6)
+        assert value.abs().max() <= 0.2 + 1e-6
+
+
+def test_plain_view_in_hooks_of_a_sharded_fit_equals_that_of_ddp(found):
+    sharded, ddp = found["clipped"]["sharded"], found["clipped"]["ddp"]
+    for name, value in ddp.items():
+        torch.testing.assert_close(sharded[name], value, rtol=1e-4, atol=1e-6)
+        if "running" not in name:
+            assert value.abs().max() <= 0.15 + 1e-6
+
+
 def test_on_one_device_a_module_sparse_already_is_adopted_and_merged(tmp_path):
     ends = []
     for sparse, options in ((True, {"sparsity": None}), (False, {"sparsity": 0.7, "seed": 3})):

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_signin.core.masked import Masked
+from lightning_signin.core.optimizer_parts import takes_hooks
 from lightning_signin.core.weights import SparseWeight
 
 _MERGED = "_merged_weight"  # among the attributes of factors that are no longer part of a module
@@ -34,7 +35,7 @@ def note_merged(weights: Iterable[SparseWeight]) -> None:
         if not any(id(parameter) in factors for group in optimizer.param_groups for parameter in group["params"]):
             continue
         _outdated.add(optimizer)
-        if optimizer not in _watched:
+        if optimizer not in _watched and takes_hooks(optimizer):
             _watched.add(optimizer)
             optimizer.register_step_pre_hook(_before_step)
 

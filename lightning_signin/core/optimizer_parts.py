@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_signin.core.torch_internals import tree_leaves
+from lightning_signin.core.torch_internals import tree_leaves, without_step_hooks
 
 
 def parts_of(optimizer: Optimizer) -> list[Optimizer]:
@@ -52,6 +52,11 @@ def holds_tensors(optimizer: Optimizer) -> bool:
     others = [value for key, value in vars(optimizer).items() if key not in ("param_groups", "state", "defaults")]
     leaves = (leaf for leaf in tree_leaves(others) if isinstance(leaf, Tensor))
     return any(leaf.numel() > 1 and id(leaf) not in own for leaf in leaves)
+
+
+def takes_hooks(optimizer: Optimizer) -> bool:
+    """Whether hooks can be given to its steps: not if its constructor has not called that of torch."""
+    return without_step_hooks().keys() <= vars(optimizer).keys()
 
 
 def states_of(optimizer: Optimizer, parameter: nn.Parameter) -> list[dict[str, Any]]:

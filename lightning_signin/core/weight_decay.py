@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_signin.core.decay_kind import decay_kind
 from lightning_signin.core.for_one_step import ForOneStep
-from lightning_signin.core.optimizer_parts import parts_of, wrapped
+from lightning_signin.core.optimizer_parts import parts_of, takes_hooks, wrapped
 from lightning_signin.core.torch_internals import (
     add_each_,
     first_after_step,
@@ -82,7 +82,7 @@ class ThetaDecay:
         steppers = {id(part): part for optimizer in optimizers for part in parts_of(optimizer) if not wrapped(part)}
         self._changes = {key: ForOneStep(optimizer) for key, optimizer in steppers.items()}
         self._handles: list[RemovableHandle] = []
-        for optimizer in steppers.values():
+        for optimizer in filter(takes_hooks, steppers.values()):
             self._handles.append(optimizer.register_step_pre_hook(self._before_step))
             self._handles.append(first_after_step(optimizer, self._after_step))
             for group in optimizer.param_groups:
@@ -100,14 +100,14 @@ class ThetaDecay:
         return [parameter for parameter in group["params"] if id(parameter) in self._other]
 
     def _kind(self, optimizer: Optimizer, group: dict[str, Any], ndim: int) -> str | None:
-        kind = decay_kind(optimizer, group, ndim)
+        kind = decay_kind(optimizer, group, ndim) if takes_hooks(optimizer) else None
         name = type(optimizer).__name__
         if kind is None and name not in self.left:
             self.left.add(name)
             warn(
                 f"The `weight_decay` of {name} acts on m and w, and not on θ: it is neither part of the gradient nor a "
-                "pull to 0 in proportion to the parameter. Set it to 0, use SGD, Adam or AdamW, or pass "
-                "weight_decay='factors' to SignInCallback if that is intended."
+                "pull to 0 in proportion to the parameter, or no hooks can be given to its steps. Set it to 0, use "
+                "SGD, Adam or AdamW, or pass weight_decay='factors' to SignInCallback if that is intended."
             )
         return kind
 

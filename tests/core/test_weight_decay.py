@@ -222,6 +222,21 @@ def test_a_decay_of_another_kind_is_said_and_left_on_the_factors():
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
+class WithoutHooks(optim.Optimizer):
+    """As some write it: it does not call the constructor of torch, so no hooks can be given to its steps."""
+
+    def __init__(self, params):
+        self.param_groups = [{"params": list(params), "lr": LR, "weight_decay": DECAY}]
+        self.state, self.defaults = {}, {}
+
+
+def test_an_optimizer_without_hooks_keeps_its_decay_and_it_is_said():
+    net = network()
+    with pytest.warns(UserWarning, match="The `weight_decay` of WithoutHooks acts on m and w, and not on θ"):
+        handle = decay_theta(net, [WithoutHooks(net.parameters())])
+    handle.remove()
+
+
 SEPARATE = {
     "LAMB": lambda p: timm.optim.Lamb(p, lr=LR),
     "NovoGrad": lambda p: timm.optim.NvNovoGrad(p, lr=LR),

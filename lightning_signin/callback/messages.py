@@ -12,7 +12,7 @@ from lightning_signin.errors import some, warn
 
 
 def say_start(module: LightningModule, origin: str) -> None:
-    """Log, on rank 0, how much is sparse, by which mask, how much stays dense, and how many numbers train.
+    """Log, on rank 0, how much is sparse, by which mask, how much stays dense, and as how many numbers it trains.
 
     Args:
         module: A module after `sparsify`.
@@ -26,7 +26,7 @@ def say_start(module: LightningModule, origin: str) -> None:
     rest = f"{100 * share:.1f} % of the matrix entries stay dense ({some(list(dense), 3)})" if dense else ""
     rank_zero_info(
         f"SignIn: {len(weights)} weights, {kept:,} of {size:,} values kept ({100 * (1 - kept / size):.2f} % sparse), "
-        f"{origin}; {rest or 'no matrix stays dense'}. The model summary counts all {size:,}; {tensors:,} are trained."
+        f"{origin}; {rest or 'no matrix stays dense'}. They train as {tensors:,} numbers."
     )
 
 

@@ -67,9 +67,11 @@ def select_weights(
         are, stay = ("is", "it stays") if len(frozen) == 1 else ("are", "they stay")
         warn(f"{some(frozen)} {are} frozen (requires_grad=False): {stay} dense.")
     if not selected:
+        thaw = f" {some(frozen)} {are} frozen: unfreeze before the fit what is to be sparse." if frozen else ""
         raise NothingToSparsifyError(
             "Nothing to sparsify: the model has no trainable weight of a known kind that `include` and `exclude` "
-            f"leave. Check both, name other weights in `include`, e.g. include=['embedding.weight'], or {_MAKE_KNOWN}."
+            f"leave.{thaw} Check both, name other weights in `include`, e.g. include=['embedding.weight'], or "
+            f"{_MAKE_KNOWN}."
         )
     if include is None:
         _say_dense(module, [*selected, *frozen, *named])

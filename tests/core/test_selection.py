@@ -206,3 +206,9 @@ def test_tied_linears_are_chosen_once(zoo):
     assert sum(int(mask.sum()) for mask in masks(zoo).values()) == (96 + 6 * 64) // 2
     assert zoo.encoder.parametrizations["weight"] is zoo.decoder.parametrizations["weight"]
     assert len(list(zoo.parameters())) == plain_parameters + len(selected)  # one more for each product
+
+
+def test_error_names_weights_that_are_frozen():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)).requires_grad_(False)
+    with pytest.raises(ValueError, match=r"Nothing to sparsify: .* 0\.weight, 1\.weight are frozen: unfreeze before"):
+        select_weights(net)

@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_signin.callback.lightning_internals import finds_unused_parameters, leave_restart, training_loader
 from lightning_signin.callback.two_packages import in_both
 from lightning_signin.core.structure import anything, check_structure, entries, of_type, optional, several
-from lightning_signin.core.torch_internals import times_written, tree_map
+from lightning_signin.core.torch_internals import tree_map, version_of
 from lightning_signin.randomness import generators, replay
 
 State = dict[str, Any]
@@ -152,7 +152,7 @@ class Position:
         return [self._recorders[loader] for loader in loaders if loader in self._recorders]
 
     def _writes(self) -> int:
-        return sum(times_written(buffer) for buffer in self.trainer.lightning_module.buffers())
+        return sum(version_of(buffer) for buffer in self.trainer.lightning_module.buffers())
 
     def _not_exact_from_here(self, progress: Any, mid_batch: bool) -> list[str]:
         trainer: Any = self.trainer

@@ -17,6 +17,7 @@ from lightning_signin.callback.sharpness import Curvature
 from lightning_signin.callback.start import storage_of
 from lightning_signin.core.optimizer_rescale import StateAtRescale
 from lightning_signin.core.optimizers import add_frobenius_decay_, check_optimizers
+from lightning_signin.core.replaced_layers import Places
 from lightning_signin.core.structure import check_structure, entries, of_type, optional, row, tensor, whole
 from lightning_signin.core.weight_decay import ThetaDecay, decay_theta, decays_of
 from lightning_signin.core.weights import sign_in_weights, sparse_weights
@@ -48,6 +49,7 @@ class Training:
         self.rescales = arguments.form.rescales and arguments.schedule.ever
         self.max_epochs = trainer.fit_loop.max_epochs  # before StochasticWeightAveraging adds one without steps
         self.weights = sparse_weights(module)
+        self._places = Places(module)
         self.flips = SignFlips(module, moving=arguments.rule is not None)
         self.curvature: Curvature | None = None
         if arguments.sharpness_every_n_epochs is not None:
@@ -62,8 +64,7 @@ class Training:
         self._losses = torch.zeros(2, dtype=torch.float64)  # sum and number of this epoch's losses
         self._reached = Reached(self.weights)
         self._to_load: State | None = None
-        self._begun = False
-        self._lost = False  # whether a weight is not finite, and the warning was given
+        self._begun = self._lost = False  # lost: a weight is not finite, and the warning was given
 
     def check(self) -> None:
         """Raise `SignInError` for an optimizer that cannot train its weights, or one that does not support rescales."""
@@ -85,6 +86,7 @@ class Training:
 
     def begin(self) -> None:
         """Record the signs that flips are counted from, and set up the mask updates."""
+        self.flips.rename(self._places.moved())
         if not self._begun:
             self.flips.mark("start", self.module)
             self._begun = True
@@ -104,6 +106,7 @@ class Training:
     def before_batch(self) -> None:
         """Move masks and rescale, if due."""
         trainer: Any = self.trainer
+        self.flips.rename(self._places.moved())
         if self.updates is not None:
             self.updates.before_batch()
         now, limits = (trainer.current_epoch, trainer.global_step), (self.max_epochs, trainer.max_steps)
@@ -137,6 +140,7 @@ class Training:
 
     def after_epoch(self) -> tuple[dict[str, float], dict[str, float]]:
         """Adapt the decay, and return the epoch's numbers to log: of the whole model, and of its layers."""
+        self.flips.rename(self._places.moved())
         epochs = self.trainer.current_epoch + 1
         if epochs == self.arguments.warmup_epochs:
             self.flips.mark("warmup", self.module)

@@ -12,7 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_signin.core.layer_forward import mark_own_forward
-from lightning_signin.core.torch_internals import empty_parametrized, is_functional_call
+from lightning_signin.core.torch_internals import (
+    empty_parametrized,
+    is_functional_call,
+    registered_parameters,
+    set_registered_parameters,
+)
 from lightning_signin.errors import SignInError
 
 _SPARSE = "_sparse_weights"
@@ -28,6 +33,23 @@ class Given(dict[tuple[int, str], Tensor | None]):
         return Given, ()
 
 
+class Others(dict[str, nn.Parameter | None]):
+    """The parameters of a layer but for its sparse weights, of which it says why they are not among them."""
+
+    def __missing__(self, name: str) -> None:
+        raise _works_by_hooks(name)
+
+    def __delitem__(self, name: str) -> None:
+        if name not in self:
+            raise _works_by_hooks(name)
+        super().__delitem__(name)
+
+
+def refuse_hooks(owner: nn.Module) -> None:
+    """Let a layer say which of its weights are sparse when they are looked for among its parameters."""
+    set_registered_parameters(owner, Others(registered_parameters(owner)))
+
+
 def complete_layer(owner: nn.Module, attribute: str) -> None:
     """Prepare a layer in which torch has just parametrized a weight.
 
@@ -38,6 +60,7 @@ def complete_layer(owner: nn.Module, attribute: str) -> None:
     holder = _holder(owner, attribute)
     holder.given, holder.append = Given(), _refuse_another
     _complete_class(owner, attribute)
+    refuse_hooks(owner)
 
 
 def _complete_class(owner: nn.Module, attribute: str) -> None:
@@ -49,6 +72,7 @@ def _complete_class(owner: nn.Module, attribute: str) -> None:
             made_by_torch.__name__ = made_by_torch.__bases__[0].__name__  # as model summaries and logs show it
         made_by_torch.__setattr__ = _setattr(made_by_torch, sparse)
         made_by_torch.__reduce_ex__ = _reduce_ex(made_by_torch, sparse)
+        made_by_torch.register_parameter = _register_parameter(made_by_torch)
         made_by_torch.__prepare_scriptable__ = _refuse_script
         mark_own_forward(owner)
     sparse.add(attribute)
@@ -86,6 +110,17 @@ def _setattr(made_by_torch: type[nn.Module], sparse: set[str]) -> Callable[[nn.M
     return __setattr__
 
 
+def _register_parameter(made_by_torch: type[nn.Module]) -> Callable[[nn.Module, str, Any], None]:
+    """A ``register_parameter`` for what pruning does first with a weight: it gives the weight another name."""
+
+    def register_parameter(self: nn.Module, name: str, param: Any) -> None:
+        if isinstance(param, Tensor) and not isinstance(param, nn.Parameter):
+            raise _works_by_hooks(name)
+        super(made_by_torch, self).register_parameter(name, param)  # type: ignore[misc]
+
+    return register_parameter
+
+
 def _reduce_ex(made_by_torch: type[nn.Module], sparse: set[str]) -> Callable[[nn.Module, Any], tuple[Any, ...]]:
     """A ``__reduce_ex__`` for pickles and shallow copies: torch refuses them, since no module has this class."""
 
@@ -104,6 +139,14 @@ def _empty_layer(plain: type[nn.Module], parametrized: dict[str, bool]) -> nn.Mo
         if sparse:
             _complete_class(owner, attribute)
     return owner
+
+
+def _works_by_hooks(name: str) -> SignInError:
+    return SignInError(
+        f"This layer has no parameter {name!r}: its sparse weights are computed from factors. torch's pruning and its "
+        "older norms, which work by hooks, do not apply to them. Leave the weight dense with `exclude`, or apply them "
+        "after `merge_`."
+    )
 
 
 def _refuse_another(parametrization: nn.Module) -> None:

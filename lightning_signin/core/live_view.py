@@ -5,7 +5,6 @@ Until then it costs nothing. What asks is `named_modules`, through which torch's
 """
 
 import copy
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
@@ -15,16 +14,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_signin.core.factors_visible import LIVE
-from lightning_signin.core.layer_forward import hands_on_only
 from lightning_signin.core.plain_groups import plain_groups
 from lightning_signin.core.plain_layer import PlainLayer, layers_of
 from lightning_signin.core.plain_view import Factors, exchanged_in_optimizers, opened
+from lightning_signin.core.replaced_layers import Places, complete, follow_parameters
 from lightning_signin.core.state_dict import uninstall_plain_state
-from lightning_signin.core.theta import as_parameter
 from lightning_signin.core.torch_internals import registered_parameters
+from lightning_signin.core.watched_layer import watch
 from lightning_signin.core.weights import SparseWeight, sparse_weights
-
-_GET_PARAMETER = nn.Module.get_parameter.__code__
 
 
 class LiveView:
@@ -41,7 +38,9 @@ class LiveView:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._groups = _connected(list(sparse_weights(module).values()))
+        self._module = module
+        self._groups: dict[int, list[SparseWeight]] = {}  # by the id of a layer, those that become plain along with it
+        self._places = Places(module)
         self.mode: str | None = None
         self._open: dict[int, ExitStack] = {}  # by the id of a group
         self._behind: Factors = {}
@@ -50,9 +49,7 @@ class LiveView:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Let the layers open in blocks of `hooks` and `steps`. Merging undoes it, with the classes of the layers."""
-        owners = {id(owner): owner for group in self._groups.values() for weight in group for owner, _ in weight.owners}
-        for owner in owners.values():
-            _watch(owner, self)
+        self._find()
         LIVE.append(self)
         try:
             yield
@@ -84,15 +81,20 @@ class LiveView:
 
     @contextmanager
     def _in(self, mode: str | None) -> Iterator[None]:
-        before, self.mode = self.mode, mode
+        before = self.mode
         try:
-            if mode != before:
-                self._close()
+            self._change(mode)
             yield
         finally:
-            self.mode = before
-            if mode != before:
+            self._change(before)
+
+    def _change(self, mode: str | None) -> None:
+        if mode != self.mode:
+            self.mode = None  # while layers are closed
+            try:
                 self._close()
+            finally:
+                self.mode = mode
 
     def shows(self, owner: nn.Module) -> bool:
         """Whether this is one of the layers, and no copy of one, which has the same class."""
@@ -128,10 +130,24 @@ class LiveView:
         return plain
 
     def _close(self) -> None:
+        closed = [weight for group in self._groups.values() if id(group) in self._open for weight in group]
         with self._exchanging, ExitStack() as closing:
             for opening in self._open.values():
                 closing.push(opening)
             self._open, self._behind = {}, {}
+        if self._places.changed():  # layers were exchanged
+            follow_parameters(self._module, closed)
+            self._find()
+
+    def _find(self) -> None:
+        """The layers as they are now."""
+        known = {owner for group in self._groups.values() for weight in group for owner, _ in weight.owners}
+        weights = list(sparse_weights(self._module).values())
+        for weight in weights:
+            complete(weight)
+        for owner in {owner for weight in weights for owner, _ in weight.owners} - known:
+            watch(owner, self)
+        self._groups, self._places = _connected(weights), Places(self._module)
 
 
 @contextmanager
@@ -186,54 +202,6 @@ def _running(layer: PlainLayer, close: Callable[[], None], reopen: Callable[[], 
             reopen()
 
     return forward
-
-
-def _watch(owner: nn.Module, view: LiveView) -> None:
-    made_by_torch: Any = type(owner)
-    for name in ("named_modules", "named_parameters"):
-        setattr(made_by_torch, name, _opening(getattr(made_by_torch, name), name, view))
-    for attribute in owner.parametrizations:  # type: ignore[union-attr]
-        if isinstance(vars(made_by_torch).get(attribute), property):
-            setattr(made_by_torch, attribute, _opening_property(owner, attribute, view))
-    copied = made_by_torch.__deepcopy__
-
-    def __deepcopy__(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
-        plain: nn.Module | None = view.copied(self, memo)
-        return copied(self, memo) if plain is None else plain
-
-    made_by_torch.__deepcopy__ = __deepcopy__
-
-
-def _opening(method: Callable[..., Any], name: str, view: LiveView) -> Callable[..., Any]:
-    def opening(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        # If it opens, the layer has another class now.
-        return getattr(self, name)(*args, **kwargs) if view.opens(self) else method(self, *args, **kwargs)
-
-    return opening
-
-
-def _opening_property(owner: nn.Module, attribute: str, view: LiveView) -> property:
-    computed: Any = vars(type(owner))[attribute]
-    masked: Any = owner.parametrizations[attribute][0]  # type: ignore[operator, index]
-    known = hands_on_only(owner)
-
-    def read(self: nn.Module) -> Any:
-        # In every forward pass, so as little as possible.
-        if torch.compiler.is_compiling() or view.mode is None or masked.read_only:
-            return computed.fget(self)
-        if view.mode == "hooks" or sys._getframe(1).f_code is _GET_PARAMETER:  # noqa: SLF001 — documented by Python
-            return getattr(self, attribute) if view.opens(self) else computed.fget(self)
-        theta = computed.fget(self)
-        holder: Any = self.parametrizations
-        return as_parameter(holder[attribute], theta) if known and view.shows(self) else theta
-
-    def write(self: nn.Module, value: Any) -> None:
-        if view.mode == "hooks" and view.opens(self):
-            setattr(self, attribute, value)
-        else:
-            computed.fset(self, value)
-
-    return property(read, write, computed.fdel)
 
 
 def _connected(weights: list[SparseWeight]) -> dict[int, list[SparseWeight]]:

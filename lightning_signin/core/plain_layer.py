@@ -3,16 +3,18 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from lightning_signin.core.layer_class import refuse_hooks
 from lightning_signin.core.plain_parameter import set_aside
-from lightning_signin.core.state_dict import plain_order
+from lightning_signin.core.state_dict import plain_order, uninstall_plain_state
 from lightning_signin.core.torch_internals import (
     drop_weights_list,
     list_weights,
     make_weights_list,
     registered_modules,
     registered_parameters,
+    set_registered_parameters,
 )
 from lightning_signin.core.weights import SparseWeight
 from lightning_signin.errors import SignInError
@@ -30,7 +32,8 @@ class PlainLayer:
 
     def show(self, have_values: bool = True) -> None:
         """Show the plain parameters, in their plain order; whether they ``have_values``, or stand for θ."""
-        order, parameters = plain_order(self.owner), registered_parameters(self.owner)
+        order, parameters = plain_order(self.owner), dict(registered_parameters(self.owner))
+        set_registered_parameters(self.owner, parameters)
         self.parametrizations: Any = registered_modules(self.owner).pop("parametrizations")
         self.parametrized_class = self.owner.__class__
         self.owner.__class__ = self._plain_class()
@@ -47,10 +50,14 @@ class PlainLayer:
         return next(cls for cls in self.parametrized_class.__mro__ if attribute in vars(cls)).__bases__[0]
 
     def restore(self) -> None:
-        """Put the parametrizations back."""
+        """Put the parametrizations back; but not if a hook computes the weight, as torch's old norms do."""
+        if any(isinstance(vars(self.owner).get(attribute), Tensor) for attribute in self.shown):
+            uninstall_plain_state(self.owner)
+            return
         for attribute, parameter in self.shown.items():
             registered_parameters(self.owner).pop(attribute, None)
             set_aside(parameter, self.parametrizations[attribute])
+        refuse_hooks(self.owner)
         drop_weights_list(self.owner)  # of what was shown
         self.owner.__class__ = self.parametrized_class
         registered_modules(self.owner)["parametrizations"] = self.parametrizations

@@ -73,6 +73,8 @@ def is_empty(parameter: nn.Parameter) -> bool:
 
 def follow(parameter: nn.Parameter, fn: Callable[[Tensor], Tensor]) -> None:
     """Let an empty parameter have the device and the dtype that ``fn`` gives to others."""
+    if not is_empty(parameter):  # it is shown, by another layer than the one that is moved
+        return
     with without_torch_function():
         like = fn(torch.empty(0, dtype=parameter.dtype, device=parameter.device))
         if can_hold(parameter, like):

@@ -14,7 +14,7 @@ from lightning_signin.core.old_optimizers import give_back_parameters, note_opti
 from lightning_signin.core.optimizers import check_elementwise, masks_entries
 from lightning_signin.core.plain_layer import PlainLayer, layers_of
 from lightning_signin.core.plain_parameter import shown
-from lightning_signin.core.replaced_layers import complete
+from lightning_signin.core.replaced_layers import complete, follow_parameters
 from lightning_signin.core.weights import SparseWeight, sparse_weights
 from lightning_signin.core.write_back import Mirror
 
@@ -56,8 +56,10 @@ def plain_view(module: nn.Module) -> Iterator[nn.Module]:
         >>> bool((net.weight.abs() < 0.1001).all())
         True
     """
-    with opened(sparse_weights(module).values()) as behind, exchanged_in_optimizers(behind):
+    weights = sparse_weights(module).values()
+    with opened(weights) as behind, exchanged_in_optimizers(behind):
         yield module
+    follow_parameters(module, weights)
 
 
 @contextmanager

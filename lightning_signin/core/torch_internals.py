@@ -11,6 +11,8 @@ callback/lightning_internals.py:
   methods (core/layer_forward.py); the properties of weights, and how a layer is set, pickled and scripted
   (core/layer_class.py). The class goes with the parametrization, in `merge_` (verbs/model.py).
 - ``append`` of the list that `parametrize` makes for a weight (core/layer_class.py). The list goes with it.
+- The dict of a layer's own parameters, by one that says which are not in it: `refuse_hooks` (core/layer_class.py),
+  until the layer is plain (core/plain_layer.py).
 - State dict hooks of a layer: `install_plain_state`, `uninstall_plain_state` (core/state_dict.py), the latter in
   `merge_`.
 - Class, parameters and children of a layer, for a while: `PlainLayer.show`, `PlainLayer.restore` (core/plain_layer.py).
@@ -66,6 +68,11 @@ TENSOR_METADATA = {
 def registered_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
     """The parameters of a module without those of its children, in their order and to be changed."""
     return module._parameters
+
+
+def set_registered_parameters(module: nn.Module, parameters: dict[str, nn.Parameter | None]) -> None:
+    """Let a module hold its own parameters in another dict."""
+    vars(module)["_parameters"] = parameters
 
 
 def registered_buffers(module: nn.Module) -> dict[str, Tensor | None]:
@@ -215,11 +222,6 @@ def empty_parametrized(plain: type[nn.Module], attributes: Iterable[str]) -> nn.
     for attribute in attributes:
         _inject_property(module, attribute)
     return module
-
-
-def times_written(tensor: Tensor) -> int:
-    """How often a tensor was written in place, as autograd counts it."""
-    return tensor._version
 
 
 def storage_id(tensor: Tensor) -> int:

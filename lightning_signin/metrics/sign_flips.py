@@ -1,5 +1,6 @@
 """Sign flips of the effective weights since the start, a warm-up, or the last measurement (Figures 1, 4, 7)."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -94,6 +95,20 @@ class SignFlips(Metric):
     def by_layer(self) -> dict[str, dict[str, float]]:
         """The same for every sparse weight by plain name."""
         return {n: self._shares(f, k) for n, f, k in zip(self.names, self.flipped, self.kept, strict=True)}
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Go on with other plain names, after layers were moved in the module.
+
+        Args:
+            names: The present names by the former ones; empty if they are the same.
+        """
+        if not names:
+            return
+        self.names = [names[name] for name in self.names]
+        for reference in self.references.values():
+            for key in ("signs", "masks"):
+                if reference[key] is not None:
+                    reference[key] = {names[name]: value for name, value in reference[key].items()}
 
     def saved(self) -> State:
         """The references, as tensors and plain values."""

@@ -6,19 +6,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import register_parametrization
 from torch.optim import Optimizer
 
 from lightning_signin.core.functional import check_beta
-from lightning_signin.core.layer_class import complete_layer
 from lightning_signin.core.masked import Masked, SignIn
 from lightning_signin.core.old_optimizers import note_merged
 from lightning_signin.core.optimizer_rescale import MOMENTUM, StateAtRescale
 from lightning_signin.core.plain_parameter import set_aside
 from lightning_signin.core.plain_view import show_plain
+from lightning_signin.core.replaced_layers import make_sparse
 from lightning_signin.core.selection import layout_of, select_weights
 from lightning_signin.core.sharded import EXPORT, is_sharded, sharded_like, whole
-from lightning_signin.core.state_dict import install_plain_state, plain_order, uninstall_plain_state
+from lightning_signin.core.state_dict import uninstall_plain_state
 from lightning_signin.core.storage import make_storage
 from lightning_signin.core.torch_internals import registered_parameters
 from lightning_signin.core.weights import sign_in_weights, sparse_weights
@@ -213,16 +212,11 @@ def _parametrize(owners: list[tuple[nn.Module, str]], parametrization: Masked) -
     plain: Any = registered_parameters(first)[attribute]
     # The strides of a meta copy, which never overlap.
     parametrization.stride = torch.empty_like(plain, device="meta").stride()
+    holder = None  # tied weights share one, so that there is one set of factors
     for owner, name in owners:
-        order = plain_order(owner) if hasattr(owner, "parametrizations") else list(registered_parameters(owner))
-        register_parametrization(owner, name, parametrization, unsafe=True)  # our tests cover what it would check
-        # Tied weights share one holder, so that there is one set of factors.
-        owner.parametrizations[name] = first.parametrizations[attribute]  # type: ignore[operator, index]
-        if not hasattr(owner.parametrizations, "plain_order"):
-            install_plain_state(owner, order)
-        complete_layer(owner, name)
+        holder = make_sparse(owner, name, parametrization, holder)
     vars(parametrization)["plain_parameter"] = plain  # not registered: it is not trained now
-    set_aside(plain, first.parametrizations[attribute])  # type: ignore[arg-type, operator, index]
+    set_aside(plain, holder)  # type: ignore[arg-type]
 
 
 def _check_masks(masks: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:

@@ -367,11 +367,11 @@ def compiled():
 
 def writes():
     norm = nn.BatchNorm1d(2)
-    before = [insides.times_written(buffer) for buffer in norm.buffers()]
+    before = [insides.version_of(buffer) for buffer in norm.buffers()]
     norm.eval()(torch.randn(3, 2))
-    assert before == [insides.times_written(buffer) for buffer in norm.buffers()]
+    assert before == [insides.version_of(buffer) for buffer in norm.buffers()]
     norm.train()(torch.randn(3, 2))
-    assert sum(before) < sum(insides.times_written(buffer) for buffer in norm.buffers())
+    assert sum(before) < sum(insides.version_of(buffer) for buffer in norm.buffers())
 
 
 CONTRACTS = {

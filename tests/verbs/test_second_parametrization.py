@@ -1,14 +1,15 @@
 """A second parametrization on a sparse weight, and compilers that need plain layers."""
 
 import copy
+import pickle
 
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.parametrize import register_parametrization
 
-from lightning_signin import merge_, sparsify
+from lightning_signin import SignInError, merge_, sparsify
 from tests.core.test_func import NETWORKS, STORAGES, pair
 
 
@@ -59,6 +60,37 @@ def test_copies_refuse_too_and_merged_layers_take_one(kind):
     with pytest.raises(ValueError, match="no second parametrization"):
         CHAINED[kind](copy.deepcopy(net))
     CHAINED[kind](merge_(net))
+    assert net(torch.randn(2, 8)).shape == (2, 8)
+
+
+BY_HOOKS = {
+    "weight_norm": nn.utils.weight_norm,
+    "spectral_norm": nn.utils.spectral_norm,
+    "random pruning": lambda layer: prune.random_unstructured(layer, "weight", 0.5),
+    "pruning of channels": lambda layer: prune.ln_structured(layer, "weight", 0.5, n=2, dim=0),
+    "no pruning": lambda layer: prune.identity(layer, "weight"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("twin", [lambda net: net, copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+@pytest.mark.parametrize("kind", BY_HOOKS)
+def test_norms_and_pruning_by_hooks_are_refused_and_change_nothing(kind, twin):
+    net = twin(sparsify(nn.Linear(8, 8), sparsity=0.5))
+    before, x = copy.deepcopy(net.state_dict()), torch.randn(2, 8)
+    with pytest.raises(SignInError, match=r"no parameter 'weight.*which work by hooks, do not apply"):
+        BY_HOOKS[kind](net)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert [name for name, _ in merge_(net).named_parameters()] == ["weight", "bias"]
+    assert type(vars(net)["_parameters"]) is dict
+    BY_HOOKS[kind](net)
+    assert net(x).shape == (2, 8)
+
+
+def test_pruning_of_a_bias_beside_a_sparse_weight():
+    net = sparsify(nn.Linear(8, 8), sparsity=0.5)
+    prune.l1_unstructured(net, "bias", 4)
+    assert int((net.bias == 0).sum()) == 4
     assert net(torch.randn(2, 8)).shape == (2, 8)
 
 

@@ -30,6 +30,9 @@ def reason_of(found: dict[str, str]) -> str | None:
 
     Args:
         found: How it ended: its name, where, and with our own words in its error, if any.
+
+    Returns:
+        The reason in one line, or None.
     """
     if "refusal" in found:
         known = [f"refused: {reason}" for words, reason in REFUSED.items() if words in found["refusal"]]

@@ -120,6 +120,9 @@ class Suite:
             tests: Folders, files or tests below ``tests/tests_pytorch``.
             workers: Number of processes.
             silent: The callback logs nothing.
+
+        Returns:
+            The outcome of every test that the record has, those of earlier calls included.
         """
         record = (self.records / f"{name.replace(' ', '_')}{'_silent' * silent}.jsonl").resolve()
         given = record.with_suffix(".txt")

@@ -42,6 +42,9 @@ def _argument(default: Any, stage: Stage, owner: Owner = "fit", same: str = "") 
         owner: Who decides it: the user of a fit; iterative pruning by itself; or both, where pruning has an argument
             of the same name.
         same: Where it must be the same for the runs to be one, since it changes weights: on "resume", between "levels".
+
+    Returns:
+        The field of `Arguments`, with its stage, owner and sameness as metadata.
     """
     return field(default=default, metadata={"stage": stage, "owner": owner, "same": tuple(same.split())})
 
@@ -205,6 +208,9 @@ class Arguments:
 
     def that_are_same(self, where: Literal["resume", "levels"]) -> dict[str, Any]:
         """The arguments that must be the same for two runs to be one, as plain values with the seed in force.
+
+        Returns:
+            The values by the arguments' names.
 
         Example:
             >>> Arguments(parametrization="plain").that_are_same("levels")["frobenius_decay"]

@@ -34,6 +34,9 @@ for _error in (SignInError, MissingFileError, WrongTypeError, NothingToSparsifyE
 def in_one_line(error: BaseException) -> str:
     """The first line of an error's message, without its full stop; preceded by its type if the message is not ours.
 
+    Returns:
+        One line, for use in another sentence.
+
     Example:
         >>> in_one_line(KeyError("labels")), in_one_line(AssertionError()), in_one_line(SignInError("Pass `data`."))
         ("KeyError: 'labels'", 'AssertionError', 'Pass `data`')
@@ -55,6 +58,9 @@ def warn(message: str) -> None:
 
 def some(names: Sequence[str], most: int = 5) -> str:
     """The first names, and how many more there are.
+
+    Returns:
+        The names, separated by commas; "nothing" if there are none.
 
     Example:
         >>> some(["a", "b", "c"], most=2), some([])

@@ -15,6 +15,9 @@ _CHANGING = ("mask_from", "signs_from", "magnitudes_from", "flip_signs", "struct
 def changes_nothing(arguments: Arguments) -> bool:
     """Whether weights train as without the callback, which then only measures and makes resumes exact.
 
+    Returns:
+        True if all that changes weights is left at its default, without sparsity, an update rule or factors.
+
     Example:
         >>> changes_nothing(Arguments(sparsity=0.0, parametrization="plain")), changes_nothing(Arguments(sparsity=0.0))
         (True, False)
@@ -25,6 +28,9 @@ def changes_nothing(arguments: Arguments) -> bool:
 
 def gives_way(trainer: Trainer, arguments: Arguments) -> bool:
     """Whether a fit is left to another callback that replaces the weights.
+
+    Returns:
+        Whether this callback does nothing in the fit.
 
     Raises:
         SignInError: If there is one, and the weights are to be sparse.

@@ -71,6 +71,9 @@ class Position:
 
         Args:
             alone: Save only this rank's generators: after an exception the other ranks may not respond.
+
+        Returns:
+            Tensors and plain values only, as ``torch.load(weights_only=True)`` reads them.
         """
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
         mid_batch = progress.current.ready != progress.current.processed

@@ -22,12 +22,15 @@ _INCOMPLETE = f"{OUR_STATE} has {{}}: {ALTERED}"
 
 
 def check_same_run(saved: dict[str, Any], here: dict[str, Any], any_seed: bool) -> None:
-    """Raise `SignInError` if the arguments of the run that wrote a checkpoint differ from this run's.
+    """Check that this run has the arguments of the run that wrote a checkpoint.
 
     Args:
         saved: The arguments that decide masks and factors, from the checkpoint.
         here: The same arguments of this run.
         any_seed: The callback has no seed of its own: it takes the checkpoint's mask, whatever its seed.
+
+    Raises:
+        SignInError: If an argument differs, or the checkpoint lacks one.
     """
     for name, value in here.items():
         if name not in saved:
@@ -41,9 +44,12 @@ def check_same_run(saved: dict[str, Any], here: dict[str, Any], any_seed: bool) 
 
 
 def check_complete(state: dict[str, Any]) -> None:
-    """Raise `SignInError` where the callback's state in a checkpoint is of another version, or is altered.
+    """Check the version and the structure of the callback's state in a checkpoint.
 
-    Only what every run can tell is checked here: what depends on the module is checked where it is loaded.
+    What depends on the module is checked later, where it is loaded.
+
+    Raises:
+        SignInError: If the state has another version, or was altered.
     """
     check_structure(OUR_STATE, state, of_type(dict))
     if state.get("version") != VERSION:

@@ -39,6 +39,9 @@ class Curvature:
 
         Args:
             train: Enable batch statistics and dropout, with the dropout masks that the next training step would draw.
+
+        Returns:
+            The largest eigenvalue of the Hessian with respect to θ on the mask, and how it was found.
         """
         with closing(_SameStatistics(self.trainer, self.module)) as data, untouched():
             return sharpness_of(self.module, data, self.batches, train=train)

@@ -106,6 +106,9 @@ def in_words(arguments: Arguments, origin: str | None) -> str:
     Args:
         arguments: The arguments of the run.
         origin: What the mask is from, if the arguments do not imply it.
+
+    Returns:
+        A phrase for the log, without a full stop.
     """
     if origin is None and arguments.mask_from is not None:
         origin = f"of {os.fspath(arguments.mask_from)}"
@@ -123,6 +126,12 @@ def storage_of(arguments: Arguments, trainer: Trainer) -> str:
     """The storage, chosen for the device of the run, wherever the module is now.
 
     Indexed copies are slow on XLA; DDP's gradient buckets of fixed size need factors that keep their shape.
+
+    Returns:
+        "compact", "dense" or "auto".
+
+    Raises:
+        SignInError: If the user asked for compact storage, and the factors must keep their shape.
     """
     if arguments.storage == "auto" and trainer.strategy.root_device.type == "xla":
         return "dense"

@@ -9,6 +9,9 @@ def in_both(*classes: type) -> Any:
 
     The two packages hold the same code in different classes: an ``isinstance`` of one never sees the other's objects.
 
+    Returns:
+        A tuple for ``isinstance`` and ``except``: ``classes`` first, then the namesakes.
+
     Example:
         >>> from lightning.pytorch import Trainer
         >>> in_both(Trainer)[0] is Trainer

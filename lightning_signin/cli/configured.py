@@ -30,6 +30,9 @@ class Configured:
         Its input is the model's ``example_input_array``, or else what its training step passes to it for the first
         sample of the first training batch.
 
+        Returns:
+            The network, its input, and the names of the weights in it.
+
         Raises:
             SignInError: If the input is not found.
         """
@@ -47,6 +50,9 @@ def configured(arguments: list[str]) -> Configured:
 
     Args:
         arguments: The arguments of ``fit``.
+
+    Returns:
+        The model and the command-line object, both set up for ``fit``; nothing has been trained.
     """
     silence_lightning()
     cli = LightningCLI(args=arguments, run=False, save_config_callback=None)

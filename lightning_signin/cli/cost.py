@@ -28,6 +28,9 @@ def cost_tables(saved: SavedWeights, file: str, arguments: list[str]) -> str:
         file: Its name in error messages.
         arguments: The arguments of ``fit``.
 
+    Returns:
+        Both tables, with an empty line between them.
+
     Raises:
         SignInError: If the file has no masks or they do not fit the model, or the network's input is not found.
     """

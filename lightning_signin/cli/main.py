@@ -74,6 +74,9 @@ def recipes() -> dict[str, Path]:
 def with_recipes(arguments: list[str]) -> list[str]:
     """Replace recipe names after ``--config`` by their files; an existing file of that name takes precedence.
 
+    Returns:
+        The arguments, with a path for each recipe.
+
     Raises:
         SignInError: If a bare name is neither a file nor a recipe.
 

@@ -75,6 +75,9 @@ class PruneCLI(LightningCLI):
 def arguments_for_pruning(template: SignInCallback) -> dict[str, Any]:
     """The arguments of `IterativePruning` that correspond to a callback's.
 
+    Returns:
+        Keyword arguments of `IterativePruning`.
+
     Raises:
         SignInError: If the callback has arguments that pruning decides.
 

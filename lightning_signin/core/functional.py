@@ -51,6 +51,12 @@ def factors_of(theta: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """`factorize` without checking the values, which would make an accelerator synchronize.
 
     An infinite θ gives m = ∞ and w = NaN.
+
+    Returns:
+        m and w, of θ's shape; in float32 if θ is in half precision.
+
+    Raises:
+        WrongTypeError: If θ is not floating-point.
     """
     if not theta.is_floating_point():
         raise WrongTypeError(

@@ -100,6 +100,9 @@ def multiplies(owner: nn.Module, attribute: str, parameter: Tensor) -> bool:
     In other layers, parameters with two or more axes are taken for matrices, unless they are broadcast over a batch
     (the first axis is 1, as in position embeddings and class tokens). In a known layer its listed weights are the only
     ones.
+
+    Returns:
+        Whether it may be one.
     """
     weights = kind_of(owner)
     if axes_of(owner, attribute) is not None:
@@ -117,6 +120,9 @@ def _experts(owner: nn.Module) -> Weights | None:
     They are recognized by an attribute ``num_experts`` and parameters whose first axis has that length: with three axes
     they are the experts' weights. Parameters with two are biases beside those, and the router's weight where none has
     three.
+
+    Returns:
+        The axes of each matrix by its attribute; None for other layers.
     """
     number = vars(owner).get("num_experts")
     if not isinstance(number, int) or number < 2:

@@ -66,6 +66,9 @@ class Layout:
     def layers(self, shape: Shape) -> tuple[int, Shape]:
         """The number of layers that a weight of this shape holds, and the (outputs, inputs, kernel…) of each.
 
+        Returns:
+            The number, 1 unless layers are stacked in one tensor, and the shape of one layer as `read` gives it.
+
         Example:
             >>> Layout("eoi", parts=4).layers((4, 16, 8)), Layout().layers((16, 8))
             ((4, (16, 8)), (1, (16, 8)))

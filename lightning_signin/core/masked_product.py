@@ -25,6 +25,9 @@ def masked_product(a: Tensor, b: Tensor | None, bits: Tensor, memory: Tensor | N
         bits: The mask as −1 and 0, from `bits_like`.
         memory: The tensor to write the result into, if any.
 
+    Returns:
+        The product, of the shape of ``a``; exactly 0 off the mask, even where a factor is NaN or infinite.
+
     Example:
         >>> a, bits = torch.tensor([2.0, torch.nan]), torch.tensor([-1, 0], dtype=torch.int32)
         >>> masked_product(a, a, bits).tolist()
@@ -39,6 +42,9 @@ def masked_product(a: Tensor, b: Tensor | None, bits: Tensor, memory: Tensor | N
 def bits_like(bits: Tensor, values: Tensor) -> Tensor:
     """A mask of −1 and 0 in the form that ``values`` need: integers of their entry size, with their strides.
 
+    Returns:
+        The mask in that form; ``bits`` itself if it already has it.
+
     Example:
         >>> bits_like(torch.tensor([-1, 0]), torch.ones(2, dtype=torch.float16))
         tensor([-1,  0], dtype=torch.int16)
@@ -52,6 +58,9 @@ def bits_like(bits: Tensor, values: Tensor) -> Tensor:
 
 def strided(gradient: Tensor) -> Tensor:
     """A gradient as an ordinary tensor: ``F.embedding(…, sparse=True)`` gives a sparse one.
+
+    Returns:
+        The same values with the layout ``torch.strided``.
 
     Example:
         >>> strided(torch.eye(2).to_sparse()).tolist()

@@ -27,6 +27,9 @@ def dense_matrices(module: nn.Module) -> dict[str, int]:
 
     Embeddings, norms and biases do not count, nor do weights tied to an embedding. See `kinds.multiplies`.
 
+    Returns:
+        Numbers of entries, each at least 1.
+
     Example:
         >>> dense_matrices(nn.Sequential(nn.Embedding(9, 4), nn.LayerNorm(4), nn.Linear(4, 2)))
         {'2.weight': 8}

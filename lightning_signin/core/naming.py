@@ -40,6 +40,9 @@ def named(argument: str, value: Any, table: Mapping[str, Callable[[], Any]]) -> 
 def resolve(argument: str, value: str | Kind, table: Mapping[str, Callable[[], Kind]], kind: type[Kind]) -> Kind:
     """The object of a given kind that an argument stands for; see `named`.
 
+    Returns:
+        The object.
+
     Raises:
         SignInError: If it is not of that kind.
     """
@@ -52,6 +55,9 @@ def resolve(argument: str, value: str | Kind, table: Mapping[str, Callable[[], K
 
 def name_of(value: Any, table: Mapping[str, Callable[[], Any]]) -> Any:
     """The name in ``table`` of an object; if it has other arguments than those made there, what `shown` gives.
+
+    Returns:
+        A name in ``table``, or a value that can be shown and saved.
 
     Example:
         >>> from fractions import Fraction

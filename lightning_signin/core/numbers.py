@@ -63,6 +63,9 @@ def whole_number(argument: str, value: object, least: int | None = 1, hint: str 
         least: The smallest value that is allowed.
         hint: A sentence that ends the error message.
 
+    Returns:
+        The number as an ``int``.
+
     Raises:
         SignInError: If the value is anything else.
 
@@ -96,6 +99,9 @@ def check_field(owner: object, name: str, check: Callable[..., float], *args: An
 
 def exact(value: float) -> Fraction:
     """A number as it is printed: 0.9 is nine tenths, and not the nearest binary fraction.
+
+    Returns:
+        The fraction with the digits of the shortest decimal that gives this float.
 
     Example:
         >>> exact(0.9)

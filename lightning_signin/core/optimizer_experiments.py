@@ -20,6 +20,9 @@ _MATRICES = [torch.linspace(first, -0.5, 24).view(4, 6) for first in (1.0, 0.25,
 def fresh_state(optimizer: Optimizer, group: dict[str, Any], ndim: int = 1) -> dict[str, Any]:
     """The state that an optimizer makes for a parameter of 3, 3 × 3, … ones in a group, whose gradient is zero.
 
+    Returns:
+        The parameter's state after `STEPS` trial steps, by the optimizer's keys.
+
     Raises:
         TrialError: If the optimizer's step fails on it.
     """
@@ -30,9 +33,15 @@ def fresh_state(optimizer: Optimizer, group: dict[str, Any], ndim: int = 1) -> d
 
 
 def precisely(experiment: Callable[[torch.dtype], T], group: dict[str, Any]) -> T:
-    """An experiment in at least float32, since half precision rounds too much to compare what comes out.
+    """Run an experiment in at least float32: half precision rounds too much to compare the results.
 
-    An optimizer whose step fails there is for half precision only, and the experiment is in the dtype of its group.
+    If the optimizer's step fails in float32, it supports half precision only, and the group's own dtype is used.
+
+    Returns:
+        The result of the experiment.
+
+    Raises:
+        TrialError: If the optimizer's step fails in both.
     """
     own = example_of(group).dtype
     wide = torch.promote_types(own, torch.float32)
@@ -51,6 +60,9 @@ def remembers(optimizer: Optimizer, group: dict[str, Any]) -> bool:
     gradients. What differs then is in copies: Lookahead's slow weights, the starting points of MADGRAD and Prodigy, the
     averages of schedule-free optimizers. Or a zero gradient moves the parameter: FTRL computes it from the state.
     In half precision there may be copies that a float32 parameter has no need of, so that is tried, too.
+
+    Returns:
+        Whether the two trials end apart.
 
     Raises:
         TrialError: If the optimizer's step fails.
@@ -81,6 +93,9 @@ def _remembers(optimizer: Optimizer, group: dict[str, Any], dtype: torch.dtype) 
 
 def needs_shape(optimizer: Optimizer, group: dict[str, Any]) -> bool:
     """Whether a matrix takes other steps than its entries as a vector.
+
+    Returns:
+        Whether the two differ by more than rounding.
 
     Raises:
         TrialError: If the optimizer's step fails.

@@ -15,6 +15,9 @@ def parts_of(optimizer: Optimizer) -> list[Optimizer]:
     Lookahead and SAM hold a base optimizer, and Lightning and Fabric wrap every optimizer; they are attributes, or in
     lists that are attributes.
 
+    Returns:
+        The optimizers, each once.
+
     Example:
         >>> import torch
         >>> [type(part).__name__ for part in parts_of(torch.optim.SGD([torch.zeros(1)]))]

@@ -58,6 +58,9 @@ class StateAtRescale:
         Args:
             factors: m and w, before the rescale.
             renewed: Their values after it.
+
+        Raises:
+            SignInError: If the state has a tensor that no trial has shown.
         """
         for optimizer, rule in self._rules.get(id(factors[0]), ()) if self.momentum != "keep" else ():
             for states in zip(*(states_of(optimizer, factor) for factor in factors), strict=False):

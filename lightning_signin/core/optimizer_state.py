@@ -13,7 +13,7 @@ from lightning_signin.errors import SignInError
 
 
 def check_movable(optimizers: Iterable[Optimizer], ndim: int = 1) -> None:
-    """Raise `SignInError` unless every optimizer itself starts an entry's state at zero.
+    """Check that every optimizer itself starts an entry's state at zero.
 
     This is found out by experiment: the optimizer takes steps on a parameter of ones with a zero gradient, and its
     state is inspected. What cannot follow a moving mask: state that is copied from the parameter or starts elsewhere
@@ -24,6 +24,9 @@ def check_movable(optimizers: Iterable[Optimizer], ndim: int = 1) -> None:
     Args:
         optimizers: Those that train sparse weights.
         ndim: The largest number of dimensions of the factors; Adafactor has rows and columns from two on.
+
+    Raises:
+        SignInError: If one does not, or its steps fail on such a parameter.
     """
     for optimizer in map(bare, optimizers):
         name = type(optimizer).__name__

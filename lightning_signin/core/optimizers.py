@@ -72,9 +72,12 @@ def add_frobenius_decay_(weights: Iterable[SparseWeight], strength: float, param
 
 
 def check_elementwise(weight: SparseWeight, optimizer: Optimizer) -> None:
-    """Raise `SignInError` if the class of an optimizer is known to mix the entries of a weight, or to need its shape.
+    """Refuse an optimizer whose class is known to mix the entries of a weight, or to need its shape.
 
-    The class says so while the optimizer is being built, and cannot be tried yet.
+    The optimizer is still being built, so its steps cannot be tried yet.
+
+    Raises:
+        SignInError: If it is one of these.
     """
     names = {cls.__name__ for cls in type(optimizer).__mro__}
     if names.intersection(_MIXES_ENTRIES):
@@ -84,9 +87,12 @@ def check_elementwise(weight: SparseWeight, optimizer: Optimizer) -> None:
 
 
 def _check_steps(weight: SparseWeight, optimizer: Optimizer, group: dict[str, Any]) -> None:
-    """Raise if a weight is stored as a vector and an optimizer of any class needs its shape, judged by its steps.
+    """Refuse an optimizer of any class whose steps depend on the shape of a weight that is stored as a vector.
 
-    With dense storage it has the shape, and what it writes into masked factors is not seen in θ.
+    Dense storage keeps the shape, and what the optimizer writes into masked factors does not reach θ.
+
+    Raises:
+        SignInError: If its steps do.
     """
     try:
         if weight.storage.name == "compact" and needs_shape(optimizer, group):

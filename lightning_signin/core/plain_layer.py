@@ -70,6 +70,9 @@ def layers_of(parameters: Mapping[str, nn.Parameter], weights: Iterable[SparseWe
         parameters: By the weights' plain names.
         weights: All weights of a layer, and all users of a weight, belong together.
 
+    Returns:
+        One entry per layer, in the order of ``weights``.
+
     Raises:
         SignInError: If a layer has been given another parametrization meanwhile.
     """

@@ -86,6 +86,9 @@ class Places:
     def moved(self) -> dict[str, str]:
         """The present names of the weights by their former ones, if `changed` since the last call; else none.
 
+        Returns:
+            The new name of every sparse weight by its old one; empty if no layer has moved.
+
         Raises:
             SignInError: If a weight is no longer in the module.
         """

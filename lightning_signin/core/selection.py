@@ -40,7 +40,8 @@ def select_weights(
         stay dense, with a warning. A module that is used twice counts once.
 
     Raises:
-        SignInError: If a pattern matches nothing, nothing is left, or a chosen weight cannot be made sparse: already
+        NothingToSparsifyError: If nothing is left.
+        SignInError: If a pattern matches nothing, or a chosen weight cannot be made sparse: already
             parametrized or pruned, scripted, not materialized, or sharded.
     """
     candidates = _candidates(module)

@@ -27,6 +27,9 @@ EXPORT = (
 def is_sharded(tensor: object) -> bool:
     """Whether this is a DTensor.
 
+    Returns:
+        True for a DTensor of any placement, False for anything else.
+
     Example:
         >>> import torch
         >>> is_sharded(torch.zeros(2))
@@ -57,6 +60,9 @@ def sharded_like(value: Tensor, other: Tensor) -> Tensor:
     Args:
         value: The same on all ranks; nothing is sent.
         other: A tensor, sharded or not, of any shape.
+
+    Returns:
+        A DTensor, or ``value`` itself if ``other`` is not sharded.
     """
     if not is_sharded(other) or is_sharded(value):
         return value

@@ -63,6 +63,9 @@ class Compact:
             values: The active entries.
             times: What to multiply them by.
             lend: The result will only be read, so its memory may be lent from a pool and reused when it is gone.
+
+        Returns:
+            A tensor of the weight's shape.
         """
         _check_place(self.index, values)
         if is_transformed(values):
@@ -161,6 +164,9 @@ class Dense:
             values: Of the weight's shape.
             times: What to multiply them by.
             lend: As in `Compact.unpack`.
+
+        Returns:
+            A tensor of the weight's shape, zero off the mask.
         """
         _check_place(self.bits, values)
         ordinary = type(values) in (Tensor, nn.Parameter) and values.device.type in ("cpu", "cuda")
@@ -195,6 +201,9 @@ def make_storage(kind: str, mask: Tensor) -> Storage:
     """Make a storage for a mask: "compact", "dense", or "auto".
 
     "auto" is compact up to a density of one half, and dense above it and on XLA, where indexed copies are slow.
+
+    Returns:
+        The storage, on the mask's device.
     """
     if kind == "auto":
         sparse = int(mask.sum()) <= COMPACT_BELOW * mask.numel()

@@ -17,12 +17,15 @@ Expected = Callable[[Any, str], str | None]
 
 
 def check_structure(what: str, value: object, expected: Expected) -> None:
-    """Raise `SignInError` for a saved value that is not as expected.
+    """Check that a saved value has the expected structure.
 
     Args:
         what: The part of the file that it is, at the start of the error message.
         value: The value.
         expected: Its description.
+
+    Raises:
+        SignInError: If it has another; the message says where.
 
     Example:
         >>> check_structure("The position", {"seen": [3, -1]}, entries({"seen": several(whole())}))

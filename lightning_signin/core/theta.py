@@ -70,6 +70,9 @@ def gradient_of(holder: ParametrizationList) -> Tensor | None:
     """∂L/∂θ of the weight's shape, zero off the mask; None where the factors have none, or are sharded.
 
     Where the loss does not depend on θ through its map, as below a threshold, it is zero.
+
+    Returns:
+        The gradient, or None.
     """
     gradient = _stored_gradient(holder)
     return None if gradient is None else _parts(holder)[0].storage.unpack(gradient)
@@ -147,6 +150,9 @@ def _same(a: Tensor, b: Tensor) -> Tensor:
 
 def written_through(values: Tensor, write: Callable[[Tensor], None]) -> Tensor:
     """A tensor of these values; whenever it is changed in place, ``write`` is called with the values it has then.
+
+    Returns:
+        The tensor; its views write through as well.
 
     Example:
         >>> seen = []

@@ -194,10 +194,7 @@ def is_within_step(optimizer: Optimizer) -> bool:
 
 
 def is_transformed(tensor: Tensor) -> bool:
-    """Whether something is at work that needs plain operations, and cannot look into in-place code.
-
-    These are compilers, tracers, `torch.func`, forward-mode AD and batched gradients.
-    """
+    """Whether a compiler, tracer, `torch.func`, forward-mode AD or `vmap` needs plain operations, nothing in place."""
     return (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
@@ -211,6 +208,9 @@ def is_functional_call(frame: FrameType | None, attribute: str) -> bool:
     """Whether this is the code of `torch.func.functional_call` that reads, sets or deletes an attribute.
 
     It exchanges the tensors of a module and puts them back with the statements that others assign weights with.
+
+    Returns:
+        Whether it is; False for no frame.
     """
     return frame is not None and frame.f_code is swap_tensor.__code__ and frame.f_locals["name"] == attribute
 

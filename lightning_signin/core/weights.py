@@ -95,6 +95,9 @@ class SparseWeight:
 def sparsity(module: nn.Module) -> float:
     """The share of zeros in the sparse weights, by count: masked entries, and zeros that the parametrization makes.
 
+    Returns:
+        The share, in [0, 1].
+
     Example:
         >>> from lightning_signin import sparsify
         >>> sparsity(sparsify(nn.Linear(10, 10), sparsity=0.75))

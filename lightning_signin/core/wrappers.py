@@ -16,6 +16,9 @@ from lightning_signin.core.torch_internals import compiled_module
 def unwrapped(module: nn.Module) -> nn.Module:
     """The module inside all wrappers; a module that is not wrapped, as it is.
 
+    Returns:
+        The innermost module.
+
     Example:
         >>> net = nn.Linear(2, 2)
         >>> unwrapped(DataParallel(net)) is net, unwrapped(net) is net

@@ -161,6 +161,9 @@ def load_exactly(network: nn.Module, tensors: Mapping[str, Tensor], source: str)
 def parse_exports(names: str | Sequence[str] | None) -> tuple[str, ...]:
     """The formats that the argument ``export`` names.
 
+    Returns:
+        The names of the formats, each once.
+
     Raises:
         SignInError: For other names than "safetensors" and "compressed".
 

@@ -18,6 +18,9 @@ def plain_sign_in(sign_in: Mapping[str, Any]) -> State:
     Args:
         sign_in: Arguments of `SignInCallback`.
 
+    Returns:
+        The arguments that must be the same in all levels, by name.
+
     Raises:
         SignInError: For values out of range, and arguments that IterativePruning decides.
 

@@ -58,7 +58,11 @@ class Folder:
     def read(self, path: Path) -> State:
         """The content of a file of this folder.
 
+        Returns:
+            What `write` or `save_checkpoint` wrote, on the CPU and mapped into memory.
+
         Raises:
+            FileNotFoundError: If there is no such file.
             SignInError: If it is damaged.
         """
         try:

@@ -72,6 +72,9 @@ class Levels:
             shapes: Shape of every weight by name, in model order.
             layouts: The layouts of weights that are not stored as (outputs, inputs, …).
 
+        Returns:
+            The choice of masks, the same for all levels.
+
         Raises:
             SignInError: If the structure does not fit a weight, or the last level is below one unit per layer.
         """
@@ -90,6 +93,9 @@ class Levels:
             choice: See `choice`.
             theta: The weights at the end of the previous level, by name.
             before: The masks of the previous level.
+
+        Returns:
+            Bool masks by name, of the weights' shapes; True keeps.
 
         Raises:
             SignInError: If a weight is not finite.

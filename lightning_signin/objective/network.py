@@ -56,6 +56,9 @@ def network_with(module: nn.Module, weights: Collection[str], example: Any) -> N
         module: A copy that may be changed.
         weights: Names of the weights.
         example: A tensor, a tuple of arguments or a dict of keyword arguments.
+
+    Returns:
+        The network in float64 and in eval mode.
     """
     example = example if isinstance(example, dict | tuple) else (example,)
     call = ((), example) if isinstance(example, dict) else (example, {})
@@ -70,6 +73,9 @@ def as_network(part: nn.Module, prefix: str, weights: Collection[str], call: Cal
         prefix: What the names of its weights begin with.
         weights: Those names.
         call: An example of its input.
+
+    Returns:
+        The network in float64, with the names of the weights in it.
     """
     device = next(part.parameters()).device
     device = torch.device("cpu") if device.type in ("mps", "xla") else device  # they have no float64

@@ -196,6 +196,9 @@ PARAMETRIZATIONS: dict[str, Callable[[], Parametrization]] = {
 def parse_parametrization(parametrization: str | Parametrization) -> Parametrization:
     """The parametrization that an argument stands for: a name, an import path, or an object with arguments.
 
+    Returns:
+        The parametrization.
+
     Raises:
         SignInError: If it is none of these.
 

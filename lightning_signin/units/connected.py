@@ -77,6 +77,9 @@ def cut_layers(network: Network, masks: Mapping[str, Tensor]) -> list[str]:
 def may_cut(masks: Mapping[str, Tensor]) -> bool:
     """Whether masks alone do not answer `check_connected`, which then asks for the network.
 
+    Returns:
+        Whether the network is needed for an answer.
+
     Example:
         >>> import torch
         >>> may_cut({"fc.weight": torch.eye(3) > 0}), may_cut({"fc.weight": torch.eye(3)[:2] > 0})

@@ -29,7 +29,10 @@ def change_mask_(
         storage: "compact", "dense" or "auto"; see `make_storage`.
 
     Returns:
-        The share of the mask that was replaced: 1 − |old ∩ new| / max(|old|, |new|).
+        The share of the mask that was replaced: 1 − |old ∩ new| / max(|old|, |new|), in [0, 1].
+
+    Raises:
+        SignInError: If an entry would enter the mask, and the parametrization has no gradient at 0.
     """
     old = weight.storage
     before = old.mask

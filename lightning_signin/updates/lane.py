@@ -28,6 +28,9 @@ class Lane:
 def lanes_of(weights: Mapping[str, SparseWeight], optimizers: Iterable[Optimizer]) -> list[Lane]:
     """A lane for each optimizer that trains sparse weights; an optimizer and its wrapper are one.
 
+    Returns:
+        The lanes, in the order of ``optimizers``.
+
     Raises:
         SignInError: If none does.
     """
@@ -43,6 +46,9 @@ def lanes_of(weights: Mapping[str, SparseWeight], optimizers: Iterable[Optimizer
 
 def lane_of(lanes: Sequence[Lane], optimizer: Optimizer) -> Lane | None:
     """The lane of an optimizer, of what it wraps, or of its wrapper; None if it trains no sparse weight.
+
+    Returns:
+        The lane, or None.
 
     Raises:
         SignInError: If it trains sparse weights of the lanes, but has none.

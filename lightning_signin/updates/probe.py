@@ -49,6 +49,9 @@ def dense_gradients(
         weights: Weights with a probe, by name.
         average: Averages a tensor over ranks.
         scale: The factor by which the loss was multiplied.
+
+    Returns:
+        ∂L/∂θ of the unscaled loss by name, each of its weight's full shape.
     """
     found = {}
     for name, weight in weights.items():

@@ -40,12 +40,15 @@ def check_same_masks(module: nn.Module) -> None:
 
 
 def check_shapes_stay(rule: UpdateRule, weights: Iterable[SparseWeight], storage: str) -> None:
-    """Raise `SignInError` if factors would change their shape on several ranks, where DDP's buckets have a fixed size.
+    """Check that factors keep their shape on several ranks, where DDP's buckets have a fixed size.
 
     Args:
         rule: The update rule.
         weights: The sparse weights.
         storage: The storage that the masks get; "auto" keeps each weight's.
+
+    Raises:
+        SignInError: If the rule or the storage would change a shape.
     """
     if number_of_ranks() == 1:
         return

@@ -67,6 +67,9 @@ class RescaleSchedule:
             max_steps: Limit of the run; −1 for no limit.
             steps_per_epoch: Optimizer steps per epoch; ``inf`` if unknown: then the answer considers epochs alone.
 
+        Returns:
+            Whether the run has no rescale.
+
         Example:
             >>> RescaleSchedule(every_n_epochs=5, every_n_steps=None, until=0.75).never(6, -1, 40)
             True
@@ -92,6 +95,9 @@ class RescaleSchedule:
             before: The same at the previous batch, so that each epoch or step counts once, even after a resume.
             max_epochs: Limit of the run; None or −1 for no limit.
             max_steps: Limit of the run; −1 for no limit.
+
+        Returns:
+            Whether a rescale is due.
         """
         unit, every = (0, self.every_n_epochs) if self.every_n_epochs else (1, self.every_n_steps)
         if not every or not passed(range(every, sys.maxsize, every), before[unit], now[unit]):

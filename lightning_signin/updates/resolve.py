@@ -26,6 +26,9 @@ UPDATES: dict[str, Callable[[], UpdateRule]] = {
 def parse_update(update: str | UpdateRule) -> UpdateRule:
     """The rule that an argument stands for: a name in `UPDATES`, an import path, or a rule with arguments.
 
+    Returns:
+        The rule.
+
     Raises:
         SignInError: If it is none of these.
 

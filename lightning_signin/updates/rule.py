@@ -70,6 +70,9 @@ class Layer:
         """Scores ≥ 0 to grow by: |∂L/∂θ|; weights on the mask without a gradient rank below, by |θ|; others get 0.
 
         So a layer with fewer non-zero gradients than weights to grow keeps weights instead of growing arbitrary ones.
+
+        Returns:
+            Scores of the weight's shape.
         """
         assert self.gradient is not None
         score = self.gradient.abs()
@@ -91,6 +94,9 @@ class Layer:
         Args:
             score: Scores ≥ 0.
             count: How many; rounded to whole units.
+
+        Returns:
+            Bool mask of the weight's shape.
         """
         if (unit := self.unit) == 1:
             return self.largest(score, count)
@@ -105,6 +111,9 @@ class Layer:
             survivors: Bool mask; all of it is kept if there is no structure, or if it fits the pattern.
             score: Scores ≥ 0.
             count: A multiple of the structure's unit.
+
+        Returns:
+            Bool mask of the weight's shape.
         """
         first = 2 * score.max() + 1
         mask = self.structure.pick(self.layout.read(score.where(~survivors, first)), count)
@@ -170,12 +179,15 @@ class UpdateRule:
             )
 
     def check(self, density: float, total: int, capacity: float) -> None:
-        """Raise `SignInError` if the rule cannot work.
+        """Check that the rule can work in a run.
 
         Args:
             density: Share of the weights that the run keeps in the end.
             total: Length of the run in optimizer steps.
             capacity: The largest share of the weights that the structure can keep.
+
+        Raises:
+            SignInError: If no update falls into the run, one comes too late, or the schedule is not ascending.
         """
         steps = self.schedule.steps(total)
         if not steps:

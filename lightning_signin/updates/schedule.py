@@ -29,6 +29,9 @@ class Schedule:
 
         It is the share of the fraction that is dropped (SET, RigL, SRigL), of the mutation (MEST), or of the way that
         is left to the final sparsity (GMP, AC/DC): these schedules fall to 0.
+
+        Returns:
+            The share.
         """
         return 1.0
 
@@ -38,6 +41,9 @@ class Schedule:
 
 def passed(steps: Sequence[int], before: int, now: int) -> bool:
     """Whether one of rising steps lies in (before, now]: each is noticed once, even if some are never looked at.
+
+    Returns:
+        Whether there is one.
 
     Example:
         >>> passed([10, 20], 9, 10), passed([10, 20], 10, 10), passed([10, 20], 10, 25)

@@ -179,6 +179,9 @@ def merge_(module: nn.Module) -> nn.Module:
     Outputs stay the same bit for bit. Parameters are the objects that they were before `sparsify`, in their order, and
     tied weights are one parameter again. Optimizers that trained the factors train the parameters from now on.
 
+    Returns:
+        The same module.
+
     Raises:
         SignInError: If ``fully_shard`` has sharded the module; the message has the command that merges its checkpoint.
 

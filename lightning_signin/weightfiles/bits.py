@@ -19,6 +19,9 @@ def pack_bits(mask: Tensor) -> Tensor:
 def unpack_bits(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The bool tensor of a shape that `pack_bits` packed.
 
+    Returns:
+        The tensor, in memory of its own.
+
     Example:
         >>> mask = torch.rand(3, 7) > 0.5
         >>> torch.equal(unpack_bits(pack_bits(mask), (3, 7)), mask)
@@ -37,6 +40,9 @@ def pack_signs(values: Tensor) -> dict[str, Any]:
 
 def unpack_signs(packed: dict[str, Any]) -> Tensor:
     """The int8 vector of −1, 0 and 1 that `pack_signs` packed.
+
+    Returns:
+        The signs, on the CPU.
 
     Example:
         >>> unpack_signs(pack_signs(torch.tensor([0.5, -3.0, 0.0])))

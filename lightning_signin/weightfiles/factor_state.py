@@ -35,6 +35,9 @@ def factor_state(module: nn.Module) -> State:
     """The factors, masks and storages of all sparse weights; the factors are references, not copies.
 
     Those of a sharded module are gathered: all ranks have to call this together.
+
+    Returns:
+        Tensors and plain values only, as ``torch.load(weights_only=True)`` reads them.
     """
     return {**mask_state(module), "factors": saved_factors(module)}
 
@@ -59,6 +62,9 @@ def saved_factors(module: nn.Module) -> dict[str, list[Tensor]]:
 
 def saved_masks(state: State) -> dict[str, Tensor]:
     """The masks in a `factor_state`.
+
+    Returns:
+        Bool masks of the weights' shapes, by name.
 
     Raises:
         SignInError: If they do not match their digest: the file was altered.
@@ -95,6 +101,9 @@ def check_factor_state(module: nn.Module, state: State) -> dict[str, Tensor]:
 
     Returns:
         The saved masks.
+
+    Raises:
+        SignInError: If the module has other sparse weights, shapes or factors than were saved.
     """
     weights, saved = sparse_weights(module), saved_masks(state)
     for name in [*weights, *saved]:

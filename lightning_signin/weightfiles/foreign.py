@@ -60,6 +60,9 @@ def holds_only_masks(tensors: Mapping[str, Tensor]) -> bool:
 def as_mask(tensor: Tensor, name: str, source: str) -> Tensor:
     """The bool tensor of a mask in any dtype.
 
+    Returns:
+        The mask; True keeps.
+
     Raises:
         SignInError: If it holds other values than 0 and 1.
     """
@@ -117,6 +120,9 @@ def match_names(wanted: Collection[str], available: Iterable[str], source: str) 
 
 def fit_shape(tensor: Tensor, name: str, shape: Sequence[int], source: str) -> Tensor:
     """A tensor reshaped to a weight's shape; the shapes may differ only in trailing dimensions of size 1.
+
+    Returns:
+        The tensor in the weight's shape.
 
     Raises:
         SignInError: If they differ otherwise.

@@ -76,11 +76,13 @@ class SavedWeights:
 def read_weights(source: PathLike | nn.Module) -> SavedWeights:
     """Read plain weights from a Lightning checkpoint, a saved state dict, a safetensors file, or a live module.
 
-    The safetensors file may have been written by `save_compressed`. Files of `torch.nn.utils.prune`, TurboPrune and
-    open_lth are read too (`lightning_signin.weightfiles.foreign`).
+    Compressed files and those of other packages (`lightning_signin.weightfiles.foreign`) are read too.
 
     Args:
         source: A path or fsspec URL of a safetensors file, or of anything that ``torch.save`` wrote; or a module.
+
+    Returns:
+        The weights, and what the source says of their masks; a plain file has none.
 
     Raises:
         MissingFileError: If there is no such file.
@@ -112,8 +114,7 @@ def masks_from_file(path: str | os.PathLike, shapes: Mapping[str, Sequence[int]]
     Args:
         path: Any file that `read_weights` reads.
         shapes: Shapes of the weights that need a mask, by plain name. The file may have other prefixes
-            (`lightning_signin.weightfiles.foreign.match_names`) and trailing dimensions of size 1. Its other masks are
-            not used.
+            (see `match_names`) and trailing dimensions of size 1. Its other masks are not used.
 
     Returns:
         Bool masks, True keeps: by the names and in the shapes of ``shapes``; without it by the names in the file, for

@@ -72,6 +72,9 @@ class LightningData(TrainingData):
     def copy(self, module: nn.Module) -> nn.Module:
         """A copy of the module for training steps that train and log nothing.
 
+        Returns:
+            The copy, for calls of `loss`.
+
         Raises:
             SignInError: If it holds something that cannot be copied.
         """
@@ -92,6 +95,9 @@ class LightningData(TrainingData):
             prefix: What the names of its weights begin with.
             call: Its input, which is left as it is.
             weights: The plain names of the sparse weights.
+
+        Returns:
+            The network in float64, with the first sample of the call as its input.
         """
         part = merge_(self._copy().eval()).get_submodule(prefix.removesuffix("."))
         return as_network(part, prefix, weights, one_sample(part, tree_map(_copied, call)))

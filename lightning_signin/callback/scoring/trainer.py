@@ -96,6 +96,9 @@ def scoring_trainer(trainer: Trainer, module: LightningModule, loaders: Callable
         trainer: The trainer, after ``setup``.
         module: The copied module that will use it.
         loaders: Makes the training loaders, for a step or an optimizer that asks for the length of the run.
+
+    Returns:
+        The copy; its steps change nothing of the original.
     """
     found: Any = copy.copy(trainer)
     strategy: Any = copy.copy(trainer.strategy)

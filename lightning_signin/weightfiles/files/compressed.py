@@ -41,6 +41,9 @@ def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
         tensors: The state dict: strided tensors of any dtype, shape and device.
         metadata: Further metadata, covered by the digest.
 
+    Returns:
+        The content of a safetensors file that `unpack` reads.
+
     Raises:
         SignInError: If an entry is not a plain tensor; its name is given.
 
@@ -95,6 +98,9 @@ def unpack(data: bytes, source: str) -> tuple[dict[str, Tensor], dict[str, str]]
 
 def decode(entries: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> dict[str, Tensor]:
     """The state dict in the entries of a file whose metadata has `KEY`; see `unpack`.
+
+    Returns:
+        The state dict, bit for bit as it was packed.
 
     Raises:
         SignInError: If they are altered, or of a later version.

@@ -15,6 +15,9 @@ PathLike = str | os.PathLike
 def is_url(path: PathLike) -> bool:
     """Whether a path is not on this machine's disks.
 
+    Returns:
+        True for a URL of any scheme but ``file``.
+
     Example:
         >>> is_url("s3://bucket/run.ckpt"), is_url("runs/run.ckpt"), is_url("file:///runs/run.ckpt")
         (True, False, False)

@@ -14,6 +14,9 @@ _LONGEST_HEADER = 100_000_000  # bytes, a limit of the format itself
 def is_safetensors(head: bytes) -> bool:
     """Whether the first bytes of a file, nine or more, are those of a safetensors file.
 
+    Returns:
+        Whether they start a header of plausible length.
+
     Example:
         >>> is_safetensors(bytes([2, 0, 0, 0, 0, 0, 0, 0]) + b"{}"), is_safetensors(b"some notes")
         (True, False)
@@ -53,6 +56,9 @@ def checked(name: str, value: Any) -> Tensor:
     Args:
         name: Its name in error messages.
         value: The entry: a dense tensor with data, or something else.
+
+    Returns:
+        The tensor.
 
     Raises:
         SignInError: If it is something else.

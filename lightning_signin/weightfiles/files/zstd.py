@@ -14,6 +14,9 @@ _RATIO = 1000
 def compress(data: bytes) -> bytes:
     """Compress into one Zstandard frame.
 
+    Returns:
+        The frame, with its own checksum.
+
     Raises:
         ModuleNotFoundError: If Zstandard is not installed.
         SignInError: If the data is so uniform that `decompress` would reject it.
@@ -35,6 +38,9 @@ def decompress(data: bytes, source: str) -> bytes:
     """Decompress data that is no larger than 1 GiB or a thousand times its compressed form.
 
     Without a limit, a file of a few bytes could fill the memory.
+
+    Returns:
+        The data.
 
     Raises:
         ModuleNotFoundError: If Zstandard is not installed.

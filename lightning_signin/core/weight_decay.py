@@ -82,9 +82,10 @@ class ThetaDecay:
         steppers = {id(part): part for optimizer in optimizers for part in parts_of(optimizer) if not wrapped(part)}
         self._changes = {key: ForOneStep(optimizer) for key, optimizer in steppers.items()}
         self._handles: list[RemovableHandle] = []
-        for optimizer in filter(takes_hooks, steppers.values()):
-            self._handles.append(optimizer.register_step_pre_hook(self._before_step))
-            self._handles.append(first_after_step(optimizer, self._after_step))
+        for optimizer in steppers.values():
+            if takes_hooks(optimizer):
+                self._handles.append(optimizer.register_step_pre_hook(self._before_step))
+                self._handles.append(first_after_step(optimizer, self._after_step))
             for group in optimizer.param_groups:
                 if group.get("weight_decay") and (held := self._held(group)):
                     self._kind(optimizer, group, held[0].ndim)

@@ -38,9 +38,9 @@ def budget(sparsity: float, size: int) -> int:
     return round((1 - exact(check_sparsity(sparsity))) * size)
 
 
-def check_sparsity(sparsity: object) -> float:
+def check_sparsity(sparsity: object, argument: str = "sparsity") -> float:
     """A sparsity as a plain number in [0, 1); see `number`."""
-    return number("sparsity", sparsity, "[0, 1)", "Pass the fraction of zeros, e.g. 0.9.")
+    return number(argument, sparsity, "[0, 1)", "Pass the fraction of zeros, e.g. 0.9.")
 
 
 def balanced(shape: tuple[int, ...]) -> int:

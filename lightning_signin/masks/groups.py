@@ -131,9 +131,9 @@ def _check_share(pattern: str, value: object) -> None:
     if isinstance(value, str) and value in SPREADS:
         return
     if isinstance(value, Mapping) and list(value) == [_LIMIT]:
-        check_sparsity(value[_LIMIT])
+        check_sparsity(value[_LIMIT], f"distribution[{pattern!r}]['{_LIMIT}']")
     elif not isinstance(value, str | Mapping):
-        check_sparsity(value)
+        check_sparsity(value, f"distribution[{pattern!r}]")
     else:
         raise SignInError(
             f"`distribution` of {pattern!r} must be a sparsity in [0, 1), one of {_names()} for the rest, or "

@@ -76,11 +76,9 @@ def _kept_warnings() -> Iterator[list[str]]:
             kept.append(str(message))
         show(message, category, *place, **more)
 
-    warnings.showwarning = show_and_keep
-    try:
+    with warnings.catch_warnings():  # the run silences some
+        warnings.showwarning = show_and_keep
         yield kept
-    finally:
-        warnings.showwarning = show
 
 
 def _numbers(trainer: Any) -> dict[str, float]:

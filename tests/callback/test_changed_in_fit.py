@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from lightning_signin import effective_weights, masks, merge_, plain_view, sparsify
+from tests.commands import filters
 from tests.resuming import SaveEverywhere
 from tests.small import BATCHES, Small, callback, loader, seeded, trainer
 
@@ -97,11 +98,6 @@ def test_checkpoint_of_a_step_that_failed_resumes_exactly_or_says_why_not(where,
     assert equal != told
     if told:
         assert "inside a training step that failed after it had changed buffers" in said[0]
-
-
-def filters():
-    """In any order: Lightning puts its own to the front in every fit."""
-    return sorted(map(str, warnings.filters))
 
 
 def test_exact_resume_leaves_the_warning_filters_as_they_were(tmp_path):

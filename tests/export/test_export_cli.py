@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lightning_signin.cli.main import main
 from lightning_signin.export import load_compressed
 from lightning_signin.recipes.models import MLP, Classifier
 from lightning_signin.weightfiles.saved import read_weights
+from tests.commands import main
 
 CONFIG = ["--config", "mnist1d", "--data.batch_size=100"]
 SILENT = pytest.mark.filterwarnings("ignore::UserWarning")

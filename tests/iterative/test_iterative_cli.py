@@ -5,9 +5,9 @@ import re
 import pytest
 
 from lightning_signin import SignInCallback
-from lightning_signin.cli.main import main
 from lightning_signin.cli.prune import arguments_for_pruning
 from lightning_signin.iterative.arguments import plain_sign_in
+from tests.commands import main
 from tests.pruning import count, kept
 
 

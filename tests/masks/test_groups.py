@@ -70,7 +70,19 @@ def test_layers_with_a_maximum_keep_their_best():
         ({"head": "erk", "*": "balanced"}, 0.9, "`distribution` can spread the rest in one way, got balanced, erk."),
         ({"head": {"max_sparsity": 0.5}, "*": 0.9}, None, "`distribution` has a max_sparsity and no spread by which"),
         ({"head": {"maximum": 0.5}, "*": "erk"}, 0.9, "`distribution` of 'head' must be a sparsity in [0, 1), one of "),
-        ({"head": {"max_sparsity": 50}, "*": "erk"}, 0.9, "`sparsity` must be in [0, 1), got 50."),
+        (
+            {"head": {"max_sparsity": 50}, "*": "erk"},
+            0.9,
+            "`distribution['head']['max_sparsity']` must be in [0, 1), got 50.",
+        ),
+        (
+            {"head": {"max_sparsity": "0.5"}, "*": "erk"},
+            0.9,
+            "['max_sparsity']` must be a number in [0, 1), got '0.5'.",
+        ),
+        ({"head": True, "*": "erk"}, 0.9, "`distribution['head']` must be a number in [0, 1), got True."),
+        ({"head": None, "*": "erk"}, 0.9, "`distribution['head']` must be a number in [0, 1), got None."),
+        ({"*": "0.9"}, 0.9, "`distribution` of '*' must be a sparsity in [0, 1), one of 'balanced',"),
         (
             {"head": "ERK", "*": "erk"},
             0.9,

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from lightning_signin.cli.main import main, recipes
+from lightning_signin.cli.main import recipes
 from lightning_signin.sweep.folder import SweepFolder
 from lightning_signin.sweep.grid import Cell
 from lightning_signin.sweep.output import write_results
 from lightning_signin.sweep.runner import run_all
 from lightning_signin.sweep.trial import run_trial
+from tests.commands import filters, main
 from tests.sweeps import GRID, refused
 
 SHORT = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=4", "--trainer.accelerator=cpu"]
@@ -98,7 +99,9 @@ def test_run_that_diverges_ends_at_once_and_says_so(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PL_GLOBAL_SEED", "1")  # puts back what the run leaves
     arguments = ["fit", "--config", str(recipes()["mnist1d"]), "--trainer.enable_progress_bar=false", *SHORT[1:]]
+    before = filters()
     told = run_trial([*arguments, "--trainer.max_epochs=50", "--model.init_args.lr=1e9"])
+    assert filters() == before
     assert told["error"] == "diverged: weights are not finite after epoch 1"
     assert [text[:52] for text in told["warnings"]] == ["network.layers.0.weight is not finite at the end of "]
 

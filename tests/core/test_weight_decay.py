@@ -475,6 +475,34 @@ def test_kinds(name):
     assert kind == expected
 
 
+class Odd(optim.Optimizer):
+    """Gradient descent with another pull, of λ, p and g."""
+
+    def __init__(self, params, pull):
+        super().__init__(params, {"lr": LR, "weight_decay": DECAY})
+        self.pull = pull
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(p.grad.sign() + self.pull(group["weight_decay"], p, p.grad), alpha=group["lr"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "pull"),
+    [
+        ("decoupled", lambda decay, p, g: decay * p),
+        (None, lambda decay, p, g: decay**2 * p),
+        (None, lambda decay, p, g: decay * p * g.norm()),
+        (None, lambda decay, p, g: decay * p.abs().sqrt()),
+    ],
+)
+def test_a_pull_that_is_not_in_proportion_to_the_parameter_and_the_decay_is_of_no_kind(kind, pull):
+    optimizer = Odd([torch.zeros(3)], pull)
+    assert decay_kind(optimizer, optimizer.param_groups[0]) == kind
+
+
 @pytest.mark.parametrize("name", TIMM)
 def test_every_optimizer_of_timm_has_a_kind(name):
     """All but one, which needs a loop of its own."""

@@ -182,7 +182,7 @@ def views_written_through(result: Any, source: Tensor, write: Callable[[], None]
         view.write = write
         return view
 
-    return tree_map(as_view, result)
+    return as_view(result) if isinstance(result, Tensor) else tree_map(as_view, result)
 
 
 class _WrittenThrough(Tensor):
@@ -193,7 +193,9 @@ class _WrittenThrough(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with without_torch_function():
-            own = [(t, version_of(t)) for t in tree_leaves((args, kwargs)) if isinstance(t, _WrittenThrough)]
+            flat = not kwargs and not any(isinstance(argument, list | tuple | dict) for argument in args)
+            leaves = args if flat else tree_leaves((args, kwargs))  # which takes longer than the rest
+            own = [(t, version_of(t)) for t in leaves if isinstance(t, _WrittenThrough)]
             result = func(*args, **(kwargs or {}))
             for tensor, version in own:
                 if version_of(tensor) != version:
@@ -219,8 +221,15 @@ def _set_requires_grad(theta: _AsParameter, requires_grad: bool = True) -> Tenso
     return theta
 
 
+def _set_data(theta: _AsParameter, values: Tensor) -> None:
+    set_theta(theta.holder, values, unseen=True)
+    theta.data = values
+    theta.write = lambda: set_theta(theta.holder, values.detach())  # they share their memory now
+
+
 _TENSOR: Any = Tensor
 _AS_PARAMETER: dict[Any, Callable[..., Any]] = {
+    _TENSOR.data.__set__: _set_data,
     _TENSOR.grad.__get__: lambda theta: gradient_of(theta.holder),
     _TENSOR.grad.__set__: lambda theta, gradient: set_gradient(theta.holder, gradient),
     # θ itself does not require a gradient under `no_grad`, where it is computed.

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -9,7 +10,9 @@ from torch import nn
 
 from lightning_signin.core.layer_forward import hands_on_only
 from lightning_signin.core.theta import as_parameter
+from lightning_signin.core.torch_internals import is_transformed
 
+_HAND_ON = ("torch", __name__.partition(".")[0])
 _GET_PARAMETER = nn.Module.get_parameter.__code__
 
 
@@ -62,17 +65,20 @@ def _opening(method: Callable[..., Any], name: str, view: Opens) -> Callable[...
 def _opening_property(owner: nn.Module, attribute: str, view: Opens) -> property:
     computed: Any = vars(type(owner))[attribute]
     masked: Any = owner.parametrizations[attribute][0]  # type: ignore[operator, index]
-    known = hands_on_only(owner)
+    known = hands_on_only(owner)  # then it says itself when it runs
 
     def read(self: nn.Module) -> Any:
         # In every forward pass, so as little as possible.
         if torch.compiler.is_compiling() or view.mode is None or masked.read_only:
             return computed.fget(self)
-        if view.mode == "hooks" or sys._getframe(1).f_code is _GET_PARAMETER:  # noqa: SLF001 — documented by Python
+        asking = sys._getframe(1)  # noqa: SLF001 — documented by Python
+        if view.mode == "hooks" or asking.f_code is _GET_PARAMETER:
             return getattr(self, attribute) if view.opens(self) else computed.fget(self)
         theta = computed.fget(self)
+        if not view.shows(self) or is_transformed(theta) or not (known or _may_write(asking)):
+            return theta
         holder: Any = self.parametrizations
-        return as_parameter(holder[attribute], theta) if known and view.shows(self) else theta
+        return as_parameter(holder[attribute], theta)
 
     def write(self: nn.Module, value: Any) -> None:
         if view.mode == "hooks" and view.opens(self):
@@ -81,3 +87,8 @@ def _opening_property(owner: nn.Module, attribute: str, view: Opens) -> property
             computed.fset(self, value)
 
     return property(read, write, computed.fdel)
+
+
+def _may_write(asking: FrameType) -> bool:
+    """Whether the code that reads a weight may write into it: the layers of torch only hand theirs on."""
+    return asking.f_globals.get("__name__", "").partition(".")[0] not in _HAND_ON

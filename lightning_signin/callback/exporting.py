@@ -19,7 +19,7 @@ def export_fit(trainer: Trainer, module: LightningModule, formats: Sequence[str]
         trainer: The trainer at the end of its fit.
         module: The module, merged; a sharded one as it is.
         formats: See `parse_exports`.
-        state: State of the callback, which knows what was kept and flipped.
+        state: State of the callback, with the masks and the sign flips.
     """
     if not formats:
         return

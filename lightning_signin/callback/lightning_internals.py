@@ -135,7 +135,7 @@ def check_iterable(loader: object, source: Any) -> None:
 
 
 def mode_of(loader: CombinedLoader) -> str:
-    """How loaders that are read side by side end: "min_size", "max_size_cycle", …."""
+    """How the iteration of several loaders in parallel ends: "min_size", "max_size_cycle", …."""
     return loader._mode
 
 

@@ -50,7 +50,7 @@ class Start:
             resumes: Whether masks and factors are loaded from a checkpoint next.
 
         Returns:
-            Whether it is checked, as far as that is needed, that the mask does not cut the network.
+            Whether the mask is known not to cut the network, where that needs a check.
         """
         arguments = self.arguments
         options: Any = {

@@ -41,7 +41,7 @@ class Training:
         trainer: The trainer of the fit.
         module: The sparse module.
         arguments: The arguments of the run.
-        is_checked: Whether it is known if the mask cuts the network.
+        is_checked: Whether the mask is known not to cut the network, where that needs a check.
     """
 
     def __init__(self, trainer: Trainer, module: LightningModule, arguments: Arguments, is_checked: bool) -> None:
@@ -97,7 +97,7 @@ class Training:
             except SignInError:
                 if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
                     raise
-                self.updates = self._mask_updates(_LONG)  # any other error comes again
+                self.updates = self._mask_updates(_LONG)  # any other error is raised again
             if self._to_load is not None:
                 self._load_updates(self.updates, self._to_load)
         if self.first_call is not None:

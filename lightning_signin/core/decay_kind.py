@@ -1,4 +1,4 @@
-"""How an optimizer applies its ``weight_decay``: found out by trying it, as with `Trial`."""
+"""How an optimizer applies its ``weight_decay``: determined by a trial; see `Trial`."""
 
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -77,7 +77,7 @@ def _after(
 
 
 def _of_direction(optimizer: Optimizer, group: dict[str, Any], ndim: int) -> Kind | None:
-    """What can be said of a decay by where a few small steps go, in float64, and not by how long they are."""
+    """What the direction of a few small steps, in float64, says about a decay; their length does not matter."""
 
     def moved(gradient: Tensor, decay: float, steps: int) -> Tensor:
         start = _matrix(_START, ndim)
@@ -94,7 +94,7 @@ def _of_direction(optimizer: Optimizer, group: dict[str, Any], ndim: int) -> Kin
     for gradient in _GRADIENTS:
         pulls = []
         for size in (1, 4):
-            # Not from 0 on: some take steps of another length without a decay.
+            # Not from 0: without a decay, some optimizers take steps of another length.
             quarter, half, whole = (moved(size * gradient, part * _SMALL_DECAY, 3) for part in (0.25, 0.5, 1.0))
             pull, start = whole - half, _matrix(_START, ndim).double().flatten()
             if _differ(pull, 2 * (half - quarter)) or _share_off(pull, [start, whole]) > _NEAR:
@@ -106,7 +106,7 @@ def _of_direction(optimizer: Optimizer, group: dict[str, Any], ndim: int) -> Kin
 
 
 def _share_off(values: Tensor, directions: list[Tensor]) -> float:
-    """The share of a vector's length that is off the span of others."""
+    """The share of a vector's length that is outside the span of others."""
     basis = torch.stack(directions, 1)
     off = values - basis @ torch.linalg.lstsq(basis, values, driver="gelsd").solution
     return float(off.norm() / values.norm())  # NaN for 0, which is near nothing

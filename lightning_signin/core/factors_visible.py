@@ -1,4 +1,4 @@
-"""Views that open by themselves while user code runs, and how code that works on factors closes them for its time."""
+"""Views that open automatically while user code runs, and how code that works on factors closes them meanwhile."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Opens(Protocol):
-    """A view that opens by itself: see `LiveView`."""
+    """A view that opens automatically: see `LiveView`."""
 
     def off(self) -> AbstractContextManager[None]:
         """Close it, and do not let it open in the block."""
@@ -18,7 +18,7 @@ LIVE: list[Opens] = []
 
 @contextmanager
 def factors_visible() -> Iterator[None]:
-    """In the block modules have their factors, also where it runs in a hook that shows θ."""
+    """Within the block modules have their factors, even in a hook that shows θ."""
     with ExitStack() as closed:
         for view in LIVE:
             closed.enter_context(view.off())

@@ -23,16 +23,16 @@ class ForOneStep:
         self._added: list[dict[str, Any]] = []
 
     def exchange(self, parameters: list[Tensor], gradients: list[Tensor]) -> None:
-        """Let parameters have other gradients. Their own stay as they are, for what reads them after the step."""
+        """Replace the gradients of parameters. Their own stay untouched, for code that reads them after the step."""
         for parameter, gradient in zip(parameters, gradients, strict=True):
             assert parameter.grad is not None
             self._gradients.append((parameter, parameter.grad))
             parameter.grad = gradient
 
     def decay(self, group: dict[str, Any], parameters: list[Tensor], decay: Any) -> None:
-        """Let parameters of a group have another ``weight_decay``, in a group of their own if there are others in it.
+        """Give parameters of a group another ``weight_decay``: in a group of their own, if the group holds others too.
 
-        What the optimizer counts in its group, it counts there as ever.
+        Counters that the optimizer keeps in the group continue as usual.
         """
         listed = [key for key in _OF_PARAMETERS if key in group]
         self._settings.append((group, {key: group[key] for key in (*listed, "weight_decay")}))
@@ -51,7 +51,7 @@ class ForOneStep:
 
     @torch.no_grad()
     def undo(self) -> None:
-        """Put back what was there; nothing happens a second time."""
+        """Put everything back; a second call does nothing."""
         scale, found_inf = (getattr(self.optimizer, name, None) for name in ("grad_scale", "found_inf"))
         if scale is not None and found_inf is not None:
             scale = torch.where(found_inf == 0, scale, torch.ones_like(scale))

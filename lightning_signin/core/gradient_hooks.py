@@ -27,7 +27,7 @@ class HookedUses:
         self._warned = False
 
     def watch(self, theta: Tensor) -> None:
-        """Give θ of a forward pass the hooks."""
+        """Attach the hooks to the θ of a forward pass."""
         self.forwards += 1
         own = self.forwards
 

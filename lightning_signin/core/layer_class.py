@@ -164,7 +164,7 @@ def _refuse_script(self: nn.Module) -> None:
 
 
 def _in_functional_call(attribute: str) -> bool:
-    """Whether a functional call does what the caller of this function is asked for: directly, or by a live view."""
+    """Whether a functional call is behind the access that the calling function handles: directly, or by a live view."""
     asking = sys._getframe(2)  # noqa: SLF001 — documented by Python
     return is_functional_call(asking, attribute) or is_functional_call(asking.f_back, attribute)
 

@@ -1,4 +1,4 @@
-"""A plain view that opens by itself: a layer becomes plain when user code in a hook asks for its parameters.
+"""A plain view that opens automatically: a layer becomes plain when user code in a hook asks for its parameters.
 
 Until then it costs nothing. What asks is `named_modules`, through which torch's `parameters`, `named_parameters` and
 `get_parameter` come to a layer, and the attribute of the weight; and `copy.deepcopy`, whose copy is plain for good.

@@ -33,7 +33,7 @@ def masked_product(a: Tensor, b: Tensor | None, bits: Tensor, memory: Tensor | N
         >>> masked_product(a, a, bits).tolist()
         [4.0, 0.0]
     """
-    if is_transformed(a):  # what is at work then does not know of bits
+    if is_transformed(a):  # which cannot handle the bits
         a, b = (None if factor is None else torch.where(bits.bool(), factor, 0) for factor in (a, b))  # type: ignore[assignment]
         return a if b is None else a * b
     return cast(Tensor, _MaskedProduct.apply(a, b, bits, memory))

@@ -21,7 +21,7 @@ _watched: WeakSet[Optimizer] = WeakSet()
 
 
 def note_optimizer(optimizer: Optimizer) -> None:
-    """Remember, while it lives, that an optimizer has got factors in the place of plain parameters."""
+    """Remember, as long as an optimizer exists, that it holds factors in place of plain parameters."""
     _trains_factors.add(optimizer)
 
 
@@ -41,7 +41,7 @@ def note_merged(weights: Iterable[SparseWeight]) -> None:
 
 
 def give_back_parameters(optimizer: Optimizer) -> None:
-    """Replace the factors of merged weights in an optimizer by the plain parameters; no more happens to other ones.
+    """Replace the factors of merged weights in an optimizer by the plain parameters; other optimizers are left alone.
 
     State of a plain masked weight goes along. That of the factors of a product does not describe their product: the
     optimizer starts anew on it.

@@ -1,4 +1,4 @@
-"""What trials show of an optimizer: the state that it makes, whether it holds copies, and whether it needs shapes."""
+"""What trials reveal about an optimizer: the state that it makes, whether it holds copies, whether it needs shapes."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -59,7 +59,7 @@ def remembers(optimizer: Optimizer, group: dict[str, Any]) -> bool:
     Two trials differ in where the parameter was, under zero gradients, and go on from the same point on the same
     gradients. What differs then is in copies: Lookahead's slow weights, the starting points of MADGRAD and Prodigy, the
     averages of schedule-free optimizers. Or a zero gradient moves the parameter: FTRL computes it from the state.
-    In half precision there may be copies that a float32 parameter has no need of, so that is tried, too.
+    In half precision there may be copies that a float32 parameter does not need, so that is tried, too.
 
     Returns:
         Whether the two trials end apart.
@@ -86,13 +86,13 @@ def _remembers(optimizer: Optimizer, group: dict[str, Any], dtype: torch.dtype) 
         for _ in range(STEPS):
             trial.step(torch.tensor(_GRADIENT), closure=True)
         ends.append(trial.values)
-    # A norm is rounded by where in memory it is summed.
+    # How a norm is rounded depends on where in memory it is summed.
     one, other = ends
     return not _agree(one, other, rtol=max(1e-5, 8 * torch.finfo(dtype).eps), atol=1e-6)
 
 
 def needs_shape(optimizer: Optimizer, group: dict[str, Any]) -> bool:
-    """Whether a matrix takes other steps than its entries as a vector.
+    """Whether the steps of a matrix differ from those of its entries as a vector.
 
     Returns:
         Whether the two differ by more than rounding.

@@ -1,6 +1,6 @@
-"""Optimizers across a rescale: how their state of m and w changes along, and which would undo the rescale.
+"""Optimizers across a rescale: how their state of m and w changes with it, and which of them would undo it.
 
-What an optimizer does is found out by trying it (`Trial`), so a subclass, a wrapper or an optimizer of one's own is
+What an optimizer does is determined by a trial (`Trial`), so a subclass, a wrapper or an optimizer of one's own is
 judged by its steps and its state.
 """
 

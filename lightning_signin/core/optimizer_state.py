@@ -15,11 +15,11 @@ from lightning_signin.errors import SignInError
 def check_movable(optimizers: Iterable[Optimizer], ndim: int = 1) -> None:
     """Check that every optimizer itself starts an entry's state at zero.
 
-    This is found out by experiment: the optimizer takes steps on a parameter of ones with a zero gradient, and its
+    A trial shows it: the optimizer takes steps on a parameter of ones with a zero gradient, and its
     state is inspected. What cannot follow a moving mask: state that is copied from the parameter or starts elsewhere
     (averages of parameters, Rprop's step sizes), has another shape (Adafactor's rows and columns), or is shared by all
     parameters (L-BFGS). Adagrad's state starts from zeros, except for `initial_accumulator_value`; an entry that enters
-    the mask then starts from 0 all the same.
+    the mask then starts from 0 nevertheless.
 
     Args:
         optimizers: Those that train sparse weights.

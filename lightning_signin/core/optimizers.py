@@ -14,7 +14,7 @@ from lightning_signin.core.weights import SparseWeight
 from lightning_signin.errors import SignInError
 
 # Their update of an entry depends on other entries, according to the shape of the tensor. With the first kind zeros
-# stay zero all the same; the second fills them.
+# still stay zero; the second fills them.
 _NEEDS_SHAPE = ("Adafactor", "AdafactorBigVision", "AdamP", "Mars", "SGDP")  # Mars is AdamW on vectors
 _MIXES_ENTRIES = ("Muon", "AdaMuon", "NadaMuon", "Shampoo", "SOAP", "Kron")
 

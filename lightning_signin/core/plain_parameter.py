@@ -72,7 +72,7 @@ def is_empty(parameter: nn.Parameter) -> bool:
 
 
 def follow(parameter: nn.Parameter, fn: Callable[[Tensor], Tensor]) -> None:
-    """Let an empty parameter have the device and the dtype that ``fn`` gives to others."""
+    """Give an empty parameter the device and the dtype that ``fn`` gives to others."""
     if not is_empty(parameter):  # it is shown, by another layer than the one that is moved
         return
     with without_torch_function():

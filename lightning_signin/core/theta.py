@@ -99,7 +99,7 @@ def set_gradient(holder: ParametrizationList, gradient: Tensor | None) -> None:
             factor.grad = new.to(factor.dtype)
     elif not bool((same := _same(after, before)).all()):
         for factor, more in zip(factors, _of_factors(holder, after - before), strict=True):
-            # Adding leaves a decay that is in the gradient; what is to be zero is exactly zero.
+            # Adding the change keeps a decay that is part of the gradient; what should be zero is exactly zero.
             new = (factor.grad + more).where(after != 0, torch.zeros_like(more))
             if masked.elementwise_map is None and masked.factors == ("theta",):  # without rounding
                 new = after.to(new)
@@ -166,7 +166,7 @@ def written_through(values: Tensor, write: Callable[[Tensor], None]) -> Tensor:
 
 
 def as_parameter(holder: ParametrizationList, theta: Tensor) -> Tensor:
-    """θ as it was computed, with its graph, which can be written to and asked for its gradient as a parameter can."""
+    """θ as computed, with its graph; like a parameter, it can be written to and has a gradient."""
     result = theta.as_subclass(_AsParameter)
     result.holder, result.write = holder, lambda: set_theta(holder, theta.detach())
     return result
@@ -186,7 +186,7 @@ def views_written_through(result: Any, source: Tensor, write: Callable[[], None]
 
 
 class _WrittenThrough(Tensor):
-    """A tensor of which changes in place, of its views too, are written on."""
+    """A tensor whose in-place changes, and those of its views, are passed on."""
 
     write: Callable[[], None]
 

@@ -1,10 +1,10 @@
-"""What of torch's insides this package reads and replaces; each function says why it is needed.
+"""The internals of torch that this package reads and replaces; each function says why it is needed.
 
-What a version of torch has moved is named by tests/core/test_torch_internals.py. Two attributes are read where
+If a version of torch moves one, tests/core/test_torch_internals.py names it. Two attributes are read where
 they belong, since a call would cost in every forward of a layer: `_flat_weights_names` in core/layer_forward.py and
 `_buffers` in export/sparse/linear.py.
 
-What is put into the place of something of torch, and where it is undone; for Lightning see
+What replaces something in torch, and where that is undone; for Lightning see
 callback/lightning_internals.py:
 
 - The class that `parametrize` makes for a layer: `forward`, and the list of weights of recurrent layers with its
@@ -110,7 +110,7 @@ def versions_of(state_dict: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_weights_list(layer: nn.RNNBase) -> None:
-    """Let a recurrent layer list references to its weights anew; on CUDA they become one piece of memory again."""
+    """Make a recurrent layer rebuild its list of weights; on CUDA they become one block of memory again."""
     layer._init_flat_weights()  # type: ignore[no-untyped-call]
 
 
@@ -120,12 +120,12 @@ def list_weights(layer: nn.RNNBase) -> None:
 
 
 def drop_weights_list(layer: nn.Module) -> None:
-    """Let go of the references to its weights that a recurrent layer keeps; nothing is done to other layers."""
+    """Drop the references to its weights that a recurrent layer keeps; other layers are left alone."""
     layer.__dict__.pop("_flat_weights", None)
 
 
 def compute_weights_list(made_by_torch: Any, listed: Callable[[Any], list[Tensor | None]]) -> None:
-    """Let recurrent layers of a class compute the list of their weights when it is read, and never make it."""
+    """Let recurrent layers of a class compute the list of their weights when it is read, and never store it."""
     made_by_torch._flat_weights = property(listed, lambda self, values: None)
     for method in ("_init_flat_weights", "_update_flat_weights", "flatten_parameters"):
         setattr(made_by_torch, method, lambda self: None)
@@ -162,7 +162,7 @@ def without_step_hooks() -> dict[str, Any]:
 
 
 def multiplied_each(tensors: list[Tensor], others: list[Tensor]) -> list[Tensor]:
-    """Each tensor of a list times that of another, in one call; torch's optimizers work so, through private names."""
+    """Multiply two lists of tensors pairwise in one call, as torch's optimizers do, through private names."""
     return list(torch._foreach_mul(tensors, others))
 
 

@@ -70,7 +70,7 @@ class ThetaDecay:
         optimizers: Those that train them.
 
     Attributes:
-        left: The classes of optimizers whose decay goes on to act on m and w.
+        left: The classes of optimizers whose decay still acts on m and w.
     """
 
     def __init__(self, weights: Iterable[SparseWeight], optimizers: Iterable[Optimizer]) -> None:
@@ -179,7 +179,7 @@ def _kept(lr: Any, decay: Any) -> Any:
     if not isinstance(kept, Tensor) and kept <= 0:
         raise SignInError(
             f"The learning rate {lr} times the optimizer's `weight_decay` {decay} is {lr * decay}: it must be below 1, "
-            "or θ would be turned around in every step."
+            "or θ would change its sign in every step."
         )
     return kept
 

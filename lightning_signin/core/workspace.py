@@ -12,7 +12,7 @@ class Workspace:
 
     A weight that is rebuilt in every step needs a large block of memory each time: allocating and zeroing it takes
     longer than writing a tenth of its entries. A borrower that writes the same entries every time finds zeros in all
-    others. The tensor comes back by itself when nothing uses its memory any more, neither a view nor an autograd graph.
+    others. The tensor returns automatically when nothing uses its memory, neither a view nor an autograd graph.
     Until then, further requests get new tensors; one of those returned is kept.
 
     Example:

@@ -1,4 +1,4 @@
-"""A sparse weight that is shown as a plain parameter, and the way back of what is changed in it."""
+"""A sparse weight that is shown as a plain parameter, and how changes to it are written back."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ Versions = list[tuple[int, int]]
 
 
 class Mirror:
-    """The parameter that shows a sparse weight, with its gradient and flag, and the way back.
+    """The parameter that shows a sparse weight, with its gradient and flag; changes are written back.
 
     What was not changed in it leaves the trainable tensors as they are, bit for bit, entry by entry. Each of θ, its
     gradient and its flag is compared with what the trainable tensors still give, so nothing is kept to compare with.
@@ -39,7 +39,7 @@ class Mirror:
         self._note()
 
     def write_back(self) -> None:
-        """Give the trainable tensors what was changed.
+        """Write what was changed into the trainable tensors.
 
         Raises:
             SignInError: If the values do not fit, see `set_theta`, or the parameter was removed.
@@ -53,13 +53,13 @@ class Mirror:
             if self._gradients == _versions([factor.grad for factor in weight.factors]):
                 set_gradient(weight.holder, parameter.grad)
             if self._values == _versions(weight.tensors):
-                # Between a forward and its backward pass autograd lets pass what is written through `data`, here too.
+                # As for any parameter, autograd does not notice writes through `data` between forward and backward.
                 unseen = version_of(parameter) == self._version
                 set_theta(weight.holder, parameter.detach(), weight.name, unseen)
         self._note()
 
     def _parameter(self) -> nn.Parameter:
-        """What has the parameter's place: itself, or what was assigned to one of its users."""
+        """What is in the parameter's place: itself, or what was assigned to one of its users."""
         found = [registered_parameters(owner).get(attribute) for owner, attribute in self.weight.owners]
         if None in found:
             raise SignInError(

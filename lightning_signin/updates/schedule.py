@@ -27,8 +27,8 @@ class Schedule:
     def amount(self, step: int, total: int) -> float:
         """The share in [0, 1] of the rule's strength that acts at one of the `steps`.
 
-        It is the share of the fraction that is dropped (SET, RigL, SRigL), of the mutation (MEST), or of the way that
-        is left to the final sparsity (GMP, AC/DC): these schedules fall to 0.
+        It is the share of the fraction that is dropped (SET, RigL, SRigL), of the mutation (MEST), or of the
+        remaining distance to the final sparsity (GMP, AC/DC): these schedules fall to 0.
 
         Returns:
             The share.
@@ -40,7 +40,7 @@ class Schedule:
 
 
 def passed(steps: Sequence[int], before: int, now: int) -> bool:
-    """Whether one of rising steps lies in (before, now]: each is noticed once, even if some are never looked at.
+    """Whether one of ascending steps lies in (before, now]: each is noticed once, even if some are never looked at.
 
     Returns:
         Whether there is one.

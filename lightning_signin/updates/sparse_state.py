@@ -1,4 +1,4 @@
-"""What a training loop of one's own saves beside the state dicts of its model and optimizers, and loads to continue."""
+"""What a custom training loop saves beside the state dicts of its model and optimizers, and loads to continue."""
 
 from typing import Any
 
@@ -74,7 +74,7 @@ def sparse_state(module: nn.Module, updates: MaskUpdates | None = None) -> State
 def load_sparse_state(module: nn.Module, state: State, updates: MaskUpdates | None = None) -> None:
     """Continue a run from what `sparse_state` gave: masks and factors, and the update rule's state.
 
-    Load the model's state dict first: it sets θ, and with it m and w anew. Masks may be others than those of `sparsify`
+    Load the model's state dict first: it sets θ, and resets m and w. Masks may be others than those of `sparsify`
     here, e.g. after GMP; then the factors change their sizes, so wrap the module in DistributedDataParallel afterwards.
     The optimizers' state may be loaded before or after.
 

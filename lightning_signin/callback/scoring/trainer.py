@@ -119,7 +119,7 @@ def scoring_trainer(trainer: Trainer, module: LightningModule, loaders: Callable
 
 
 def number_of_batches(loaders: CombinedLoader) -> int | float:
-    """The length of an epoch, from the limits of loaders that are read side by side; infinite where it is not known."""
+    """The length of an epoch, from the limits of loaders that are iterated in parallel; infinite if unknown."""
     return (min if mode_of(loaders) == "min_size" else max)(loaders.limits or [0])
 
 

@@ -1,4 +1,4 @@
-"""Lightning's `BaseFinetuning` freezes anew at the start of every run: a resume unfreezes what was unfrozen."""
+"""Lightning's `BaseFinetuning` freezes again at the start of every run: a resume must unfreeze what was unfrozen."""
 
 from collections.abc import Iterable
 
@@ -12,7 +12,7 @@ from lightning_signin.core.weights import sparse_weights
 
 
 def frozen(module: LightningModule) -> list[str]:
-    """The plain names of the parameters that have no gradient."""
+    """The plain names of the parameters with ``requires_grad=False``."""
     return sorted({name for name, parameter in _named(module) if not parameter.requires_grad})
 
 

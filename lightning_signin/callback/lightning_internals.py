@@ -1,9 +1,9 @@
-"""What of Lightning's insides this package reads and replaces; each function says why it is needed.
+"""The internals of Lightning that this package reads and replaces; each function says why it is needed.
 
-What a version of Lightning has moved is named by tests/callback/test_lightning_internals.py. One attribute is read in a
+If a version of Lightning moves one, tests/callback/test_lightning_internals.py names it. One attribute is read in a
 room that knows no Lightning: `_hparams_name`, in export/checkpoint.py.
 
-What is put into the place of something of Lightning, and where it is undone; for torch see core/torch_internals.py:
+What replaces something in Lightning, and where that is undone; for torch see core/torch_internals.py:
 
 - On the instances, for the time of a fit: `configure_optimizers` of the module, `process_dataloader` of the strategy,
   `_restore_modules_and_callbacks` of the checkpoint connector, and `configure_model` where a strategy restores late
@@ -48,17 +48,17 @@ OF_LOADERS = ("_combined_loader", "max_batches")
 
 
 def average_of(callback: Any) -> nn.Module:
-    """The average of a `WeightAveraging` or a `StochasticWeightAveraging`; neither has a public way to it."""
+    """The average of a `WeightAveraging` or a `StochasticWeightAveraging`; neither gives public access to it."""
     return callback._average_model
 
 
 def checkpoint_connector(trainer: Trainer) -> Any:
-    """What restores a checkpoint: no hook lies between ``configure_model`` and it."""
+    """The method that restores a checkpoint: no hook lies between ``configure_model`` and it."""
     return trainer._checkpoint_connector
 
 
 def saves_shards(strategy: Any) -> bool:
-    """Whether a `ModelParallelStrategy` writes folders of shards; it keeps its argument for itself."""
+    """Whether a `ModelParallelStrategy` writes folders of shards; its argument is private."""
     return strategy._save_distributed_checkpoint
 
 
@@ -69,7 +69,7 @@ def finds_unused_parameters(strategy: Any) -> bool:
 
 @contextmanager
 def loads_any_entries(module: LightningModule) -> Iterator[None]:
-    """`strict_loading` is False; then it is as it was, unset too, which its public setter cannot put back."""
+    """Set `strict_loading` to False, then restore it, even to unset, which the public setter cannot do."""
     strict, module.strict_loading = module._strict_loading, False
     try:
         yield
@@ -95,7 +95,7 @@ def leave_restart(loop: Any) -> None:
 
 
 def training_loader(loop: Any) -> CombinedLoader | None:
-    """All that a fit loop trains with, in one; None before there is any. `trainer.train_dataloader` is not flat."""
+    """The combined training loader of a fit loop; None before it exists. `trainer.train_dataloader` is not flat."""
     return loop._combined_loader
 
 
@@ -130,7 +130,7 @@ def limited(length: float, limit: float) -> float:
 
 
 def check_iterable(loader: object, source: Any) -> None:
-    """Raise what a fit would raise of training data that cannot be iterated."""
+    """Raise what a fit would raise for training data that cannot be iterated."""
     _check_dataloader_iterable(loader, source, TrainerFn.FITTING)
 
 

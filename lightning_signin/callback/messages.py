@@ -1,4 +1,4 @@
-"""What a fit reports about its sparse weights: one line at its start, and warnings of parts that would not train."""
+"""What a fit reports about its sparse weights: one line at its start, and warnings about parts that would not train."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -12,7 +12,7 @@ from lightning_signin.errors import some, warn
 
 
 def say_start(module: LightningModule, origin: str) -> None:
-    """Log, on rank 0, how much is sparse, by which mask, how much stays dense, and as how many numbers it trains.
+    """Log, on rank 0, how much is sparse, by which mask, how much stays dense, and how many numbers train.
 
     Args:
         module: A module after `sparsify`.
@@ -31,7 +31,7 @@ def say_start(module: LightningModule, origin: str) -> None:
 
 
 def say_untrained(module: LightningModule, optimizers: Iterable[Optimizer]) -> None:
-    """Warn of trainable parameters that are in no optimizer, sparse weights among them."""
+    """Warn about trainable parameters that are in no optimizer, sparse weights among them."""
     held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     plain = {id(tensor): weight.name for weight in sparse_weights(module).values() for tensor in weight.tensors}
     left = [(name, p) for name, p in module.named_parameters() if p.requires_grad and id(p) not in held]
@@ -45,7 +45,7 @@ def say_untrained(module: LightningModule, optimizers: Iterable[Optimizer]) -> N
 
 
 def say_decays(of_optimizers: Sequence[float], on: str, frobenius: float, of_method: float) -> str:
-    """What decays the sparse weights, in words; warns of two decays at once.
+    """What decays the sparse weights, in words; warns if there are two decays at once.
 
     Args:
         of_optimizers: The values of ``weight_decay`` in the optimizers' groups of these weights.
@@ -71,7 +71,7 @@ def say_decays(of_optimizers: Sequence[float], on: str, frobenius: float, of_met
 
 
 class Reached:
-    """Records which sparse weights a gradient reaches, and warns of those that none has reached.
+    """Records which sparse weights a gradient reaches, and warns about those that none has reached.
 
     Args:
         weights: The sparse weights of a module by name.
@@ -90,7 +90,7 @@ class Reached:
                 del self._missing[name]
 
     def say(self) -> None:
-        """Warn, once, of weights that their optimizer has stepped without a gradient."""
+        """Warn, once, about weights that their optimizer has stepped without a gradient."""
         names = [name for name, weight in self._missing.items() if id(weight.tensors[0]) in self._stepped]
         self._missing = {}
         if names:

@@ -180,7 +180,7 @@ class Position:
 def _of_all_ranks(mine: State, world_size: int) -> list[State]:
     """What each rank has, in their order."""
     everyone: list[Any] = [None] * world_size
-    # As arrays: a tensor is pickled by `torch.save`, which runs count, time or replace as the writing of a file.
+    # As arrays: tensors are pickled by `torch.save`, which users patch to count, time or replace the files it writes.
     arrays = tree_map(lambda value: value.numpy() if isinstance(value, Tensor) else value, mine)
     torch.distributed.all_gather_object(everyone, arrays)
     return tree_map(lambda value: torch.from_numpy(value) if isinstance(value, np.ndarray) else value, everyone)

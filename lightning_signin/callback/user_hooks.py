@@ -14,7 +14,7 @@ from lightning_signin.callback.wrapped_hooks import InPlaceOf, replaced_on_insta
 from lightning_signin.core.live_view import LiveView
 from lightning_signin.core.sharded import has_shards
 
-# Whose own hooks count on factors, but for those that compare or count the parameters of a module: see `_around`.
+# Whose own hooks rely on factors, except those that compare or count the parameters of a module: see `_around`.
 _PACKAGES = ("lightning", "pytorch_lightning", __name__.partition(".")[0])
 _OF_CALLBACKS = [name for name in vars(Callback) if name.startswith("on_")]
 _OF_MODULES = [name for hooks in (ModelHooks, CheckpointHooks) for name in vars(hooks) if name.startswith("on_")]
@@ -24,7 +24,7 @@ _STEPS = ["training_step", "validation_step", "test_step"]
 
 
 class UserHook(InPlaceOf):
-    """A method that is called within a context, in the place of that method on one instance.
+    """A method that is called within a context, in place of the original on one instance.
 
     Args:
         name: Of the method.
@@ -45,7 +45,7 @@ class UserHook(InPlaceOf):
 
 
 class OptimizerStep(UserHook):
-    """A module's ``optimizer_step``: the training step and the backward pass, which it gets to call, need factors."""
+    """A module's ``optimizer_step``: the training step and the backward pass, which it calls, need factors."""
 
     def __init__(self, method: Callable[..., Any], view: LiveView) -> None:
         super().__init__("optimizer_step", method, view.hooks)
@@ -108,7 +108,7 @@ def user_hooks(trainer: Trainer, module: LightningModule) -> Iterator[None]:
 def _around(
     view: LiveView, trainer: Trainer, holder: Any, name: str, method: Any
 ) -> Callable[[], AbstractContextManager[None]] | None:
-    """Makes the context in which a hook runs; None if there is no hook, or one that counts on factors."""
+    """Makes the context in which a hook runs; None if there is no hook, or one that relies on factors."""
     if not callable(method):
         return None
     if isinstance(holder, in_both(BaseFinetuning)) and name in vars(BaseFinetuning):

@@ -73,7 +73,7 @@ def wrapped_hooks(
 
 
 class InPlaceOf:
-    """What is called in the place of a method on one instance. A copy or a pickle of the instance has the method again.
+    """The replacement of a method on one instance. Copies and pickles of the instance have the original method.
 
     Args:
         method: The bound method.
@@ -86,7 +86,7 @@ class InPlaceOf:
 
     @property
     def __code__(self) -> Any:
-        """By which Lightning sees that a method is overridden."""
+        """How Lightning detects that a method is overridden."""
         return self._hook.__code__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

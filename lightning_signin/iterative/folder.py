@@ -101,7 +101,7 @@ class Folder:
 
 
 def _put(part: Path, path: Path) -> None:
-    """Give a file its name once its content is on the disk: a crash must not leave the name with none of it."""
+    """Give a file its name once its content is on the disk: a crash must not leave the name without the content."""
     with open(part, "rb+") as file:
         os.fsync(file.fileno())
     os.replace(part, path)

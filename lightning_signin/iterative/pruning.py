@@ -33,7 +33,7 @@ class IterativePruning:
     - "imp": all weights, biases and buffers as they were at the start (Frankle, Carbin: "The Lottery Ticket
       Hypothesis", ICLR 2019);
     - "wr": as they were after ``rewind_epoch`` epochs of level 0 (Frankle et al.: "Linear Mode Connectivity and the
-      Lottery Ticket Hypothesis", ICML 2020); the schedule starts anew, whereas the paper's continues from that epoch;
+      Lottery Ticket Hypothesis", ICML 2020); the schedule restarts, whereas the paper's continues from that epoch;
     - "lrr": as the previous level left them (Renda, Frankle, Carbin: "Comparing Rewinding and Fine-tuning in Neural
       Network Pruning", ICLR 2020).
 
@@ -53,7 +53,7 @@ class IterativePruning:
         sign_in: Further arguments of the `SignInCallback` of every level, e.g. ``{"parametrization": "plain"}``.
 
     Raises:
-        SignInError: For values out of range, unknown names, and arguments in ``sign_in`` that are decided here.
+        SignInError: For values out of range, unknown names, and arguments in ``sign_in`` that this class sets.
 
     Example:
         >>> IterativePruning("runs/tickets", sparsity=0.9, rewind="wr", rewind_epoch=2).levels.last

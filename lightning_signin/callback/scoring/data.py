@@ -83,7 +83,7 @@ class LightningData(TrainingData):
         return scored
 
     def network(self, module: nn.Module, weights: Collection[str]) -> Network:
-        """A copy of the network that runs the named weights; to run it on an example takes no optimizers."""
+        """A copy of the network that runs the named weights; running it on an example needs no optimizers."""
         if self.example_input is not None:
             return network_with(self._copy(), weights, self.example_input)
         return super().network(module, weights)

@@ -37,7 +37,7 @@ class FirstCall:
         self._dense: set[int] = set()  # the other parameters, by their ids
 
     def begin(self) -> None:
-        """Wait for the call, if the mask alone does not answer."""
+        """Wait for the call, if the mask alone cannot tell."""
         if may_cut(masks(self.module)):
             weights = sparse_weights(self.module).values()
             self._owners = {(id(owner), name) for weight in weights for owner, name in weight.owners}

@@ -4,6 +4,8 @@ import re
 
 LOGGED = "the test lists all that is logged, and the callback logs its numbers"
 
+_TRIALS = "the test counts the calls of `step`, and trials of the optimizer call it too"
+
 # What the words of a refusal contain, and the reason.
 REFUSED = {
     "replaces the weights that SignInCallback replaces": "`ModelPruning` beside the callback",
@@ -21,7 +23,10 @@ INHERENT = {
     "test_callback_connector.py": "the test lists all callbacks",
     "test_restarting_mid_epoch_raises_warning": "the test expects the warning of an inexact resume, and it is exact",
     "test_trainer_model_hook_system_fit": "the test lists all calls of the module, and the check for cuts makes one",
-    "test_lightning_optimizer.py": "the test counts calls of a step patched in its class, and trials of the optimizer",
+    "test_disabled_training": "the test asserts that weights stay without training, and the mask sets half to 0",
+    "test_gradient_clipping_by_norm": "the test asserts the norm of the gradient in θ, and that in m and w is clipped",
+    "test_lightning_optimizer.py": _TRIALS,
+    "test_train_loop_system": _TRIALS,
 }
 
 

@@ -17,6 +17,7 @@ from lightning_signin.weightfiles.transplants import flip_signs_, transplant_
 if TYPE_CHECKING:
     from lightning_signin.callback import SignInCallback
     from lightning_signin.iterative import IterativePruning
+    from lightning_signin.report.compute_table import compute_table
 
 __all__ = [
     "IterativePruning",
@@ -26,6 +27,7 @@ __all__ = [
     "TrainingData",
     "__version__",
     "add_kind",
+    "compute_table",
     "decay_theta",
     "effective_weights",
     "flip_signs_",
@@ -50,4 +52,8 @@ def __getattr__(name: str) -> object:
         from lightning_signin.iterative import IterativePruning
 
         return IterativePruning
+    if name == "compute_table":
+        from lightning_signin.report.compute_table import compute_table
+
+        return compute_table
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from lightning_signin.core.compute import COMPUTE
 from lightning_signin.core.functional import check_beta
 from lightning_signin.core.naming import name_of, shown
 from lightning_signin.core.numbers import number, share, whole_number
@@ -87,6 +88,8 @@ class Arguments:
             ("type:Conv2d"). Default: every weight that multiplies activations, see `lightning_signin.core.kinds`.
         exclude: Patterns of the same form, of weights to leave dense.
         storage: "compact" (factors are vectors of the non-zeros), "dense", or "auto".
+        compute: Layers compute with the non-zeros alone ("sparse"), with the whole weight ("dense"), or as is faster
+            on the first batch ("auto"). On the CPU, for linear layers and 1-d and 2-d convolutions in compact storage.
         seed: Seed of the random mask; None takes the seed of ``seed_everything``, or 0.
         export: "safetensors", "compressed", or a list of them: at the end of ``fit``, the merged weights are written
             as ``merged`` into the log folder, and each file that a ModelCheckpoint kept is exported next to itself.
@@ -125,6 +128,7 @@ class Arguments:
     include: Sequence[str] | None = _argument(None, "start", same="resume levels")
     exclude: Sequence[str] | None = _argument(None, "start", same="resume levels")
     storage: Literal["auto", "compact", "dense"] = _argument("auto", "start", same="resume levels")
+    compute: Literal["auto", "dense", "sparse"] = _argument("auto", "start")
     seed: int | None = _argument(None, "start", same="resume")
     export: str | Sequence[str] | None = _argument(None, "end")
 
@@ -147,6 +151,7 @@ class Arguments:
         if self.rule is not None:
             check_start(self.rule, self.structure, self.mask != "random" or self.mask_from is not None)
         check_choice("storage", self.storage, ("auto", "compact", "dense"))
+        check_choice("compute", self.compute, COMPUTE)
         check_choice("rescale_momentum", self.rescale_momentum, MOMENTUM)
         check_choice("weight_decay", self.weight_decay, WEIGHT_DECAY)
         check_choice("sharpness_mode", self.sharpness_mode, ("eval", "train"))

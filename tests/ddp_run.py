@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from lightning_signin import masks
+from lightning_signin.core.weights import sparse_weights
 from lightning_signin.updates import Cosine, RigL
 from lightning_signin.weightfiles.factor_state import mask_digest
 from tests.small import Small, callback, copies, loader, trainer
@@ -31,6 +32,25 @@ class Save(Callback):
     def on_train_batch_end(self, trainer, *_):
         if trainer.global_step == 8:
             trainer.save_checkpoint(self.path)
+
+
+class Differ(Callback):
+    """Lets the ranks choose differently how layers compute, and notes what they have agreed on."""
+
+    def __init__(self) -> None:
+        self.agreed: dict[str, str] = {}
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.global_step == 0:
+            for choice in self._choices(module).values():
+                choice.taken = ("sparse", "dense")[trainer.global_rank]
+
+    def on_train_end(self, trainer, module):
+        self.agreed = {name: choice.taken for name, choice in self._choices(module).items()}
+
+    @staticmethod
+    def _choices(module):
+        return {name: weight.parametrization.choice for name, weight in sparse_weights(module).items()}
 
 
 class Moments(Callback):
@@ -61,13 +81,16 @@ def main(case: str, folder: Path) -> None:
     options = {
         "unseeded": {"mask": "magnitude", "distribution": "global"},
         "sharded": {"rescale_momentum": "keep"},
+        "whole": {"compute": "sparse"},
+        "resumed": {"compute": "sparse"},
         "measured": MEASURED,
         "measured rigl": {"update": RigL(Cosine(4)), **MEASURED},
     }.get(case, {})
     seed_everything(1, verbose=False)
-    digest, moments, checkpoint = Digest(), Moments(), folder / "mid.ckpt"
+    digest, moments, differ, checkpoint = Digest(), Moments(), Differ(), folder / "mid.ckpt"
     extra = [Save(checkpoint)] if case == "whole" else []
     extra += [EMAWeightAveraging(decay=0.8)] if case == "averaged" else []
+    extra += [differ] if case == "unseeded" else []
     runner = trainer(callback(**options), digest, moments, *extra, epochs=3, devices=2, strategy="ddp")
     if case == "unseeded" or "measured" in case:  # the ranks start from other weights, so their largest ones differ
         torch.manual_seed(runner.global_rank)
@@ -76,7 +99,7 @@ def main(case: str, folder: Path) -> None:
     runner.fit(module, loader(), validation, ckpt_path=checkpoint if case == "resumed" else None)
     # Running statistics belong to each rank until the next forward sends rank 0's.
     weights = {name: weight for name, weight in copies(module).items() if "running" not in name}
-    found = {"digest": digest.digest, "weights": weights, "moments": moments.noted}
+    found = {"digest": digest.digest, "weights": weights, "moments": moments.noted, "compute": differ.agreed}
     torch.save(found, folder / f"{case}{runner.global_rank}.pt")
     torch.distributed.barrier()
     os._exit(0)  # gloo's threads now and then abort an orderly exit: what counts is on disk

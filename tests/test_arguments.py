@@ -117,7 +117,7 @@ def test_prune_passes_all_other_arguments_to_the_levels(name):
         "rescale_momentum": "clear",
         "log_layers": True,
     }
-    other |= {"sharpness_mode": "train", "storage": "dense", "include": ["a"], "exclude": ["b"]}
+    other |= {"sharpness_mode": "train", "storage": "dense", "compute": "dense", "include": ["a"], "exclude": ["b"]}
     other |= {"weight_decay": "factors", "export": ("compressed",), **NUMBERS}
     given = arguments_for_pruning(SignInCallback(**{name: other[name]}))["sign_in"]
     assert given[name] == other[name]

@@ -12,6 +12,7 @@ ROOT = Path(lightning_signin.__file__).parent
 ROOMS = [
     "_version",
     "errors",
+    "kernels",
     "core",
     "objective",
     "units",

@@ -8,6 +8,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from benchmarks.overhead.decoder import CLASSES, TOKENS, WIDTH, Decoder
+
 MLP_WIDTHS = (12288, 1024, 1024, 1000)
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "mlp": lambda: nn.Sequential(
@@ -21,14 +23,17 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet18": torchvision.models.resnet18,
     "resnet50": torchvision.models.resnet50,
     "deit-small": partial(timm.create_model, "deit_small_patch16_224"),
+    "decoder": Decoder,
 }
 TITLES = {
     "mlp": "MLP 12288-1024-1024-1000",
     "resnet18": "ResNet-18",
     "resnet50": "ResNet-50",
     "deit-small": "DeiT-small",
+    "decoder": "GPT-2-small-shaped decoder",
 }
-BATCHES = {"mlp": (2, 128), "resnet18": (2, 32), "resnet50": (2, 32), "deit-small": (2, 32)}  # small, usual
+# Small and usual ones; the decoder's samples have 256 tokens.
+BATCHES = {"mlp": (2, 128), "resnet18": (2, 32), "resnet50": (2, 32), "deit-small": (2, 16), "decoder": (1, 4)}
 SIZES = {"mlp": 64}  # of images, in pixels; 224 for the others
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Optimizer] = {
@@ -44,8 +49,11 @@ def network(name: str) -> nn.Module:
 
 
 def batch_of(name: str, samples: int) -> tuple[Tensor, Tensor]:
-    """Images (samples, 3, size, size) and labels."""
+    """Images (samples, 3, size, size), or embedded tokens of the decoder, and labels."""
     size = SIZES.get(name, 224)
     generator = torch.Generator().manual_seed(0)
+    if name == "decoder":
+        tokens = torch.randn(samples, TOKENS, WIDTH, generator=generator)
+        return tokens, torch.randint(CLASSES, (samples,), generator=generator)
     images = torch.randn(samples, 3, size, size, generator=generator)
     return images, torch.randint(1000, (samples,), generator=generator)

@@ -40,6 +40,7 @@ def make_model_pruned(net: nn.Module, found: Masks) -> nn.Module:
 VARIANTS: dict[str, Callable[[nn.Module, Masks], nn.Module]] = {
     "dense": lambda net, found: net,
     "sign-in": lambda net, found: sparsify(net, mask=found),
+    "whole weights": lambda net, found: sparsify(net, mask=found, compute="dense"),
     "plain masked": lambda net, found: sparsify(net, mask=found, parametrization="plain"),
     "listing 1": make_listing1,
     "torch prune": make_pruned,

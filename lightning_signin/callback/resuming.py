@@ -8,7 +8,7 @@ from lightning_signin.weightfiles.factor_state import FACTORS
 
 # Lightning prints this key where a checkpoint is resumed without the callback, and asks to add it.
 STATE_KEY = "lightning_signin.SignInCallback"
-VERSION = 1  # of the form of the callback's state in a checkpoint; to be raised when the form changes
+VERSION = 2  # of the form of the callback's state in a checkpoint; to be raised when the form changes
 OUR_STATE = "The checkpoint's state of SignInCallback"
 NOT_SPARSE = (
     "The checkpoint was not written by a run with SignInCallback, or holds weights only, so there is no sparse run to "

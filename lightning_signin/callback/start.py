@@ -57,6 +57,7 @@ class Start:
             "beta": arguments.beta,
             "parametrization": arguments.form,
             "storage": storage_of(arguments, trainer),
+            "compute": arguments.compute,
         }
         selection: Any = {"include": arguments.include, "exclude": arguments.exclude}
         with warnings.catch_warnings():

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_signin.arguments import Arguments
+from lightning_signin.callback.computing import Computing
 from lightning_signin.callback.messages import Reached, say_decays, say_untrained
 from lightning_signin.callback.resuming import OUR_STATE
 from lightning_signin.callback.schedule import total_steps
@@ -54,6 +55,7 @@ class Training:
         self.curvature: Curvature | None = None
         if arguments.sharpness_every_n_epochs is not None:
             self.curvature = Curvature(trainer, module, arguments.sharpness_batches, arguments.seed_in_force)
+        self._computing = Computing(trainer, self.weights)
         self.first_call = None if is_checked else FirstCall(trainer, module)
         self.updates: MaskUpdates | None = None
         self.decay = arguments.form.decay()
@@ -131,6 +133,7 @@ class Training:
 
     def after_batch(self, outputs: Any) -> None:
         """Record the loss, for a decay that depends on it."""
+        self._computing.after_batch()
         if self.first_call is not None:
             self.first_call.end()
             self.first_call = None

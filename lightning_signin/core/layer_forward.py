@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_signin.core.masked import Masked
+from lightning_signin.core.sparse_forward import on_non_zeros
+from lightning_signin.core.sparse_layer import KINDS
 from lightning_signin.core.torch_internals import (
     compute_weights_list,
     drop_weights_list,
@@ -32,7 +34,8 @@ def mark_own_forward(owner: nn.Module) -> None:
     if isinstance(owner, nn.RNNBase):
         _list_weights(owner, made_by_torch)
     elif plain in READERS:
-        made_by_torch.forward = _reading(plain.forward)
+        own_forward = _reading(plain.forward)
+        made_by_torch.forward = _choosing(own_forward) if plain in KINDS else own_forward
 
 
 def hands_on_only(owner: nn.Module) -> bool:
@@ -52,6 +55,18 @@ def _reading(plain_forward: Callable[..., Any]) -> Callable[..., Any]:
         finally:
             for weight in weights:
                 weight.read_only = False
+
+    return forward
+
+
+def _choosing(with_whole_weight: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        known = "weight" in self.parametrizations and isinstance(self.parametrizations.weight[0], Masked)  # type: ignore[operator, index, union-attr]
+        if known and len(args) == 1 and not kwargs and not torch.compiler.is_compiling():
+            out = on_non_zeros(self, args[0])
+            if out is not None:
+                return out
+        return with_whole_weight(self, *args, **kwargs)
 
     return forward
 

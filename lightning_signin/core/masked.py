@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from lightning_signin.core.compute import Choice
 from lightning_signin.core.elementwise_maps import ElementwiseMap
 from lightning_signin.core.functional import check_beta, check_beta_fits, factors_of
 from lightning_signin.core.gradient_hooks import HookedUses
@@ -39,6 +40,7 @@ class Masked(nn.Module):
         name: The plain name of the weight.
         hooked_uses: Gives θ the hooks on the gradient of the plain parameter; None if it has none.
         waits: Whether that parameter has hooks that wait for the gradients of all trainable tensors.
+        choice: Whether layers run on the non-zeros; None if they never do.
         read_only: Whether the weight computed now will only be read; see `mark_own_forward`.
     """
 
@@ -46,6 +48,7 @@ class Masked(nn.Module):
     signed = 0
     plain_parameter: nn.Parameter | None = None
     name = ""
+    choice: Choice | None = None
 
     def __init__(self, storage: Storage, elementwise_map: ElementwiseMap | None = None) -> None:
         super().__init__()
@@ -156,7 +159,7 @@ class SignIn(Masked):
 
     Example:
         >>> import torch
-        >>> from lightning_signin.core.storage import Compact
+        >>> from lightning_signin.core.compact import Compact
         >>> theta = torch.randn(4, 4)
         >>> mask = torch.eye(4, dtype=torch.bool)
         >>> sign_in = SignIn(Compact(mask), beta=1.0)

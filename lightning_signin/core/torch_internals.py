@@ -204,6 +204,11 @@ def is_transformed(tensor: Tensor) -> bool:
     )
 
 
+def is_watched() -> bool:
+    """Whether a dispatch mode is at work, which counts or records operations and expects those of the plain layer."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
 def is_functional_call(frame: FrameType | None, attribute: str) -> bool:
     """Whether this is the code of `torch.func.functional_call` that reads, sets or deletes an attribute.
 

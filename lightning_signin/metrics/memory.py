@@ -6,9 +6,9 @@ from dataclasses import astuple, dataclass
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_signin.core.compact import Compact
 from lightning_signin.core.numbers import whole_number
 from lightning_signin.core.optimizer_experiments import fresh_state
-from lightning_signin.core.storage import Compact
 from lightning_signin.core.weights import sparse_weights
 from lightning_signin.errors import SignInError
 
@@ -95,7 +95,7 @@ def memory(module: nn.Module, optimizer: Optimizer | int = 1) -> ByteCount:
     for name, weight in sparse_weights(module).items():
         first, size = weight.tensors[0], weight.storage.shape.numel()
         mask = size * first.itemsize  # a mask entry has as many bits as a value
-        index = weight.storage.index.nbytes if isinstance(weight.storage, Compact) else mask
+        index = weight.storage.positions_nbytes if isinstance(weight.storage, Compact) else mask
         trained = _sum(_of_tensor(tensor, tensor.numel(), optimizer, name) for tensor in weight.tensors)
         trained += Bytes(0, 0, 0, index)
         rows.append(LayerBytes(name, _of_tensor(first, size, optimizer, name), trained))

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_signin.core.compact import Compact
 from lightning_signin.core.optimizer_parts import states_of
-from lightning_signin.core.storage import Compact, Storage, make_storage
+from lightning_signin.core.storage import Storage, make_storage
 from lightning_signin.core.weights import SparseWeight
 from lightning_signin.errors import SignInError
 
@@ -56,6 +57,8 @@ def change_mask_(
         old.move_to(new)
     else:
         weight.parametrization.storage = new
+    if weight.parametrization.choice is not None:
+        weight.parametrization.choice.reconsider(now)
     return 1 - kept / max(was, now)
 
 

@@ -26,7 +26,7 @@ from lightning_signin.updates.engine import MaskUpdates
 from lightning_signin.weightfiles.factor_state import FACTORS, check_factor_state, factor_state, load_factor_state
 
 State = dict[str, Any]
-_VERSION = 1
+_VERSION = 2
 _STATE = "The sparse state"
 _ARGUMENTS = ("update", "total_steps", "seed", "optimizers", "budgets")
 _FIX = "Call `sparsify` and `MaskUpdates` with the arguments of the run that saved the state."

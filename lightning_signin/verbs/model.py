@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_signin.core.compute import COMPUTE, Compute, choice_of
 from lightning_signin.core.functional import check_beta
 from lightning_signin.core.masked import Masked, SignIn
 from lightning_signin.core.old_optimizers import note_merged
@@ -17,6 +18,7 @@ from lightning_signin.core.plain_view import show_plain
 from lightning_signin.core.replaced_layers import make_sparse
 from lightning_signin.core.selection import layout_of, select_weights
 from lightning_signin.core.sharded import EXPORT, is_sharded, sharded_like, whole
+from lightning_signin.core.sparse_layer import KINDS
 from lightning_signin.core.state_dict import uninstall_plain_state
 from lightning_signin.core.storage import make_storage
 from lightning_signin.core.torch_internals import registered_parameters
@@ -45,6 +47,7 @@ def sparsify(
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
     storage: str = "auto",
+    compute: str = "auto",
     seed: int = 0,
     data: TrainingData | None = None,
 ) -> nn.Module:
@@ -69,6 +72,9 @@ def sparsify(
             ("type:Conv2d"). None selects every weight that multiplies activations: see `lightning_signin.core.kinds`.
         exclude: Patterns of the same form, of weights to leave dense.
         storage: "compact", "dense" or "auto" (compact for layers of density ≤ 0.5, except on XLA).
+        compute: How linear layers and 1-d and 2-d convolutions use a weight in compact storage, on the CPU: with its
+            non-zeros alone ("sparse"), forward and backward; with the whole weight ("dense"); or ("auto") whichever is
+            faster in the first training forward of each larger layer, where both are timed: see `compute_table`.
         seed: Seed of the random mask.
         data: Loss and batches, for scores that train or run the module. If given, the mask is checked for layer
             collapse: whether it cuts the network from input to output.
@@ -87,6 +93,9 @@ def sparsify(
         300
     """
     check_choice("storage", storage, ("auto", "compact", "dense"))
+    check_choice("compute", compute, COMPUTE)
+    if compute == "sparse" and storage == "dense":
+        raise SignInError("compute='sparse' needs the non-zeros alone. Pass storage='compact' or 'auto'.")
     chosen = parse_parametrization(parametrization)
     if sparse_weights(module):
         raise SignInError("The module is sparse already. Call `merge_` first to make it plain again.")
@@ -123,8 +132,11 @@ def sparsify(
         built[name] = chosen.build(make_storage(storage, mask[name].to(weight.device)), betas[name])  # type: ignore[union-attr]
         if (reason := built[name].refusal(name, weight)) is not None:
             raise SignInError(reason)
+    of_all = Compute(compute, len(built))
     for name, owners in selected.items():
         built[name].layout, built[name].name = layouts[name], name
+        can_run = all(type(owner) in KINDS for owner, _ in owners)
+        built[name].choice = choice_of(of_all, can_run, built[name].shape.numel())
         _parametrize(owners, built[name])
     return outer
 

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_signin.core.compute import Taken
 from lightning_signin.core.sharded import gathered, is_sharded, sharded_like
 from lightning_signin.core.storage import make_storage
-from lightning_signin.core.structure import Expected, each, entries, of_type, one_of, several, tensor, whole
+from lightning_signin.core.structure import Expected, each, entries, of_type, one_of, optional, several, tensor, whole
 from lightning_signin.core.weights import SparseWeight, sparse_weights
 from lightning_signin.errors import SignInError
 from lightning_signin.verbs.model import masks
@@ -22,6 +23,7 @@ MASKS: dict[str, Expected] = {
     "digest": of_type(str),
     "makes_zeros": of_type(bool),
     "storage": each(one_of("compact", "dense")),
+    "compute": each(optional(one_of("dense", "sparse"))),
 }
 FACTORS = {**MASKS, "factors": each(several(tensor()))}
 
@@ -51,6 +53,7 @@ def mask_state(module: nn.Module) -> State:
         "digest": _digest(packed),
         "makes_zeros": any(weight.parametrization.makes_zeros for weight in weights.values()),
         "storage": {name: weight.storage.name for name, weight in weights.items()},
+        "compute": {name: chosen(weight) for name, weight in weights.items()},
     }
 
 
@@ -89,11 +92,25 @@ def load_factor_state(module: nn.Module, state: State) -> None:
         factors = state["factors"][name]
         # "auto" storage was chosen by the masks of this run, which may have other densities than the saved ones.
         weight.parametrization.storage = make_storage(state["storage"][name], saved[name].to(weight.factors[0].device))
+        choose(weight, state["compute"].get(name))
         for factor, value in zip(weight.tensors, factors, strict=True):
             if factor.shape == value.shape:
                 factor.copy_(sharded_like(value.to(factor.device), factor))
             else:
                 factor.data = value.to(factor, copy=True)
+
+
+def chosen(weight: SparseWeight) -> Taken | None:
+    """How a weight is used: on its non-zeros, as a whole, or not decided yet."""
+    choice = weight.parametrization.choice
+    return "dense" if choice is None else choice.taken
+
+
+def choose(weight: SparseWeight, taken: Taken | None) -> None:
+    """Use a weight as another run has chosen, for the same sums; what was asked for here comes first."""
+    choice = weight.parametrization.choice
+    if choice is not None and choice.of.asked == "auto" and choice.taken is None:
+        choice.taken, choice.reason = taken, "as saved" if taken == "dense" else ""
 
 
 def check_factor_state(module: nn.Module, state: State) -> dict[str, Tensor]:

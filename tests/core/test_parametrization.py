@@ -8,9 +8,10 @@ from timm.optim import Lion
 from torch import nn, optim
 
 from lightning_signin import effective_weights, masks, sparsify
+from lightning_signin.core.compact import Compact
 from lightning_signin.core.functional import scaling
 from lightning_signin.core.masked import Masked, SignIn
-from lightning_signin.core.storage import Compact, Dense
+from lightning_signin.core.storage import Dense
 from lightning_signin.core.weights import sparse_weights
 
 OPTIMIZERS = {

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from lightning_signin import sparsify
+from lightning_signin.core.compact import Compact
 from lightning_signin.core.masked import Masked, SignIn
-from lightning_signin.core.storage import Compact, Dense, make_storage
+from lightning_signin.core.storage import Dense, make_storage
 from lightning_signin.core.weights import sparse_weights
 from tests import reference
 

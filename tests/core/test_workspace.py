@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lightning_signin import MaskUpdates, effective_weights, plain_view, sparsify
+from lightning_signin.core.compact import Compact
 from lightning_signin.core.layer_forward import READERS
-from lightning_signin.core.storage import Compact
 from lightning_signin.core.weights import sparse_weights
 from lightning_signin.core.workspace import Workspace
 from lightning_signin.updates import Cosine, RigL

@@ -10,7 +10,8 @@ from lightning_signin.errors import SignInError, warn
 from lightning_signin.export.plain_copy import plain_copy
 from lightning_signin.export.sparse.candidates import sparse_layers
 from lightning_signin.export.sparse.matrix import SparseMatrix
-from lightning_signin.export.sparse.timing import GAIN, Compared, time_layers, time_models
+from lightning_signin.export.sparse.timing import time_layers, time_models
+from lightning_signin.kernels.timing import GAIN, Compared
 from lightning_signin.report.columns import aligned
 
 _TABLE, _WHOLE = "_sparse_inference_table", "whole model"

@@ -1,20 +1,16 @@
-"""`SparseLinear`: ``nn.Linear`` on the non-zeros of its weight.
+"""`SparseLinear`: ``nn.Linear`` on the non-zeros of its weight."""
 
-It uses two kernels: for few rows torch's CSR product (MKL), for many rows `SparseMatrix.bags`. The latter has features
-first in its input and output, so both are transposed, in tiles of rows that fit into a core's cache.
-"""
-
-import warnings
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from lightning_signin.core.torch_internals import is_transformed
 from lightning_signin.export.sparse.matrix import Rows, SparseMatrix
-
-CSR_ROWS = 16  # up to this many rows, the CSR product is the faster of the two (benchmarks/sparse_inference.py)
-TILE_VALUES, TILE_ROWS = 2**18, (32, 128)  # size of an input tile: number of values, limits of the number of rows
+from lightning_signin.kernels.linear import Whole, sparse_linear
+from lightning_signin.kernels.pattern import TwoWay
+from lightning_signin.kernels.products import csr_matrix, csr_product, rows_product, takes_csr
 
 
 class SparseLinear(SparseMatrix):
@@ -41,53 +37,22 @@ class SparseLinear(SparseMatrix):
         flat = x if x.ndim == 2 else x.reshape(-1, self.inputs)
         if torch.compiler.is_compiling():  # compilers and exporters lack CSR, and would fix the number of tiles
             out = self.bags(flat.t().contiguous()).t().contiguous()
-        elif flat.shape[0] <= CSR_ROWS and _has_csr_kernel(flat):
-            out = self._csr_product(flat)
+        elif flat.requires_grad and torch.is_grad_enabled():
+            whole = Whole(lambda x, _, bias: F.linear(x, self.weight, bias), is_transformed)
+            out = sparse_linear(flat, values, self.bias, TwoWay(self.pattern), whole)
+        elif takes_csr(flat):
+            out = csr_product(self._csr(), flat, self._buffers["bias"])
         else:
-            out = self._tiled(flat)
+            out = rows_product(self.pattern, values, flat, self.bias)
         return out if x.ndim == 2 else out.view(*x.shape[:-1], self.outputs)
-
-    def _csr_product(self, x: Tensor) -> Tensor:
-        matrix, bias = self._csr(), self._buffers["bias"]
-        if x.shape[0] == 1:
-            out = torch.mv(matrix, x[0]) if bias is None else torch.addmv(bias, matrix, x[0])
-            return out.unsqueeze(0)
-        out = torch.mm(matrix, x.t()).t().contiguous()
-        return out if bias is None else out.add_(bias)
 
     def _csr(self) -> Tensor:
         """The buffers as torch's sparse matrix, which shares their memory; rebuilt when the tensors are replaced."""
         parts: tuple[Any, ...] = tuple(self._buffers[name] for name in Rows._fields)
         made = self.__dict__.get("_made_csr")
         if made is None or any(old is not new for old, new in zip(made[0], parts, strict=True)):
-            _take_note_that_csr_is_beta()
-            size = (self.outputs, self.inputs)
-            matrix = torch.sparse_csr_tensor(parts[0], parts[1], parts[2], size, check_invariants=False)
-            made = self.__dict__["_made_csr"] = (parts, matrix)
+            made = self.__dict__["_made_csr"] = (parts, csr_matrix(self.pattern, self.values))
         return made[1]
 
     def __getstate__(self) -> dict:  # torch cannot copy it
         return {name: value for name, value in self.__dict__.items() if name != "_made_csr"}
-
-    def _tiled(self, x: Tensor) -> Tensor:
-        rows = min(max(TILE_VALUES // self.inputs, TILE_ROWS[0]), TILE_ROWS[1])
-        tiles = [self.bags(tile.t().contiguous()) for tile in x.split(rows)]
-        if len(tiles) == 1 or (x.requires_grad and torch.is_grad_enabled()):
-            return torch.cat(tiles, 1).t().contiguous()
-        out = x.new_empty(x.shape[0], self.outputs)
-        for place, tile in zip(out.split(rows), tiles, strict=True):
-            place.copy_(tile.t())
-        return out
-
-
-def _has_csr_kernel(x: Tensor) -> bool:
-    fits = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and torch.backends.mkl.is_available()
-    return fits and not (x.requires_grad and torch.is_grad_enabled())
-
-
-@cache
-def _take_note_that_csr_is_beta() -> None:
-    """Create the process's first CSR tensor here, to silence the warning that torch gives once."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.sparse_csr_tensor([0, 0], [], [], (1, 1))

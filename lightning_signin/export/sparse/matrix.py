@@ -1,14 +1,11 @@
-"""A matrix of compressed rows (CSR), and a product that works for any number of columns.
-
-For each output, ``embedding_bag`` sums the input's rows at the columns of its non-zeros, weighted by their values: a
-sparse product through FBGEMM's vectorized code, which compilers and exporters support as well.
-"""
+"""A matrix of compressed rows (CSR) as a module, and its product for any number of columns."""
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from lightning_signin.kernels.pattern import Pattern
+from lightning_signin.kernels.products import features_product
 
 
 class Rows(NamedTuple):
@@ -28,8 +25,8 @@ class Rows(NamedTuple):
     def of(cls, matrix: Tensor) -> "Rows":
         """The non-zeros of a dense matrix; NaN is a non-zero."""
         kept = matrix.detach() != 0
-        starts = F.pad(kept.sum(1).cumsum(0), (1, 0)).int()
-        return cls(starts, kept.nonzero()[:, 1].int(), matrix.detach()[kept])
+        pattern = Pattern.of(kept)
+        return cls(pattern.starts, pattern.columns, matrix.detach()[kept])
 
 
 class SparseMatrix(nn.Module):
@@ -51,18 +48,20 @@ class SparseMatrix(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
 
     @property
+    def pattern(self) -> Pattern:
+        """Where the non-zeros are."""
+        return Pattern(self.starts, self.columns, self.inputs)
+
+    @property
     def weight(self) -> Tensor:
         """The dense weight, computed on each access, for code that reads a layer's weight instead of calling it."""
-        rows = torch.repeat_interleave(torch.arange(self.outputs, device=self.starts.device), self.starts.diff())
+        rows = self.pattern.row_numbers()
         dense = self.values.new_zeros(self.outputs, self.inputs)
         return dense.index_put((rows, self.columns.long()), self.values)
 
     def bags(self, features: Tensor) -> Tensor:
-        """The product with a contiguous [inputs, n], through ``embedding_bag``, plus the bias: [outputs, n]."""
-        out = F.embedding_bag(
-            self.columns, features, self.starts, mode="sum", per_sample_weights=self.values, include_last_offset=True
-        )
-        return out if self.bias is None else out.add_(self.bias.unsqueeze(1))
+        """The product with a contiguous [inputs, n] that can be compiled, plus the bias: [outputs, n]."""
+        return features_product(self.pattern, self.values, features, self.bias)
 
     def extra_repr(self) -> str:
         """Sizes, for ``print``."""

@@ -1,0 +1,1 @@
+"""Products with matrices of which only the non-zeros are stored."""

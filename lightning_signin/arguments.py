@@ -7,15 +7,12 @@ on resuming and between the levels of iterative pruning, and the arguments that 
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from lightning_signin.core.compute import COMPUTE
 from lightning_signin.core.functional import check_beta
 from lightning_signin.core.naming import name_of, shown
 from lightning_signin.core.numbers import number, share, whole_number
-from lightning_signin.core.optimizer_rescale import MOMENTUM
 from lightning_signin.core.selection import check_patterns
-from lightning_signin.core.weight_decay import WEIGHT_DECAY
 from lightning_signin.errors import SignInError
 from lightning_signin.export.formats import parse_exports
 from lightning_signin.masks.build import check_choice
@@ -150,11 +147,9 @@ class Arguments:
             )
         if self.rule is not None:
             check_start(self.rule, self.structure, self.mask != "random" or self.mask_from is not None)
-        check_choice("storage", self.storage, ("auto", "compact", "dense"))
-        check_choice("compute", self.compute, COMPUTE)
-        check_choice("rescale_momentum", self.rescale_momentum, MOMENTUM)
-        check_choice("weight_decay", self.weight_decay, WEIGHT_DECAY)
-        check_choice("sharpness_mode", self.sharpness_mode, ("eval", "train"))
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal:
+                check_choice(name, getattr(self, name), get_args(hint))
         for name in ("include", "exclude"):
             self._set(name, check_patterns(name, getattr(self, name)))
         self._set("export", parse_exports(self.export) or None)

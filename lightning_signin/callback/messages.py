@@ -1,14 +1,17 @@
 """What a fit reports about its sparse weights: one line at its start, and warnings about parts that would not train."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import inf
+from typing import Any
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.optim import Optimizer
 
 from lightning_signin.core.matrices import dense_matrices
 from lightning_signin.core.weights import SparseWeight, sparse_weights
 from lightning_signin.errors import some, warn
+from lightning_signin.updates.rescale_schedule import RescaleSchedule
 
 
 def say_start(module: LightningModule, origin: str) -> None:
@@ -68,6 +71,21 @@ def say_decays(of_optimizers: Sequence[float], on: str, frobenius: float, of_met
         f"{of_method:g} on m and w (decay_strength)": of_method > 0,
     }
     return " and ".join(words for words, is_there in decays.items() if is_there) or "none"
+
+
+def say_never_rescaled(trainer: Trainer, schedule: RescaleSchedule, max_epochs: int | None) -> None:
+    """Warn of a run in which no rescale is due."""
+    batches: Any = trainer.num_training_batches
+    steps = batches if batches == inf else -(-batches // trainer.accumulate_grad_batches)
+    limits = (max_epochs, trainer.max_steps)
+    if not trainer.fast_dev_run and schedule.never(*limits, steps):  # type: ignore[attr-defined]
+        counted = "epochs" if schedule.every_n_epochs else "steps"
+        warn(
+            f"`rescale_every_n_{counted}`={schedule.every_n_epochs or schedule.every_n_steps} and `rescale_until`="
+            f"{schedule.until}: this run, with `max_epochs`={max_epochs} and `max_steps`={trainer.max_steps}, has no "
+            "rescale, so it trains m ⊙ w without Sign-In. Rescale more often, or pass `rescale_every_n_epochs=None` if "
+            "that is intended."
+        )
 
 
 class Reached:

@@ -1,6 +1,5 @@
 """What happens to the sparse weights during a fit: mask updates, rescales, decay, and logged numbers."""
 
-from math import inf
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch.optim import Optimizer
 
 from lightning_signin.arguments import Arguments
 from lightning_signin.callback.computing import Computing
-from lightning_signin.callback.messages import Reached, say_decays, say_untrained
+from lightning_signin.callback.messages import Reached, say_decays, say_never_rescaled, say_untrained
 from lightning_signin.callback.resuming import OUR_STATE
 from lightning_signin.callback.schedule import total_steps
 from lightning_signin.callback.scoring.first_call import FirstCall
@@ -92,7 +91,8 @@ class Training:
         if not self._begun:
             self.flips.mark("start", self.module)
             self._begun = True
-            self._say_never_rescaled()
+            if self.rescales:
+                say_never_rescaled(self.trainer, self.arguments.schedule, self.max_epochs)
         if self.arguments.rule is not None:
             try:
                 self.updates = self._mask_updates(total_steps(self.trainer, self.max_epochs))
@@ -214,20 +214,6 @@ class Training:
     def _load_updates(updates: MaskUpdates, state: State) -> None:
         check_structure("The checkpoint's state of the mask updates", state, expected_of_updates(updates))
         updates.load_state(state)
-
-    def _say_never_rescaled(self) -> None:
-        trainer: Any = self.trainer
-        batches = trainer.num_training_batches
-        steps = batches if batches == inf else -(-batches // trainer.accumulate_grad_batches)
-        schedule, limits = self.arguments.schedule, (self.max_epochs, trainer.max_steps)
-        if self.rescales and not trainer.fast_dev_run and schedule.never(*limits, steps):
-            counted = "epochs" if schedule.every_n_epochs else "steps"
-            every = schedule.every_n_epochs or schedule.every_n_steps
-            warn(
-                f"`rescale_every_n_{counted}`={every} and `rescale_until`={schedule.until}: this run, with "
-                f"`max_epochs`={limits[0]} and `max_steps`={limits[1]}, has no rescale, so it trains m ⊙ w without "
-                "Sign-In. Rescale more often, or pass `rescale_every_n_epochs=None` if that is intended."
-            )
 
     def _say_lost(self) -> None:
         if not self._lost and (name := not_finite(self.weights)):

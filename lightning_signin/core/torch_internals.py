@@ -13,16 +13,12 @@ callback/lightning_internals.py:
 - ``append`` of the list that `parametrize` makes for a weight (core/layer_class.py). The list goes with it.
 - The dict of a layer's own parameters, by one that says which are not in it: `refuse_hooks` (core/layer_class.py),
   until the layer is plain (core/plain_layer.py).
-- State dict hooks of a layer: `install_plain_state`, `uninstall_plain_state` (core/state_dict.py), the latter in
-  `merge_`.
+- State dict hooks of a layer: `install_plain_state` (core/state_dict.py), until `merge_`.
 - Class, parameters and children of a layer, for a while: `PlainLayer.show`, `PlainLayer.restore` (core/plain_layer.py).
 - The class of the plain parameter of a sparse weight: `set_aside`, `shown` (core/plain_parameter.py), until `merge_`.
-- `Optimizer.add_param_group`, and hooks around the steps of all optimizers: `plain_view` (core/plain_view.py), until
-  the end of its context.
-- Methods, properties and the deep copy of the class that `parametrize` makes for a layer, for the time of a fit:
-  `LiveView.attached` (core/live_view.py). They do nothing afterwards, and go with the class.
-- The class of a training loader, with another ``__iter__``: `Recorder`, `Recorder.detach` (randomness/replay.py), the
-  latter at the end of a fit.
+- `Optimizer.add_param_group`, and hooks around all optimizers' steps: `plain_view` (core/plain_view.py), until its end.
+- Methods, properties and the deep copy of that class, too: `LiveView.attached` (core/live_view.py), until a fit ends.
+- The class of a training loader, with another ``__iter__``: `Recorder`, until `Recorder.detach` (randomness/replay.py).
 - The workers of a loader that keeps them: `LightningData` (callback/scoring/data.py), until its `close`.
 - Hooks around an optimizer's step: `ThetaDecay` (core/weight_decay.py), until its `remove`.
 - Of copies that are thrown away or are the result, never undone: the attributes of an optimizer's twin

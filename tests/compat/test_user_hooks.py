@@ -7,6 +7,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
@@ -264,16 +265,28 @@ class InStateDict(Small):
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in trained}
 
 
-@pytest.mark.parametrize("kind", [TrainableOnly, FromParameters, InStateDict])
-def test_checkpoint_of_trainable_parameters_has_the_sparse_ones(tmp_path, kind):
-    class Saves(Callback):
-        def on_train_epoch_end(self, trainer, module):
-            self.expected = effective_weights(module)
-            trainer.save_checkpoint(tmp_path / "kept.ckpt")
+class Notes(Callback):
+    def on_train_epoch_end(self, trainer, module):
+        self.expected = effective_weights(module)
 
-    module, saves = kind(epochs=2), Saves()
+
+class Saves(Notes):
+    def __init__(self, folder) -> None:
+        self.folder = folder
+
+    def on_train_epoch_end(self, trainer, module):
+        super().on_train_epoch_end(trainer, module)
+        trainer.save_checkpoint(self.folder / "kept.ckpt")
+
+
+@pytest.mark.parametrize("by", ["a hook", "ModelCheckpoint"])
+@pytest.mark.parametrize("kind", [TrainableOnly, FromParameters, InStateDict])
+def test_checkpoint_of_trainable_parameters_has_the_sparse_ones(tmp_path, kind, by):
+    """Whether it is saved within a hook, in which parameters are shown already, or by Lightning's own callback."""
+    module, saves = kind(epochs=2), Saves(tmp_path) if by == "a hook" else Notes()
+    more = [] if by == "a hook" else [ModelCheckpoint(tmp_path, "kept", save_on_train_epoch_end=True)]
     module.conv.bias.requires_grad = False
-    fit(module, saves)
+    trainer(callback(), saves, *more, epochs=2, enable_checkpointing=bool(more)).fit(module, loader())
     saved = torch.load(tmp_path / "kept.ckpt", weights_only=True)["state_dict"]
     assert list(saved) == [name for name, _ in Small().named_parameters() if name != "conv.bias"]
     assert all(torch.equal(saved[name], theta) for name, theta in saves.expected.items())

@@ -188,8 +188,9 @@ def rescale_(module: nn.Module, *, optimizers: Iterable[Optimizer] = (), momentu
 def merge_(module: nn.Module) -> nn.Module:
     """Make the module plain again, with the masked effective weights as its parameters, in place.
 
-    Outputs stay the same bit for bit. Parameters are the objects that they were before `sparsify`, in their order, and
-    tied weights are one parameter again. Optimizers that trained the factors train the parameters from now on.
+    Outputs stay the same, bit for bit, or up to rounding where layers ran on their non-zeros. Parameters are the
+    objects that they were before `sparsify`, in their order, and tied weights are one parameter again. Optimizers that
+    trained the factors train the parameters from now on.
 
     Returns:
         The same module.

@@ -148,8 +148,8 @@ class Arguments:
         if self.rule is not None:
             check_start(self.rule, self.structure, self.mask != "random" or self.mask_from is not None)
         for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal:
-                check_choice(name, getattr(self, name), get_args(hint))
+            if hint is bool or get_origin(hint) is Literal:
+                check_choice(name, getattr(self, name), get_args(hint) or (True, False))
         for name in ("include", "exclude"):
             self._set(name, check_patterns(name, getattr(self, name)))
         self._set("export", parse_exports(self.export) or None)

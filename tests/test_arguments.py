@@ -133,3 +133,9 @@ def test_levels_and_resumes_compare_what_changes_weights():
     assert Arguments(seed=3).that_are_same("levels") == one.that_are_same("levels")
     named = Arguments(update=RigL(drop_fraction=0.5)).that_are_same("resume")["update"]
     assert isinstance(named, str)
+
+
+@pytest.mark.parametrize("value", [1, 0, None, "false"])
+def test_log_layers_is_true_or_false(value):
+    with pytest.raises(SignInError, match=rf"`log_layers` must be one of True, False; got {value!r}"):
+        Arguments(log_layers=value)

@@ -194,14 +194,14 @@ def everything(net: Reference) -> list[Tensor]:
 
 
 def acdc_starts(total: int, warmup: str, phase: str, final_dense: str, final_sparse: str) -> dict[int, bool]:
-    """The steps at which a phase begins, and whether it is sparse."""
+    """The steps at which a phase begins, and whether it is sparse, from whether each step of the run is."""
     first, length, dense, sparse = (
-        round(Fraction(share) * total) for share in (warmup, phase, final_dense, final_sparse)
+        max(round(Fraction(share) * total), 1) for share in (warmup, phase, final_dense, final_sparse)
     )
-    begins, step = {}, first
-    while step + length <= total - sparse - dense:
-        begins[step] = True
-        if step + 2 * length <= total - sparse - dense:
-            begins[step + length] = False
-        step += 2 * length
-    return begins | {total - sparse - dense: False, total - sparse: True}
+
+    def is_sparse(step: int) -> bool:
+        number = (step - first) // length  # of the phase after the warm-up
+        in_turn = step >= first and number % 2 == 0 and first + (number + 1) * length <= total - sparse - dense
+        return in_turn or step >= total - sparse
+
+    return {step: is_sparse(step) for step in range(1, total) if is_sparse(step) != is_sparse(step - 1)}

@@ -97,9 +97,9 @@ def make_choice(
 
 
 def check_choice(argument: str, value: object, allowed: object) -> None:
-    """Raise `SignInError` unless ``value`` is among the names ``allowed``."""
+    """Raise `SignInError` unless ``value`` is among the values ``allowed``."""
     names = list(allowed)  # type: ignore[call-overload]
-    if value not in names:
+    if not any(isinstance(value, type(name)) and value == name for name in names):  # 1 is not True
         shown = ", ".join(repr(name) for name in names if name is not None)
         raise SignInError(f"`{argument}` must be one of {shown}; got {value!r}.")
 

@@ -52,6 +52,6 @@ def passed(steps: Sequence[int], before: int, now: int) -> bool:
     return bisect_right(steps, before) < bisect_right(steps, now)
 
 
-def of_run(part: float, total: int) -> int:
-    """A share of a run in whole steps, in exact decimal arithmetic, rounded half to even."""
-    return round(exact(part) * total)
+def of_run(part: float, total: int, least: int = 0) -> int:
+    """A share of a run in whole steps, in exact decimal arithmetic, rounded half to even, and at least ``least``."""
+    return max(round(exact(part) * total), least)

@@ -4,7 +4,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 
 from lightning_signin.core.numbers import check_field, exact, share, whole_number
 from lightning_signin.errors import SignInError
@@ -166,14 +166,15 @@ class Cubic(Periodic):
 class Phases(Schedule):
     """When sparse and dense phases begin, as in AC/DC: the amount is 0 in sparse ones, and 1 in dense ones.
 
-    A dense warm-up; then phases, sparse and dense in turn; then a longer dense phase, and a sparse one until the end.
+    A dense warm-up; then phases of one length, sparse and dense in turn; then a longer dense phase, and a sparse one
+    until the end. What is left of the run where the phases do not fill it makes the last dense phase longer still.
     The defaults are AC/DC's for ResNet-50 on ImageNet, 100 epochs: sparse at 10, 20, …, 70, dense at 15, 25, …, 75,
     sparse from 85 on.
 
     Args:
         warmup: Length of the dense warm-up, as a share of the run.
         phase: Length of a phase, as a share of the run.
-        final_dense: Length of the last dense phase.
+        final_dense: The least length of the last dense phase.
         final_sparse: Length of the last sparse phase.
 
     Raises:
@@ -199,13 +200,25 @@ class Phases(Schedule):
             )
 
     def steps(self, total: int) -> Sequence[int]:
-        """The steps at which phases begin: sparse, dense, …, dense, sparse."""
-        first, length = of_run(self.warmup, total), max(of_run(self.phase, total), 1)
-        last = total - of_run(self.final_sparse, total)
-        dense = last - of_run(self.final_dense, total)
-        sparse_phases = max((dense - first + length) // (2 * length), 1)
-        begins = [first + i * length for i in range(2 * sparse_phases - 1)]
-        return [*begins, max(dense, begins[-1] + 1), max(last, begins[-1] + 2)]
+        """When phases begin.
+
+        Returns:
+            The first steps of the phases: sparse, dense, …, dense, sparse.
+
+        Raises:
+            SignInError: If the run is too short for them.
+        """
+        if self._between(total) < 1:
+            least = next(longer for longer in count(total + 1) if self._between(longer) >= 1)
+            raise SignInError(f"{self} does not fit in {total} optimizer steps. Train longer: at least {least} steps.")
+        first, length = of_run(self.warmup, total, least=1), of_run(self.phase, total, least=1)
+        length = min(length, self._between(total))  # rounding may leave one step less
+        sparse_phases = (self._between(total) + length) // (2 * length)
+        return [*(first + i * length for i in range(2 * sparse_phases)), total - of_run(self.final_sparse, total, 1)]
+
+    def _between(self, total: int) -> int:
+        """The steps between the warm-up and the latest begin of the last dense phase."""
+        return total - sum(of_run(part, total, least=1) for part in (self.warmup, self.final_dense, self.final_sparse))
 
     def amount(self, step: int, total: int) -> float:
         """1 if the phase is dense, 0 if it is sparse."""

@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 import torch
@@ -91,13 +92,48 @@ def test_cubic_is_that_of_gmp(total, every, until, since):
             assert len(steps) == 1 or left == pytest.approx(1 - (step - first) / (steps[-1] - first))
 
 
-@pytest.mark.parametrize("total", [20, 40, 80, 100, 160, 400, 1000])
-@pytest.mark.parametrize("shares", [("0.1", "0.05", "0.1", "0.15"), ("0.2", "0.1", "0.2", "0.1")])
+@pytest.mark.parametrize("total", [4, 5, 7, 13, 20, 37, 40, 80, 100, 160, 391, 400, 1000])
+@pytest.mark.parametrize(
+    "shares",
+    [
+        ("0.1", "0.05", "0.1", "0.15"),
+        ("0.2", "0.1", "0.2", "0.1"),
+        ("0.1", "0.05", "0.1", "0.1"),  # room for an even number of phases
+        ("0.1", "0.03", "0.1", "0.1"),  # which phases do not fill
+    ],
+)
 def test_phases_are_those_of_acdc(total, shares):
     schedule, expected = Phases(*map(float, shares)), acdc_starts(total, *shares)
     steps = schedule.steps(total)
     assert list(steps) == list(expected)
     assert [schedule.amount(step, total) for step in steps] == [0.0 if sparse else 1.0 for sparse in expected.values()]
+
+
+def test_phases_of_the_paper():
+    """The configurations of the authors' code, in epochs: ResNet-50 on ImageNet, and WideResNet on CIFAR-100."""
+    assert Phases().steps(100) == [*range(10, 80, 5), 85]
+    cifar = Phases(warmup=10 / 200, phase=20 / 200, final_dense=20 / 200, final_sparse=30 / 200)
+    assert cifar.steps(200) == [*range(10, 170, 20), 170]
+
+
+@pytest.mark.parametrize("total", [39, 40, 97, 1001])
+@pytest.mark.parametrize("phase", [0.01, 0.05, 0.06, 0.1, 0.25])
+def test_all_phases_but_the_last_two_have_one_length(total, phase):
+    begins = Phases(phase=phase).steps(total)
+    assert {later - begin for begin, later in pairwise(begins[:-1])} == {max(round(Fraction(str(phase)) * total), 1)}
+    assert begins[-1] - begins[-2] >= max(share("0.1", total), 1)
+    assert len(begins) % 2 == 1
+
+
+@pytest.mark.parametrize(
+    ("shares", "total", "least"),
+    [((), 1, 4), ((), 3, 4), ((0.3, 0.3, 0.2, 0.2), 3, 4), ((0.5, 0.1, 0.1, 0.3), 2, 8)],
+)
+def test_a_run_that_is_too_short_for_all_phases_is_told_how_long_to_be(shares, total, least):
+    schedule = Phases(*shares)
+    with pytest.raises(SignInError, match=rf"fit in {total} .*\. Train longer: at least {least} steps\."):
+        ACDC(schedule).check(0.1, total, 1.0)
+    ACDC(schedule).check(0.1, least, 1.0)
 
 
 @pytest.mark.parametrize("total", TOTALS)

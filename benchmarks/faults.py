@@ -80,7 +80,7 @@ class Killer:
         self.processes = multiprocessing.get_context("forkserver")  # a fresh process without a fresh import of torch
         self.processes.set_forkserver_preload(["benchmarks.killed_run", "sklearn.datasets", "sklearn.model_selection"])
 
-    def alone(self, optimizer: str, update: str) -> tuple[dict, float]:
+    def alone(self, optimizer: str, update: str) -> tuple[dict[str, Any], float]:
         """The end of a run that is left alone, and its seconds."""
         with self._folder() as name:
             folder = Path(name)
@@ -90,7 +90,7 @@ class Killer:
             seconds = time.perf_counter() - began
             return torch.load(folder / "end.pt", weights_only=True), seconds
 
-    def kill(self, found: Faults, whole: dict, longest: float, most: int) -> None:
+    def kill(self, found: Faults, whole: dict[str, Any], longest: float, most: int) -> None:
         """One run, killed after at most ``longest`` seconds, again and again until it ends, or ``most`` times."""
         with self._folder() as name:
             folder = Path(name)
@@ -107,7 +107,7 @@ class Killer:
             found.runs += 1
             found.equal += same(whole, torch.load(folder / "end.pt", weights_only=True))
 
-    def _folder(self) -> tempfile.TemporaryDirectory:
+    def _folder(self) -> tempfile.TemporaryDirectory[str]:
         return tempfile.TemporaryDirectory(dir=self.root)
 
     def _run(self, optimizer: str, update: str, folder: Path, checkpoint: Path | None, wait: float | None) -> list[int]:

@@ -32,8 +32,8 @@ class Stages:
 
     folder: Path
     grids: Mapping[str, Grid]
-    run_job: Callable[[tuple], dict]
-    settings_of: Callable[[dict], Hashable]
+    run_job: Callable[[tuple[Any, ...]], dict[str, Any]]
+    settings_of: Callable[[dict[str, Any]], Hashable]
     chunk: int = 8
 
     def read(self, stage: str, score: str = "accuracies") -> dict[Any, list[Any]]:
@@ -50,7 +50,7 @@ class Stages:
     def run(self, stage: str, processes: int | None = None) -> None:
         """Run the seeds that have no row yet, the first ones of all settings first."""
         done = self.by_seed(stage, "seeds")
-        chunks: dict[int, list[tuple]] = {}
+        chunks: dict[int, list[tuple[Any, ...]]] = {}
         for settings, seeds in self.grids[stage]():
             missing = [seed for seed in seeds if seed not in done.get(settings, {})]
             for place in range(0, len(missing), self.chunk):
@@ -91,12 +91,17 @@ def run_each(
     return {key: found[key] for key in keys}
 
 
-def _run_key(one: Callable[[str, int], Any], job: tuple[str, str, list[int]]) -> dict:
+def _run_key(one: Callable[[str, int], Any], job: tuple[str, str, list[int]]) -> dict[str, Any]:
     _, key, seeds = job
     return {"key": key, "seeds": seeds, "runs": [one(key, seed) for seed in seeds]}
 
 
-def run_jobs(run_job: Callable[[tuple], dict], jobs: Sequence[tuple], path: Path, processes: int | None) -> None:
+def run_jobs(
+    run_job: Callable[[tuple[Any, ...]], dict[str, Any]],
+    jobs: Sequence[tuple[Any, ...]],
+    path: Path,
+    processes: int | None,
+) -> None:
     """Add a row for each job as it ends; None is one process of one thread for each core. No job starts nothing."""
     if not jobs:
         return
@@ -108,6 +113,6 @@ def run_jobs(run_job: Callable[[tuple], dict], jobs: Sequence[tuple], path: Path
             file.flush()
 
 
-def read_rows(path: Path) -> list[dict]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a file; none if there is no file."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -49,7 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """Note the words of this package in an error, or in one that it came from."""
-    report: Any = yield  # type: ignore[misc]
+    report: Any = yield
     if call.excinfo is not None and (ours := _own_words(call.excinfo.value)):
         report.user_properties.append(("refusal", ours))
     return report

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,7 +31,10 @@ RESULTS = Path(__file__).parent / "results" / "masks"
 SPARSITIES = (0.8, 0.9, 0.95, 0.98)
 PAPER_SCORES, PAPER_SPARSITIES = ("random", "snip", "synflow", "npb"), (0.8, 0.9, 0.95)
 TUNING_SEEDS, TEST_SEEDS, FEWER_TEST_SEEDS = range(1000, 1002), range(30), range(10)  # fewer: not the paper's
-METHODS: dict[str, dict] = {"plain": {}, "signin": {"rescale_every": 5, "rescale_until": 0.75, "momentum": "carry"}}
+METHODS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "signin": {"rescale_every": 5, "rescale_until": 0.75, "momentum": "carry"},
+}
 RATES = {"mnist1d": (0.15, 0.225, 0.3, 0.36, 0.432, 0.518), "mnist5000": (0.1, 0.15, 0.225, 0.338, 0.506)}
 TUNING_SCORES = {"mnist1d": ("random", "snip", "synflow"), "mnist5000": tuple(SCORES)}
 TUNING_SPARSITIES = {"mnist1d": SPARSITIES, "mnist5000": (0.9,)}
@@ -74,7 +78,7 @@ def learning_rates(problem: str, sparsity: float) -> dict[str, float]:
     return {method: best[problem, at, method] for method in METHODS}
 
 
-def run_job(job: tuple[str, tuple[str, Settings], list[int]]) -> dict:
+def run_job(job: tuple[str, tuple[str, Settings], list[int]]) -> dict[str, Any]:
     stage, (name, settings), seeds = job
     widths, epochs = PROBLEMS[name]
     training, test = mnist1d() if name == "mnist1d" else mnist5000()

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from benchmarks.intervals import difference, interval, shown, signed
 from benchmarks.jobs import Grid, Stages
@@ -71,7 +72,7 @@ def test_grid() -> Iterator[Settings]:
         yield Settings(method, sparsity, settings["lr"][f"{method} {sparsity}"], **schedule)
 
 
-def run_job(job: tuple[str, Settings, list[int]]) -> dict:
+def run_job(job: tuple[str, Settings, list[int]]) -> dict[str, Any]:
     stage, settings, seeds = job
     training, test = mnist1d()
     net = train(settings, seeds, Problem(WIDTHS, EPOCHS, *training))

@@ -41,7 +41,7 @@ def rule_of(name: str, problem: Problem) -> UpdateRule:
     rule = UPDATES[name]()
     if not isinstance(rule.schedule, Periodic):
         return rule
-    return replace(rule, schedule=replace(rule.schedule, every_n_steps=steps_of(problem) // UPDATES_A_RUN))  # type: ignore[call-arg, type-var]
+    return replace(rule, schedule=replace(rule.schedule, every_n_steps=steps_of(problem) // UPDATES_A_RUN))  # type: ignore[type-var]
 
 
 def start(net: nn.Module, sparsity: float, rule: UpdateRule | None, sign_in: bool, seed: int) -> nn.Module:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ def learning_rate(problem: str, method: str, sign_in: bool) -> float:
     return best_rates(last, cell_and_rate)[problem, method, sign_in]
 
 
-def run_job(job: tuple[str, Settings, list[int]]) -> dict:
+def run_job(job: tuple[str, Settings, list[int]]) -> dict[str, Any]:
     stage, settings, seeds = job
     problem, test = data_of(settings.problem, held_out=stage == "tune")
     found = [levels(settings, problem, test, seed) for seed in seeds]

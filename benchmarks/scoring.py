@@ -60,7 +60,7 @@ def measure(network: str, score: str) -> dict[str, float]:
     return {"seconds": seconds, "MiB": peak - before, "P": size, "kept": kept}
 
 
-def in_own_process(function: Callable, *arguments: str) -> dict[str, float]:
+def in_own_process(function: Callable[..., Any], *arguments: str) -> dict[str, float]:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)
 

@@ -36,7 +36,7 @@ def loss_fn(net: nn.Module, batch: Batch) -> Tensor:
 class Counted:
     """A function that counts its calls."""
 
-    def __init__(self, function: Callable) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
         self.function, self.calls = function, 0
 
     def __call__(self, *arguments: object) -> object:

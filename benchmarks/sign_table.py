@@ -15,6 +15,7 @@ Raw results stand in ``benchmarks/results/signs``.
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -40,7 +41,7 @@ def grid() -> Iterator[tuple[tuple[str, str], Sequence[int]]]:
     yield from ((settings, SEEDS) for settings in product(PROBLEMS, METHODS))
 
 
-def run_job(job: tuple[str, tuple[str, str], list[int]]) -> dict:
+def run_job(job: tuple[str, tuple[str, str], list[int]]) -> dict[str, Any]:
     _, (problem_name, method), seeds = job
     found = [one(problem_name, method, seed) for seed in seeds]
     return {"problem": problem_name, "method": method, "seeds": seeds, "accuracies": found}

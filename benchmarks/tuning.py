@@ -47,12 +47,12 @@ def best_rates(
 
 def tune_and_test(
     folder: Path,
-    run_job: Callable[[tuple], dict],
-    rates: Mapping[tuple, Sequence[float]],
+    run_job: Callable[[tuple[Any, ...]], dict[str, Any]],
+    rates: Mapping[tuple[Any, ...], Sequence[float]],
     tuning_seeds: Sequence[int],
     test_seeds: Sequence[int],
     chunk: int = 8,
-) -> dict[tuple, Outcome]:
+) -> dict[tuple[Any, ...], Outcome]:
     """Tune every cell on held-out data, then test it at its own rate; what a stopped run has done is not done again.
 
     Args:

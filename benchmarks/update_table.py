@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -84,11 +85,11 @@ def cell_and_rate(settings: Settings) -> tuple[tuple[str, str, bool], float]:
     return (settings.problem, settings.method, settings.sign_in), settings.lr
 
 
-def settings_of(row: dict) -> Settings:
+def settings_of(row: dict[str, Any]) -> Settings:
     return Settings(**row["settings"])
 
 
-def run_job(job: tuple[str, Settings, list[int]]) -> dict:
+def run_job(job: tuple[str, Settings, list[int]]) -> dict[str, Any]:
     stage, settings, seeds = job
     problem, test = data_of(settings.problem, held_out=stage == "tune")
     found = [one(settings, problem, test, seed) for seed in seeds]

@@ -45,7 +45,7 @@ def main() -> None:
         print(steps.table(read_rows(RESULTS / "steps.jsonl")))
         for name, module in STAGES.items():
             if (path := RESULTS / f"{name}.json").exists():
-                print(f"\n{module.table(json.loads(path.read_text()))}")  # type: ignore[attr-defined]
+                print(f"\n{module.table(json.loads(path.read_text()))}")
     else:
         sys.exit(f"usage: python -m benchmarks.overhead steps|{'|'.join(STAGES)}|report")
 

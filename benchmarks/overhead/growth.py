@@ -2,6 +2,7 @@
 
 import math
 import time
+from typing import Any
 
 import torch
 from torch import nn
@@ -58,12 +59,12 @@ def seconds(action: object) -> float:
     return time.perf_counter() - start
 
 
-def run() -> list[dict]:
+def run() -> list[dict[str, Any]]:
     """A process for each size."""
     return [in_own_process(measure, count) for count in LAYERS]  # type: ignore[arg-type]
 
 
-def table(found: list[dict]) -> str:
+def table(found: list[dict[str, Any]]) -> str:
     """Nanoseconds a weight: even where cost is linear."""
     lines = ["| weights | sparsify | step | rescale | state_dict | held, B | extra while sparsifying, B |"]
     lines.append("|---" * 7 + "|")

@@ -2,6 +2,7 @@
 
 import gc
 import os
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -34,7 +35,7 @@ def measure(name: str, optimizer: str, variant: str) -> dict[str, float]:
     return {"held": held(net, made), "peak": peak() - before}
 
 
-def run() -> list[dict]:
+def run() -> list[dict[str, Any]]:
     """All networks and optimizers, each variant in a process of its own."""
     # Large blocks go back to the system at once, so that a resident set is what is in use.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**16)
@@ -46,10 +47,10 @@ def run() -> list[dict]:
     ]
 
 
-def table(found: list[dict]) -> str:
+def table(found: list[dict[str, Any]]) -> str:
     """Both, in MiB and relative to dense training."""
     lines = ["| network | optimizer | | held, MiB | | peak, MiB | |", "|---" * 7 + "|"]
-    dense: dict = {}
+    dense: dict[str, Any] = {}
     for one in found:
         dense = one if one["variant"] == "dense" else dense
         cells = [f"{one[kind]:.0f} | {one[kind] / dense[kind]:.2f}" for kind in ("held", "peak")]

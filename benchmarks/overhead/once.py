@@ -84,7 +84,7 @@ def compiled(name: str) -> dict[str, float]:
 
 def run() -> dict[str, dict[str, float]]:
     """Each in a process of its own."""
-    parts: dict[str, Callable] = {"rescale": rescale, "setup": setup, "imports": imports}
+    parts: dict[str, Callable[..., Any]] = {"rescale": rescale, "setup": setup, "imports": imports}
     found = {name: in_own_process(part) for name, part in parts.items()}
     return found | {f"compile {name}": in_own_process(compiled, name) for name in ("mlp", "resnet18")}
 

@@ -4,6 +4,7 @@ import gc
 from dataclasses import asdict, dataclass
 from itertools import product
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -58,7 +59,7 @@ def rows(quick: bool) -> list[Row]:
     return sorted(found, key=lambda row: row.samples > 2)
 
 
-def measure(row: Row) -> dict:
+def measure(row: Row) -> dict[str, Any]:
     """Milliseconds of the dense step, the optimizer's share of it, and the ratio of every variant."""
     torch.set_num_threads(row.threads)
     net = network(row.network)
@@ -82,7 +83,7 @@ def measure(row: Row) -> dict:
     }
 
 
-def table(found: list[dict]) -> str:
+def table(found: list[dict[str, Any]]) -> str:
     """One line a row; the floor is the dense step without its optimizer."""
     head = ["network", "optimizer", "samples", "density", "threads", "dense, ms", "floor", *list(VARIANTS)[1:], "bars"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
@@ -95,7 +96,7 @@ def table(found: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def missed(one: dict) -> str:
+def missed(one: dict[str, Any]) -> str:
     """The bars that a row does not meet."""
     row, ratios = one["row"], one["ratios"]
     own = ratios["sign-in"]

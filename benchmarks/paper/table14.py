@@ -33,7 +33,7 @@ from benchmarks.tuning import Outcome, tune_and_test
 from lightning_signin.recipes.datasets import Split, digits, mnist1d
 
 TITLE = "Tables 3 and 14: Sign-In and m ⊙ w against plain training on random masks"
-METHODS: dict[str, dict] = {
+METHODS: dict[str, dict[str, Any]] = {
     "plain": {},
     "mw": {},
     "signin": {"rescale_every": 5, "rescale_until": 0.75, "momentum": "carry"},

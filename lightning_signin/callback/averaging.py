@@ -64,7 +64,7 @@ class Averaging:
         if self.callback is None:
             yield
             return
-        around: dict[str, Callable[[], AbstractContextManager]] = {
+        around: dict[str, Callable[[], AbstractContextManager[Any]]] = {
             **dict.fromkeys(("on_train_start", "on_train_epoch_start", "on_train_epoch_end"), self._turn),
             "on_train_batch_end": self._batch,
             "on_train_end": self._end,
@@ -128,7 +128,7 @@ class Averaging:
             return []
         return ["Lightning takes up StochasticWeightAveraging's schedule only at the start of the next epoch"]
 
-    def _hook(self, name: str, around: Callable[[], AbstractContextManager]) -> Callable[..., None]:
+    def _hook(self, name: str, around: Callable[[], AbstractContextManager[Any]]) -> Callable[..., None]:
         inner = getattr(self.callback, name)
 
         def hook(*args: Any, **kwargs: Any) -> None:

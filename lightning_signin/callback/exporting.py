@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -12,7 +13,7 @@ from lightning_signin.weightfiles.files.paths import is_file, is_url
 from lightning_signin.weightfiles.saved import SavedWeights, read_weights
 
 
-def export_fit(trainer: Trainer, module: LightningModule, formats: Sequence[str], state: dict) -> None:
+def export_fit(trainer: Trainer, module: LightningModule, formats: Sequence[str], state: dict[str, Any]) -> None:
     """Write ``merged`` into the log folder, and an export of every kept checkpoint next to it.
 
     Args:

@@ -235,5 +235,5 @@ class Training:
             structure=self.arguments.structure,  # type: ignore[arg-type]
             storage=storage_of(self.arguments, self.trainer),
             seed=self.arguments.seed_in_force,
-            average=lambda tensor: self.trainer.strategy.reduce(tensor, reduce_op="mean"),  # type: ignore[arg-type, return-value]
+            average=lambda tensor: self.trainer.strategy.reduce(tensor, reduce_op="mean"),
         )

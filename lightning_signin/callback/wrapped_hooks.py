@@ -61,7 +61,7 @@ def wrapped_hooks(
             on_training_loader(dataloader)
         return dataloader
 
-    holders: dict[Callable, Any] = {
+    holders: dict[Callable[..., Any], Any] = {
         restore: connector,
         configure_optimizers: module,
         process_dataloader: trainer.strategy,
@@ -101,7 +101,7 @@ class InPlaceOf:
 
 
 @contextmanager
-def replaced_on_instances(holders: Mapping[Callable, Any]) -> Iterator[None]:
+def replaced_on_instances(holders: Mapping[Callable[..., Any], Any]) -> Iterator[None]:
     """Replace methods with functions of the same names, and restore the originals at the end.
 
     Args:

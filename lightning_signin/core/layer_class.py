@@ -170,4 +170,4 @@ def _in_functional_call(attribute: str) -> bool:
 
 
 def _holder(owner: nn.Module, attribute: str) -> Any:
-    return owner.parametrizations[attribute]  # type: ignore[operator, index]
+    return owner.parametrizations[attribute]  # type: ignore[index]

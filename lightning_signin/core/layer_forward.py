@@ -47,7 +47,7 @@ def _reading(plain_forward: Callable[..., Any]) -> Callable[..., Any]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return plain_forward(self, *args, **kwargs)
-        weights = [holder[0] for holder in self.parametrizations.values() if isinstance(holder[0], Masked)]  # type: ignore[union-attr, operator]
+        weights = [holder[0] for holder in self.parametrizations.values() if isinstance(holder[0], Masked)]  # type: ignore[operator]
         for weight in weights:
             weight.read_only = True
         try:
@@ -85,7 +85,7 @@ def _list_weights(owner: nn.RNNBase, made_by_torch: Any) -> None:
 
     def like_parameters(self: nn.RNNBase) -> list[Tensor | None]:
         # Not its own `parameters`, which the user's code sees as plain.
-        factors = list(self.parametrizations.parameters())  # type: ignore[operator, union-attr]
+        factors = list(self.parametrizations.parameters())  # type: ignore[union-attr]
         if torch.is_grad_enabled() or is_transformed(factors[0]):
             return flat_weights(self)
         # They require a gradient here too: for tensors that do not, torch sums in another order.

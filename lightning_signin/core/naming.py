@@ -73,7 +73,8 @@ def shown(choice: Any) -> Any:
         return choice
     if hasattr(choice, "__qualname__"):
         return f"{choice.__module__}.{choice.__qualname__}"
-    if type(choice).__repr__ is not object.__repr__:
+    own: Any = type(choice).__repr__
+    if own is not object.__repr__:
         return repr(choice)
     # The default repr would show an address.
     return f"{type(choice).__module__}.{type(choice).__qualname__}({vars(choice)})"

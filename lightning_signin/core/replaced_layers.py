@@ -22,7 +22,7 @@ def complete(weight: SparseWeight) -> None:
     for owner, attribute in weight.owners:
         if not hasattr(owner.parametrizations, "plain_order"):
             # Their parameters are those of the replaced kind, in which weights come before biases.
-            install_plain_state(owner, [*owner.parametrizations, *registered_parameters(owner)])  # type: ignore[misc]
+            install_plain_state(owner, [*owner.parametrizations, *registered_parameters(owner)])
             complete_layer(owner, attribute)
 
 

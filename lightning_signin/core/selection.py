@@ -172,7 +172,7 @@ def _check_can_be_sparse(owner: nn.Module, attribute: str, name: str) -> nn.Para
         )
     if is_parametrized(owner):
         own = attribute if is_parametrized(owner, attribute) else next(iter(owner.parametrizations))  # type: ignore[arg-type]
-        kind = type(owner.parametrizations[own][0]).__name__  # type: ignore[index, operator]
+        kind = type(owner.parametrizations[own][0]).__name__  # type: ignore[index]
         which = name if own == attribute else f"The {own} beside {name}"
         raise SignInError(f"{which} is already parametrized ({kind}). Merge or remove that first. {leave_out}")
     parameter = registered_parameters(owner).get(attribute)

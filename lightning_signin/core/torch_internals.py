@@ -107,7 +107,7 @@ def versions_of(state_dict: dict[str, Any]) -> dict[str, Any]:
 
 def make_weights_list(layer: nn.RNNBase) -> None:
     """Make a recurrent layer rebuild its list of weights; on CUDA they become one block of memory again."""
-    layer._init_flat_weights()  # type: ignore[no-untyped-call]
+    layer._init_flat_weights()
 
 
 def list_weights(layer: nn.RNNBase) -> None:
@@ -240,11 +240,11 @@ def schema_of(node: Node) -> Any:
     return node.target._schema  # type: ignore[union-attr]
 
 
-def worker_iterator(loader: DataLoader) -> Any:
+def worker_iterator(loader: DataLoader[Any]) -> Any:
     """The iterator that holds the workers of a loader with ``persistent_workers``; None before there are any."""
     return loader._iterator
 
 
-def set_worker_iterator(loader: DataLoader, iterator: Any) -> None:
+def set_worker_iterator(loader: DataLoader[Any], iterator: Any) -> None:
     """Give a loader other workers, or None: it makes new ones."""
     loader._iterator = iterator

@@ -64,7 +64,7 @@ def _opening(method: Callable[..., Any], name: str, view: Opens) -> Callable[...
 
 def _opening_property(owner: nn.Module, attribute: str, view: Opens) -> property:
     computed: Any = vars(type(owner))[attribute]
-    masked: Any = owner.parametrizations[attribute][0]  # type: ignore[operator, index]
+    masked: Any = owner.parametrizations[attribute][0]  # type: ignore[index]
     known = hands_on_only(owner)  # then it says itself when it runs
 
     def read(self: nn.Module) -> Any:

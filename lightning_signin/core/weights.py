@@ -116,7 +116,7 @@ def sparse_weights(module: nn.Module) -> dict[str, SparseWeight]:
         for prefix, owner in module.named_modules():
             if not is_parametrized(owner):
                 continue
-            for attribute, holder in owner.parametrizations.items():  # type: ignore[operator]
+            for attribute, holder in owner.parametrizations.items():
                 if isinstance(holder[0], Masked):
                     name = f"{prefix}.{attribute}" if prefix else attribute
                     found.setdefault(id(holder), SparseWeight(name, holder)).owners.append((owner, attribute))

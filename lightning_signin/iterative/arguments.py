@@ -48,7 +48,7 @@ def plain_structure(structure: StructureOf) -> Any:
     return {n: shown(s) for n, s in structure.items()} if isinstance(structure, Mapping) else shown(structure)
 
 
-def check_same_arguments(begun_with: State, here: State, folder: os.PathLike) -> None:
+def check_same_arguments(begun_with: State, here: State, folder: os.PathLike[str]) -> None:
     """Raise `SignInError` if a folder was started with other arguments than this run's."""
     for name, value in here.items():
         if begun_with.get(name) != value:

@@ -30,7 +30,7 @@ class Folder:
         SignInError: If the path is a file.
     """
 
-    def __init__(self, path: str | os.PathLike, rewinds: bool) -> None:
+    def __init__(self, path: str | os.PathLike[str], rewinds: bool) -> None:
         self.path, self.rewinds = Path(path), rewinds
         if self.path.exists() and not self.path.is_dir():
             raise SignInError(f"`folder` must be a folder, but {self.path} is a file. Choose another name.")

@@ -65,7 +65,7 @@ class IterativePruning:
 
     def __init__(
         self,
-        folder: str | os.PathLike,
+        folder: str | os.PathLike[str],
         *,
         sparsity: float = 0.9,
         prune_rate: float = 0.2,

@@ -25,11 +25,11 @@ def divided_logits(module: nn.Module, weights: Collection[str], temperature: flo
     """
     depth = divided = 0
 
-    def enter(part: nn.Module, args: tuple) -> None:
+    def enter(part: nn.Module, args: tuple[Any, ...]) -> None:
         nonlocal depth
         depth += 1
 
-    def leave(part: nn.Module, args: tuple, output: Any) -> Any:
+    def leave(part: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         nonlocal depth
         depth -= 1
         return tree_map(divide, output) if depth == 0 else None

@@ -162,7 +162,9 @@ class _Counter(TorchDispatchMode):
             for hook in hooks:
                 hook.remove()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         keys = [storage_id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -187,7 +189,7 @@ class _Counter(TorchDispatchMode):
         self.names[storage_id(tensor)] = name
         self._alive.append(tensor)
 
-    def _learn(self, name: str) -> Callable[[nn.Module, tuple, Tensor], None]:
+    def _learn(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
         return lambda _module, _args, theta: self._know(name, theta)
 
     def _density(self, name: str) -> Fraction:

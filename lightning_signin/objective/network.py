@@ -26,7 +26,7 @@ class Network:
     """
 
     module: nn.Module
-    args: tuple
+    args: tuple[Any, ...]
     kwargs: dict[str, Any]
     names: dict[str, str]
 
@@ -127,7 +127,7 @@ def _record(
 ) -> tuple[nn.Module, str, Call]:
     calls: list[tuple[nn.Module, str, Call]] = []
 
-    def recorder(prefix: str) -> Callable[[nn.Module, tuple, dict[str, Any]], None]:
+    def recorder(prefix: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         return lambda part, args, kwargs: calls.append((part, prefix, (args, kwargs)))
 
     hooks = [

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_signin.core.torch_internals import tree_leaves, tree_map
 
-Call = tuple[tuple, dict[str, Any]]
+Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def one_sample(part: nn.Module, call: Call) -> Call:

@@ -24,7 +24,7 @@ _LIBRARIES = _CLOSED | {"torch", "torchvision", "numpy", "abc", "typing", "colle
 
 def capture() -> State:
     """The states of torch's, every CUDA device's, numpy's and Python's generators; `torch.load` reads them safely."""
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     state: State = {
         "torch": torch.get_rng_state(),
         # torch cannot send uint32 tensors between ranks

@@ -51,7 +51,7 @@ class Recorder:
         before_fetch: The process-wide generators before the latest batch was read.
     """
 
-    def __init__(self, loader: DataLoader, beside: "Callable[[], list[Recorder]]") -> None:
+    def __init__(self, loader: DataLoader[Any], beside: "Callable[[], list[Recorder]]") -> None:
         self.beside = beside
         self.seen = 0
         self._loader, self.loader_class = ref(loader), type(loader)
@@ -64,7 +64,7 @@ class Recorder:
         loader.__class__ = _recorded_class(self.loader_class, self._start)
 
     @property
-    def loader(self) -> DataLoader:
+    def loader(self) -> DataLoader[Any]:
         """The loader, which keeps its recorder alive through its class, not the other way round."""
         loader = self._loader()
         assert loader is not None
@@ -111,7 +111,9 @@ class Recorder:
             return "persistent loader workers keep random generators that cannot be saved"
         return None
 
-    def _start(self, make_iterator: Callable[[DataLoader], Iterator], loader: DataLoader) -> Iterator:
+    def _start(
+        self, make_iterator: Callable[[DataLoader[Any]], Iterator[Any]], loader: DataLoader[Any]
+    ) -> Iterator[Any]:
         if self._resumed:
             # Deferred to the first batch: before it, Lightning restores generators and tells the sampler its epoch.
             make = self._begin if self._skip is None else self._replay
@@ -121,13 +123,13 @@ class Recorder:
         iterator.begin()
         return iterator
 
-    def _begin(self, make_iterator: Callable[[DataLoader], Iterator]) -> Iterator:
+    def _begin(self, make_iterator: Callable[[DataLoader[Any]], Iterator[Any]]) -> Iterator[Any]:
         self._resumed, self.seen = False, 0
         self.at_start = {"global": generators.capture(), "own": self._own_states()}
         self.at_first = None
         return make_iterator(self.loader)
 
-    def _replay(self, make_iterator: Callable[[DataLoader], Iterator]) -> Iterator:
+    def _replay(self, make_iterator: Callable[[DataLoader[Any]], Iterator[Any]]) -> Iterator[Any]:
         assert self.at_start is not None
         assert self._skip is not None
         now = generators.capture()
@@ -169,13 +171,13 @@ class Recorder:
                 generator.set_state(states[name])
 
 
-def _recorded_class(plain: type[DataLoader], start: Callable[..., Iterator]) -> type[DataLoader]:
+def _recorded_class(plain: type[DataLoader[Any]], start: Callable[..., Iterator[Any]]) -> type[DataLoader[Any]]:
     """A class like that of a loader, with another ``__iter__``. Copies and pickles have the plain class."""
 
-    def __iter__(loader: DataLoader) -> Iterator:
+    def __iter__(loader: DataLoader[Any]) -> Iterator[Any]:
         return start(plain.__iter__, loader)
 
-    def __reduce_ex__(loader: DataLoader, protocol: Any) -> Any:
+    def __reduce_ex__(loader: DataLoader[Any], protocol: Any) -> Any:
         reduced = plain.__reduce_ex__(loader, protocol)
         if isinstance(reduced, str):
             return reduced
@@ -187,17 +189,17 @@ def _recorded_class(plain: type[DataLoader], start: Callable[..., Iterator]) -> 
     return recorded
 
 
-def _new(kind: type[DataLoader]) -> DataLoader:
+def _new(kind: type[DataLoader[Any]]) -> DataLoader[Any]:
     """What pickle does with most objects, but not where an object is of another class."""
     return kind.__new__(kind)
 
 
-class _Recorded(Iterator):
+class _Recorded(Iterator[Any]):
     """An iterator over a loader. In copies and pickles None is in its place, as Lightning does it with torch's own."""
 
-    def __init__(self, recorder: Recorder, make: Callable[[], Iterator]) -> None:
+    def __init__(self, recorder: Recorder, make: Callable[[], Iterator[Any]]) -> None:
         self.recorder, self.make = recorder, make
-        self.iterator: Iterator | None = None
+        self.iterator: Iterator[Any] | None = None
 
     def begin(self) -> None:
         self.iterator = self.make()

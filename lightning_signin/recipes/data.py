@@ -1,5 +1,7 @@
 """The recipes' data modules."""
 
+from typing import Any
+
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -27,17 +29,17 @@ class TensorData(LightningDataModule):
         """Make the splits."""
         self.train, self.val, self.test = (TensorDataset(*split) for split in self.splits())
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled; the last, smaller batch is dropped."""
         return DataLoader(
             self.train, batch_size=self.batch_size, shuffle=True, drop_last=True, num_workers=self.num_workers
         )
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> DataLoader[Any]:
         """In order."""
         return DataLoader(self.val, batch_size=512)
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> DataLoader[Any]:
         """In order."""
         return DataLoader(self.test, batch_size=512)
 

@@ -24,7 +24,7 @@ class Images(LightningDataModule):
         super().__init__()
         self.root, self.batch_size, self.num_workers = Path(root).expanduser(), batch_size, num_workers
 
-    def images(self, train: bool) -> Dataset:
+    def images(self, train: bool) -> Dataset[Any]:
         """The (image, label) pairs of the training or the test set, transformed."""
         raise TypeError(f"{type(self).__name__} must define `images`.")
 
@@ -55,17 +55,17 @@ class Images(LightningDataModule):
             )
         return self.batch_size // devices
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled; the last, smaller batch is dropped."""
         return self._loader(self.train, training=True)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> DataLoader[Any]:
         """The test images, in order."""
         return self._loader(self.test, training=False)
 
     test_dataloader = predict_dataloader = val_dataloader
 
-    def _loader(self, images: Dataset, training: bool) -> DataLoader:
+    def _loader(self, images: Dataset[Any], training: bool) -> DataLoader[Any]:
         return DataLoader(
             images,
             self.batch_of_device(),
@@ -99,7 +99,7 @@ class CIFAR10(Images):
         if self.download:
             self._dataset_class()(self.root, download=True)
 
-    def images(self, train: bool) -> Dataset:
+    def images(self, train: bool) -> Dataset[Any]:
         """50,000 and 10,000 images."""
         from torchvision import transforms
 
@@ -107,7 +107,7 @@ class CIFAR10(Images):
         tensors = [transforms.ToTensor(), transforms.Normalize(self.mean, self.std)]
         return self._dataset_class()(self.root, train=train, transform=transforms.Compose([*augmentation, *tensors]))
 
-    def _dataset_class(self) -> Callable[..., Dataset]:
+    def _dataset_class(self) -> Callable[..., Dataset[Any]]:
         from torchvision import datasets
 
         return getattr(datasets, self.dataset)
@@ -144,7 +144,7 @@ class ImageNet(Images):
         super().__init__(root, batch_size, num_workers)
         self.image_size, self.augmentation = image_size, augmentation or {}
 
-    def images(self, train: bool) -> Dataset:
+    def images(self, train: bool) -> Dataset[Any]:
         """1,281,167 and 50,000 images.
 
         Returns:

@@ -81,7 +81,7 @@ def in_order(columns: Iterable[str]) -> list[str]:
     return sorted(columns, key=lambda name: (is_test(name), not name.lower().startswith("val"), name))
 
 
-def read_runs(folders: Sequence[str | os.PathLike]) -> list[Run]:
+def read_runs(folders: Sequence[str | os.PathLike[str]]) -> list[Run]:
     """Read the runs in folders of CSVLogger, and name each by the end of its path that makes it unique.
 
     Returns:

@@ -14,7 +14,7 @@ from lightning_signin.report.runs import read_runs
 PAGE = "report.html"
 
 
-def write_report(runs: Sequence[str | os.PathLike], output: str | os.PathLike | None = None) -> Path:
+def write_report(runs: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str] | None = None) -> Path:
     r"""Write one page about one or several runs, and its plots as PNG files next to it. Needs matplotlib.
 
     Args:

@@ -55,7 +55,7 @@ class SweepFolder:
         SignInError: If the folder holds other files, a damaged journal, or runs with other shared settings.
     """
 
-    def __init__(self, path: str | os.PathLike, same: dict[str, Any]) -> None:
+    def __init__(self, path: str | os.PathLike[str], same: dict[str, Any]) -> None:
         self.path = Path(path)
         if self.path.exists() and not (self.path / JOURNAL).exists() and not _is_empty(self.path):
             raise SignInError(

@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class _Running:
     claim: Claim
-    process: subprocess.Popen
+    process: subprocess.Popen[bytes]
     since: float
 
 
@@ -57,7 +57,7 @@ def run_all(
         folder.let_go()
 
 
-def _started(claim: Claim, arguments: list[str], threads: int) -> subprocess.Popen:
+def _started(claim: Claim, arguments: list[str], threads: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "lightning_signin.sweep.trial", str(claim.folder / _RESULT), *arguments]
     with open(claim.folder / _LOG, "wb") as log:
         return subprocess.Popen(
@@ -70,7 +70,7 @@ def _started(claim: Claim, arguments: list[str], threads: int) -> subprocess.Pop
         )
 
 
-def _end_input(process: subprocess.Popen) -> None:
+def _end_input(process: subprocess.Popen[bytes]) -> None:
     """Close the input pipe, which ends a process that is still running."""
     if process.stdin is not None:
         process.stdin.close()

@@ -23,7 +23,7 @@ from lightning_signin.units.labels import Stream, Streams, carry, distinct, oper
 from lightning_signin.units.weighted import Arrange, Weighted, find_weight
 
 
-def trace(module: nn.Module, args: tuple, kwargs: Mapping[str, Any], names: Mapping[str, str]) -> Graph:
+def trace(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], names: Mapping[str, str]) -> Graph:
     """The unit graph of a module.
 
     The forward is recorded once by `torch.export`. Labels of units then follow its operations
@@ -108,7 +108,7 @@ class _Tracer:
             self.constants[node] = spec.arg.value
         elif spec.kind == InputKind.USER_INPUT:
             self._add(Layer("input", "input", torch.ones(1, 1, 0, 1, dtype=torch.float64)), [], [])
-            self.streams[node] = self._flow(node, torch.tensor(0))  # type: ignore[assignment]
+            self.streams[node] = self._flow(node, torch.tensor(0))
         else:
             state = {**self.program.state_dict, **self.program.constants}
             self.constants[node] = state[spec.target]
@@ -170,7 +170,7 @@ class _Tracer:
             "weight",
             blocks,
             name,
-            before and (lambda tensor: weighted.arrange(before(tensor))),  # type: ignore[misc]
+            before and (lambda tensor: weighted.arrange(before(tensor))),
         )
         labels = [weighted.inputs(stream.labels) for stream in streams]
         if any(found is None for found in labels):

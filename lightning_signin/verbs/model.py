@@ -129,7 +129,7 @@ def sparsify(
     built: dict[str, Masked] = {}
     for name, weight in weights.items():
         assert weight is not None
-        built[name] = chosen.build(make_storage(storage, mask[name].to(weight.device)), betas[name])  # type: ignore[union-attr]
+        built[name] = chosen.build(make_storage(storage, mask[name].to(weight.device)), betas[name])
         if (reason := built[name].refusal(name, weight)) is not None:
             raise SignInError(reason)
     of_all = Compute(compute, len(built))

@@ -105,7 +105,7 @@ def read_weights(source: PathLike | nn.Module) -> SavedWeights:
         return _read_torch(file, str(source))
 
 
-def masks_from_file(path: str | os.PathLike, shapes: Mapping[str, Sequence[int]] | None = None) -> dict[str, Tensor]:
+def masks_from_file(path: PathLike, shapes: Mapping[str, Sequence[int]] | None = None) -> dict[str, Tensor]:
     """Read masks from a file.
 
     Checkpoints of this package's callback, and the formats of `lightning_signin.weightfiles.foreign`, hold masks, so

@@ -16,7 +16,7 @@ from lightning_signin.errors import SignInError
 from lightning_signin.weightfiles.foreign import fit_shape, holds_only_masks, match_names, plain_weights
 from lightning_signin.weightfiles.saved import read_weights
 
-Source = str | os.PathLike | Mapping[str, Tensor]
+Source = str | os.PathLike[str] | Mapping[str, Tensor]
 
 
 @torch.no_grad()

@@ -65,9 +65,9 @@ class LightningData(TrainingData):
             batch = insides.before_transfer(module, self.trainer.precision_plugin.convert_input(batch))
             yield module.trainer.strategy.batch_to_device(batch)
 
-    def average(self, tensor: Tensor) -> Tensor:  # type: ignore[override]
+    def average(self, tensor: Tensor) -> Tensor:
         """The mean over ranks."""
-        return self.trainer.strategy.reduce(tensor, reduce_op="mean")  # type: ignore[return-value]
+        return self.trainer.strategy.reduce(tensor, reduce_op="mean")
 
     def copy(self, module: nn.Module) -> nn.Module:
         """A copy of the module for training steps that train and log nothing.

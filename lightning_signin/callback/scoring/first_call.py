@@ -61,7 +61,7 @@ class FirstCall:
         # Copies of the network have copies of its hooks: these wait for nothing, and hold no trainer.
         return FirstCall, (None, None)
 
-    def _look(self, prefix: str, part: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def _look(self, prefix: str, part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._handles:
             return
         # Wait for an ordinary call: not one with other parameters (`functional_call`), or within a transform.

@@ -36,9 +36,9 @@ def sparse_layers(model: nn.Module, only_sure: bool) -> dict[str, SparseMatrix]:
         if sparse_users[key] < users[key]:
             continue  # an embedding shares it: the dense weight stays in memory, so the non-zeros would only add to it
         if key not in rows:
-            rows[key] = Rows.of(layer.weight.flatten(1))  # type: ignore[operator]
+            rows[key] = Rows.of(layer.weight.flatten(1))
         kind = SparseLinear if isinstance(layer, nn.Linear) else SparseConv1x1
-        found[name] = kind.of(layer, rows[key])  # type: ignore[arg-type]
+        found[name] = kind.of(layer, rows[key])
     return found
 
 

@@ -54,5 +54,5 @@ class SparseLinear(SparseMatrix):
             made = self.__dict__["_made_csr"] = (parts, csr_matrix(self.pattern, self.values))
         return made[1]
 
-    def __getstate__(self) -> dict:  # torch cannot copy it
+    def __getstate__(self) -> dict[str, Any]:  # torch cannot copy it
         return {name: value for name, value in self.__dict__.items() if name != "_made_csr"}

@@ -56,7 +56,7 @@ def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
 
     entries: dict[str, Tensor] = {}
     layout: dict[str, Any] = {"version": VERSION, "tensors": {}, "same": {}}
-    stored: dict[tuple, str] = {}
+    stored: dict[tuple[Any, ...], str] = {}
     used: set[int] = set()
     for name, value in tensors.items():
         tensor = checked(name, value)
@@ -128,7 +128,7 @@ def _layout(metadata: Mapping[str, str]) -> dict[str, Any]:
     return layout if isinstance(layout, dict) else {}  # altered: the digest check will fail
 
 
-def _place(tensor: Tensor) -> tuple:
+def _place(tensor: Tensor) -> tuple[Any, ...]:
     """Equal for tied tensors only."""
     place = (tensor.device, tensor.untyped_storage().data_ptr(), tensor.storage_offset())
     return (*place, tensor.shape, tensor.stride(), tensor.dtype, tensor.is_conj(), tensor.is_neg())

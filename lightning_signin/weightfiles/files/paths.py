@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from lightning_signin.errors import MissingFileError, SignInError
 
-PathLike = str | os.PathLike
+PathLike = str | os.PathLike[str]
 
 
 def is_url(path: PathLike) -> bool:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from lightning_signin._version import __version__
 from lightning_signin.core.kinds import add_kind
+from lightning_signin.core.mirror import mirror_steps
 from lightning_signin.core.plain_view import plain_view
 from lightning_signin.core.weight_decay import decay_theta
 from lightning_signin.errors import SignInError
@@ -35,6 +36,7 @@ __all__ = [
     "masks",
     "masks_from_file",
     "merge_",
+    "mirror_steps",
     "plain_view",
     "rescale_",
     "sparse_state",

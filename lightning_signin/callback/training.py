@@ -15,6 +15,7 @@ from lightning_signin.callback.schedule import total_steps
 from lightning_signin.callback.scoring.first_call import FirstCall
 from lightning_signin.callback.sharpness import Curvature
 from lightning_signin.callback.start import storage_of
+from lightning_signin.core.mirror import MirrorSteps, mirror_steps
 from lightning_signin.core.optimizer_rescale import StateAtRescale
 from lightning_signin.core.optimizers import add_frobenius_decay_, check_optimizers
 from lightning_signin.core.replaced_layers import Places
@@ -59,6 +60,7 @@ class Training:
         self.updates: MaskUpdates | None = None
         self.decay = arguments.form.decay()
         self._theta_decay: ThetaDecay | None = None
+        self._mirror: MirrorSteps | None = None
         self.weight_decay = ""  # in words, when the optimizers are known
         self._decaying = [factor for weight in sign_in_weights(module).values() for factor in weight.factors]
         self._seen = (-1, -1)
@@ -75,6 +77,7 @@ class Training:
             StateAtRescale(self.arguments.rescale_momentum, self.trainer.optimizers, products)
         say_untrained(self.module, self.trainer.optimizers)
         on_factors = self.arguments.weight_decay == "factors" and bool(self._decaying)
+        self._mirror = mirror_steps(self.module, self.trainer.optimizers)
         if self.arguments.weight_decay == "theta":
             self._theta_decay = decay_theta(self.module, self.trainer.optimizers)
             on_factors = bool(self._theta_decay.left)
@@ -170,8 +173,9 @@ class Training:
         """Detach from the weights and the optimizers."""
         if self.first_call is not None:
             self.first_call.close()
-        if self._theta_decay is not None:
-            self._theta_decay.remove()
+        for steps in (self._theta_decay, self._mirror):
+            if steps is not None:
+                steps.remove()
         if self.updates is not None:
             self.updates.close()
 

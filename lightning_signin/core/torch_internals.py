@@ -20,7 +20,7 @@ callback/lightning_internals.py:
 - Methods, properties and the deep copy of that class, too: `LiveView.attached` (core/live_view.py), until a fit ends.
 - The class of a training loader, with another ``__iter__``: `Recorder`, until `Recorder.detach` (randomness/replay.py).
 - The workers of a loader that keeps them: `LightningData` (callback/scoring/data.py), until its `close`.
-- Hooks around an optimizer's step: `ThetaDecay` (core/weight_decay.py), until its `remove`.
+- Hooks around an optimizer's step: `AroundSteps` (core/around_steps.py), until its `remove`.
 - Of copies that are thrown away or are the result, never undone: the attributes of an optimizer's twin
   (core/optimizer_trial.py), `zero_grad` and `step` of modules and optimizers that are scored
   (callback/scoring/trainer.py), layers of a copy for inference (export/sparse/convert.py).

@@ -6,18 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
+from lightning_signin.core.around_steps import AroundSteps, trained
 from lightning_signin.core.decay_kind import decay_kind
 from lightning_signin.core.for_one_step import ForOneStep
-from lightning_signin.core.optimizer_parts import parts_of, takes_hooks, wrapped
-from lightning_signin.core.torch_internals import (
-    add_each_,
-    first_after_step,
-    is_within_step,
-    multiplied_each,
-    multiply_each_,
-)
+from lightning_signin.core.optimizer_parts import takes_hooks
+from lightning_signin.core.torch_internals import add_each_, multiplied_each, multiply_each_
 from lightning_signin.core.weights import SparseWeight, sign_in_weights
 from lightning_signin.errors import SignInError, warn
 
@@ -59,7 +53,7 @@ def decay_theta(module: nn.Module, optimizers: Iterable[Optimizer]) -> "ThetaDec
     return ThetaDecay(sign_in_weights(module).values(), optimizers)
 
 
-class ThetaDecay:
+class ThetaDecay(AroundSteps):
     """See `decay_theta`.
 
     The optimizer goes on to decay m and w by itself. Before it does, m and w, their gradients or their λ are changed by
@@ -79,23 +73,27 @@ class ThetaDecay:
             m, w = weight.factors
             self._other |= {id(m): w, id(w): m}
         self.left: set[str] = set()
-        steppers = {id(part): part for optimizer in optimizers for part in parts_of(optimizer) if not wrapped(part)}
-        self._changes = {key: ForOneStep(optimizer) for key, optimizer in steppers.items()}
-        self._handles: list[RemovableHandle] = []
-        for optimizer in steppers.values():
-            if takes_hooks(optimizer):
-                self._handles.append(optimizer.register_step_pre_hook(self._before_step))
-                self._handles.append(first_after_step(optimizer, self._after_step))
+        super().__init__(optimizers)
+        for optimizer in self.steppers:
             for group in optimizer.param_groups:
                 if group.get("weight_decay") and (held := self._held(group)):
                     self._kind(optimizer, group, held[0].ndim)
 
-    def remove(self) -> None:
-        """Let the optimizers decay m and w again."""
-        for handle in self._handles:
-            handle.remove()
-        for change in self._changes.values():
-            change.undo()
+    def before(self, optimizer: Optimizer, change: ForOneStep, first: bool) -> None:
+        """Change what the optimizer's decay does."""
+        for group in list(optimizer.param_groups):
+            decay = group.get("weight_decay") or 0.0
+            held = trained(self._held(group)) if decay else []
+            kind = self._kind(optimizer, group, held[0].ndim) if held else None
+            if kind == "decoupled" and first:
+                _undo_half_(held, _kept(group["lr"], decay), getattr(optimizer, "found_inf", None))
+            elif kind == "separate" and first:
+                change.decay(group, held, decay / 2)
+            elif kind is not None and kind.startswith("coupled"):
+                others = [self._other[id(factor)] for factor in held]
+                sign = -1 if "maximizing" in kind else 1
+                scale = getattr(optimizer, "grad_scale", None)
+                change.exchange(held, _with_decay_of_theta(held, others, sign * float(decay), scale))
 
     def _held(self, group: dict[str, Any]) -> list[Tensor]:
         return [parameter for parameter in group["params"] if id(parameter) in self._other]
@@ -111,45 +109,6 @@ class ThetaDecay:
                 "SGD, Adam or AdamW, or pass weight_decay='factors' to SignInCallback if that is intended."
             )
         return kind
-
-    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if is_within_step(optimizer):
-            return None
-        self._changes[id(optimizer)].undo()  # of a step that failed
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if closure is None:
-            self._change_(optimizer, first=True)
-            return None
-        calls: list[int] = []
-
-        # Lightning computes and clips the gradients in the closure.
-        def and_change() -> Any:
-            loss = closure()
-            self._change_(optimizer, first=not calls)
-            calls.append(1)
-            return loss
-
-        return (args[:1], {**kwargs, "closure": and_change})
-
-    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
-        self._changes[id(optimizer)].undo()
-
-    @torch.no_grad()
-    def _change_(self, optimizer: Optimizer, first: bool) -> None:
-        change = self._changes[id(optimizer)]
-        for group in list(optimizer.param_groups):
-            decay = group.get("weight_decay") or 0.0
-            held = [factor for factor in self._held(group) if factor.grad is not None] if decay else []
-            kind = self._kind(optimizer, group, held[0].ndim) if held else None
-            if kind == "decoupled" and first:
-                _undo_half_(held, _kept(group["lr"], decay), getattr(optimizer, "found_inf", None))
-            elif kind == "separate" and first:
-                change.decay(group, held, decay / 2)
-            elif kind is not None and kind.startswith("coupled"):
-                others = [self._other[id(factor)] for factor in held]
-                sign = -1 if "maximizing" in kind else 1
-                scale = getattr(optimizer, "grad_scale", None)
-                change.exchange(held, _with_decay_of_theta(held, others, sign * float(decay), scale))
 
 
 def _undo_half_(factors: list[Tensor], kept: Any, found_inf: Tensor | None) -> None:

@@ -3,6 +3,7 @@
 from lightning_signin.parametrizations.choices import (
     PARAMETRIZATIONS,
     STR,
+    Mirror,
     Parametrization,
     PILoT,
     Powerprop,
@@ -10,4 +11,13 @@ from lightning_signin.parametrizations.choices import (
     parse_parametrization,
 )
 
-__all__ = ["PARAMETRIZATIONS", "STR", "PILoT", "Parametrization", "Powerprop", "Spred", "parse_parametrization"]
+__all__ = [
+    "PARAMETRIZATIONS",
+    "STR",
+    "Mirror",
+    "PILoT",
+    "Parametrization",
+    "Powerprop",
+    "Spred",
+    "parse_parametrization",
+]

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from lightning_signin.core.elementwise_maps import Power, SoftThreshold
 from lightning_signin.core.masked import Masked, SignIn
+from lightning_signin.core.mirror import Mirrored
 from lightning_signin.core.naming import resolve
 from lightning_signin.core.numbers import check_field, number
 from lightning_signin.core.storage import Storage
@@ -56,6 +57,15 @@ class Product(Parametrization):
     def build(self, storage: Storage, beta: float) -> Masked:
         """The parametrization of one weight."""
         return SignIn(storage, beta)
+
+
+@dataclass(frozen=True)
+class Mirror(Parametrization):
+    """θ itself, moved as m ⊙ w would be with a rescale after every step: Sign-In in one tensor; see `mirror_steps`."""
+
+    def build(self, storage: Storage, beta: float) -> Masked:
+        """The parametrization of one weight."""
+        return Mirrored(storage, beta)
 
 
 @dataclass(frozen=True)
@@ -186,6 +196,7 @@ class PILoT(Spred):
 PARAMETRIZATIONS: dict[str, Callable[[], Parametrization]] = {
     "sign-in": Product,
     "plain": Plain,
+    "mirror": Mirror,
     "str": STR,
     "powerprop": Powerprop,
     "spred": Spred,

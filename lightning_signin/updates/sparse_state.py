@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from lightning_signin.core.masked import SignIn
+from lightning_signin.core.mirror import Mirrored
 from lightning_signin.core.naming import shown
 from lightning_signin.core.structure import (
     Expected,
@@ -139,5 +140,7 @@ def _arguments(updates: MaskUpdates) -> State:
 def _form(weight: SparseWeight) -> str:
     """How θ is computed from the trainable tensors, in words."""
     own = weight.parametrization
-    form = f"m ⊙ w with beta={own.beta}" if isinstance(own, SignIn) else "a plain masked weight"
+    form = "a plain masked weight"
+    if isinstance(own, SignIn | Mirrored):
+        form = f"{'m ⊙ w' if isinstance(own, SignIn) else 'θ in the mirror'} with beta={own.beta}"
     return form if own.elementwise_map is None else f"{own.elementwise_map} of {form}"

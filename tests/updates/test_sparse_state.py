@@ -145,8 +145,8 @@ def test_state_of_another_run_is_refused_and_changes_nothing(saved, loaded, text
 def test_damaged_and_newer_states_are_refused():
     net = Loop().net
     state = sparse_state(net)
-    with pytest.raises(SignInError, match="The sparse state has version 2, and this package reads 1"):
-        load_sparse_state(net, state | {"version": 2})
+    with pytest.raises(SignInError, match="The sparse state has version 3, and this package reads 2"):
+        load_sparse_state(net, state | {"version": 3})
     with pytest.raises(SignInError, match="The sparse state does not have the expected structure"):
         load_sparse_state(net, {name: value for name, value in state.items() if name != "forms"})
     with pytest.raises(SignInError, match="masks do not match their digest"):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_signin.core.layer_forward import mark_own_forward
+from lightning_signin.core.stacked import check_when_stacked
 from lightning_signin.core.torch_internals import (
     empty_parametrized,
     is_functional_call,
@@ -59,6 +60,7 @@ def complete_layer(owner: nn.Module, attribute: str) -> None:
     """
     holder = _holder(owner, attribute)
     holder.given, holder.append = Given(), _refuse_another
+    check_when_stacked(holder)
     _complete_class(owner, attribute)
     refuse_hooks(owner)
 

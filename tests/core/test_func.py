@@ -199,12 +199,53 @@ def test_an_ensemble_is_stacked_from_plain_copies(storage):
 
 @STORAGES
 def test_a_stack_of_factors_on_the_meta_device_is_refused(storage):
-    nets = [sparsify(NETWORKS["linear"][0](), sparsity=0.5, storage=storage, seed=seed) for seed in range(3)]
+    nets = [sparsify(NETWORKS["linear"][0](), sparsity=0.5, storage=storage) for _ in range(3)]
     base, x = copy.deepcopy(nets[0]).to("meta"), torch.randn(3, 6)
     with pytest.raises(SignInError, match=r"has no masks, .* stack plain copies, `merge_\(copy.deepcopy\(net\)\)`"):
         vmap(lambda values: functional_call(base, values, (x,)))(stack_module_state(nets)[0])
     with pytest.raises(SignInError, match="has no masks"):
         functional_call(base, dict(nets[0].named_parameters()), (x,))
+
+
+@STORAGES
+@PARAMETRIZATIONS
+def test_an_ensemble_of_sparse_networks_with_one_mask_runs(parametrization, storage):
+    options = {"sparsity": 0.5, "storage": storage, "parametrization": parametrization}
+    nets, x = [sparsify(NETWORKS["linear"][0](), **options) for _ in range(3)], torch.randn(3, 6)
+    found = vmap(lambda values: functional_call(nets[0], values, (x,)))(stack_module_state(nets)[0])
+    torch.testing.assert_close(found, torch.stack([net(x) for net in nets]))
+
+
+class Renamed(nn.Sequential):
+    """With names of its own, as wrappers have them."""
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
+        return ((f"own.{name}", value) for name, value in super().named_parameters(*args, **kwargs))
+
+
+@STORAGES
+@pytest.mark.parametrize("made", [nn.Sequential, Renamed])
+@pytest.mark.parametrize("other", [{"seed": 1}, {"parametrization": "plain"}, {"sparsity": 0.25}, None])
+def test_a_stack_of_sparse_networks_with_other_masks_is_refused(other, made, storage):
+    def network(options: dict[str, Any] | None) -> nn.Module:
+        net = made(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+        return net if options is None else sparsify(net, **{"sparsity": 0.5, "storage": storage, **options})
+
+    nets = [network({}), network({}), network(other)]
+    for members in (nets, nets[::-1]):
+        with pytest.raises(SignInError, match=r"the same masks, and those of 0.weight differ.*Stack plain copies"):
+            stack_module_state(members)
+    stack_module_state([merge_(net) for net in nets])
+
+
+@STORAGES
+def test_two_maps_are_not_stacked(storage):
+    nets = [
+        sparsify(nn.Sequential(nn.Linear(6, 8)), sparsity=0.5, storage=storage, parametrization=Powerprop(alpha=alpha))
+        for alpha in (2.0, 3.0)
+    ]
+    with pytest.raises(SignInError, match=r"those of 0.weight differ"):
+        stack_module_state(nets)
 
 
 def test_factors_and_masks_are_the_same_after_a_transform():

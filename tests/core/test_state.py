@@ -129,6 +129,21 @@ def test_writing_into_a_state_raises(zoo, options):
     assert not net.first.weight.eq(0).all()
 
 
+@VARIANTS
+def test_a_clone_of_a_state_is_penalized_towards_and_assigned(zoo, images, options):
+    """As the README says; the values themselves can only be read."""
+    net = sparse_copy(zoo, **options)
+    state = net.state_dict()
+    with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward"):
+        (net.first.weight * state["first.weight"]).sum().backward()
+    with pytest.raises(RuntimeError, match="on inference tensor outside InferenceMode is not allowed"):
+        copy.deepcopy(zoo).load_state_dict(state, assign=True)
+    own = {name: value.clone() for name, value in state.items()}
+    (net.first.weight * own["first.weight"]).sum().backward()
+    zoo.load_state_dict(own, assign=True)
+    assert torch.equal(zoo(images), net(images))
+
+
 @pytest.mark.parametrize("storage", ["compact", "dense"])
 def test_state_with_keep_vars_carries_gradients(zoo, storage):
     net, upstream = sparse_copy(zoo, storage=storage), torch.randn(8, 8, dtype=torch.float64)

@@ -219,7 +219,7 @@ def test_sparsity_counts_the_zeros_of_a_threshold():
 @pytest.mark.parametrize(
     ("form", "text"),
     [
-        ("sign_in", "`parametrization` must be one of 'sign-in', 'plain', 'mirror', 'str'.*or the import path.*got 'sign_in'"),
+        ("sign_in", "`parametrization` must be one of 'sign-in', 'plain', 'mirror'.*or the import path.*got 'sign_in'"),
         (3, "`parametrization` must be one of .*or a class with arguments; got 3"),
         ("torch.nn.Linear.weird", "got 'torch.nn.Linear.weird'"),
     ],

@@ -24,11 +24,15 @@ from lightning_signin.errors import SignInError
 _SPARSE = "_sparse_weights"
 
 
-class Given(dict[tuple[int, str], Tensor | None]):
+class Given:
     """The tensors that replace a weight during a functional call, by its user: the layer's id, and the weight's name.
 
-    A copy that is made meanwhile has none of them.
+    A copy that is made meanwhile has none of them. It is no dict, since Dynamo of torch 2.6 looks nothing up in a
+    subclass of one.
     """
+
+    def __init__(self) -> None:
+        self.tensors: dict[tuple[int, str], Tensor | None] = {}
 
     def __reduce__(self) -> tuple[type["Given"], tuple[()]]:
         return Given, ()
@@ -82,18 +86,19 @@ def _complete_class(owner: nn.Module, attribute: str) -> None:
 
 def _weight(attribute: str, computed: Any) -> property:
     """The property of a sparse weight, over that of torch."""
+    compute = computed.fget  # Dynamo of torch 2.6 reads no attribute of a property
 
     def read(self: nn.Module) -> Tensor | None:
-        given: Given = _holder(self, attribute).given
+        given = _given(self, attribute)
         if given and (own := (id(self), attribute)) in given:
             return given[own]
         if not torch.compiler.is_compiling() and _in_functional_call(attribute):
             raise AttributeError(attribute)  # then there is nothing to put back, and what is given gets deleted
         # A weight that is given to one of its users is given to all.
-        return next(iter(given.values())) if given else computed.fget(self)
+        return next(iter(given.values())) if given else compute(self)
 
     def delete(self: nn.Module) -> None:
-        if (id(self), attribute) not in (given := _holder(self, attribute).given):
+        if (id(self), attribute) not in (given := _given(self, attribute)):
             raise SignInError(f"{attribute} is a sparse weight and cannot be deleted. Call `merge_` first.")
         del given[id(self), attribute]
 
@@ -105,7 +110,7 @@ def _setattr(made_by_torch: type[nn.Module], sparse: set[str]) -> Callable[[nn.M
 
     def __setattr__(self: nn.Module, name: str, value: Any) -> None:
         if name in sparse and _in_functional_call(name):
-            _holder(self, name).given[id(self), name] = value
+            _given(self, name)[id(self), name] = value
         else:
             super(made_by_torch, self).__setattr__(name, value)
 
@@ -169,6 +174,11 @@ def _in_functional_call(attribute: str) -> bool:
     """Whether a functional call is behind the access that the calling function handles: directly, or by a live view."""
     asking = sys._getframe(2)  # noqa: SLF001 — documented by Python
     return is_functional_call(asking, attribute) or is_functional_call(asking.f_back, attribute)
+
+
+def _given(owner: nn.Module, attribute: str) -> dict[tuple[int, str], Tensor | None]:
+    tensors: dict[tuple[int, str], Tensor | None] = _holder(owner, attribute).given.tensors
+    return tensors
 
 
 def _holder(owner: nn.Module, attribute: str) -> Any:

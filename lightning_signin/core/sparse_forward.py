@@ -52,7 +52,7 @@ def _can_run(layer: Any, masked: Masked, x: Tensor) -> bool:
     factor = holder.original0
     if type(x) not in (Tensor, nn.Parameter) or type(factor) is not nn.Parameter or not isinstance(storage, Compact):
         return False
-    if masked.probe is not None or masked.hooked_uses is not None or holder.given:
+    if masked.probe is not None or masked.hooked_uses is not None or holder.given.tensors:
         return False
     if is_transformed(x) or is_watched() or x.numel() == 0 or storage.device != x.device:
         return False

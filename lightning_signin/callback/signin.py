@@ -122,9 +122,7 @@ class SignInCallback(Callback):
         if (fit := self._current) is None:
             return
         numbers, layers = fit.ongoing.after_epoch()
-        pl_module.log_dict(
-            {f"signin/{n}": v for n, v in numbers.items()}, sync_dist=trainer.world_size > 1, batch_size=1
-        )
+        pl_module.log_dict({f"signin/{n}": v for n, v in numbers.items()}, sync_dist=True, batch_size=1)
         log_to_loggers(trainer, {f"signin/{n}": v for n, v in layers.items()})  # layers have many
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

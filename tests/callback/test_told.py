@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelSummary
+from lightning.pytorch.trainer.connectors.logger_connector import result
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -253,3 +254,11 @@ def test_the_model_summary_is_that_of_the_plain_model(options):
         runner.fit(module, loader())
         found.append(summary.found)
     assert found[0] == found[1]
+
+
+def test_numbers_are_averaged_over_ranks_without_a_warning(recwarn):
+    result.warning_cache.clear()  # Lightning warns once
+    runner = trainer(callback(), epochs=1, strategy="ddp", devices=1)
+    runner.fit(seeded(), loader())
+    assert "signin/sparsity" in runner.callback_metrics
+    assert [str(each.message) for each in recwarn if "signin/" in str(each.message)] == []

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_signin.core.structure import Expected, check_structure, entries, optional, whole
+from lightning_signin.errors import SignInError
 from lightning_signin.randomness import generators
 
 State = dict[str, Any]
@@ -138,10 +139,14 @@ class Recorder:
         iterator = make_iterator(self.loader)
         if self.at_first is not None:
             generators.restore(self.at_first)
-        for _ in range(self._skip):
-            next(iterator)
-        self._resumed, self.seen, self._skip = False, self._skip, None
+        given = sum(1 for _ in zip(range(self._skip), iterator, strict=False))
         generators.restore(now)
+        if given < self._skip:
+            raise SignInError(
+                f"{POSITION} is after batch {self._skip} of an epoch, but the training loader gives only {given}. "
+                "Resume with the data, the batch size and the sampler of that run."
+            )
+        self._resumed, self.seen, self._skip = False, self._skip, None
         return iterator
 
     def _own(self) -> dict[str, torch.Generator]:

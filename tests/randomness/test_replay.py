@@ -6,18 +6,23 @@ import random
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import OnExceptionCheckpoint
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
     Dataset,
     IterableDataset,
     RandomSampler,
+    Subset,
     SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
 )
 
+from lightning_signin import SignInError
 from lightning_signin.randomness import generators, replay
+from tests.pruning import At
+from tests.small import Small, callback, data, loader, trainer
 
 
 class Noisy(Dataset):
@@ -144,6 +149,26 @@ def test_resumed_loader_can_be_interrupted_again(make):
     first = [next(iterator) for _ in range(3)]
     batches, _ = resumed(make, through_a_file(recorder.state()), through_a_file(generators.capture()))
     assert equal(first + batches, following)
+
+
+@pytest.mark.parametrize("seen", [7, 10**30])
+@EVERY_LOADER
+def test_position_after_the_end_of_the_loader_is_refused(make, seen):
+    saved, _, _, _ = interrupted(make, 3)
+    loader = make(DATA, 7)
+    replay.attach(loader).resume({**saved, "seen": seen})
+    text = f"position in the data is after batch {seen} of an epoch, but the training loader gives only 6. Resume with"
+    with pytest.raises(SignInError, match=text):
+        list(loader)
+
+
+def test_position_in_more_data_than_there_is_now_is_refused_by_the_fit(tmp_path):
+    saving = OnExceptionCheckpoint(tmp_path, "cut")
+    with pytest.raises(RuntimeError, match="power cut"):
+        trainer(callback(), At(4), saving, enable_checkpointing=True).fit(Small(), loader())
+    shorter = DataLoader(Subset(data(), range(16)), 8, shuffle=True)
+    with pytest.raises(SignInError, match="is after batch 4 of an epoch, but the training loader gives only 2"):
+        trainer(callback()).fit(Small(), shorter, ckpt_path=tmp_path / "cut.ckpt", weights_only=True)
 
 
 @pytest.mark.parametrize("position", [1, 4])

@@ -7,7 +7,7 @@ from fractions import Fraction
 from torch import Tensor
 
 from lightning_signin.core.layout import Layout
-from lightning_signin.core.numbers import exact
+from lightning_signin.core.numbers import check_field, exact, number
 from lightning_signin.errors import SignInError, warn
 from lightning_signin.masks.build import StructureOf, check_choice, make_choice
 from lightning_signin.masks.choice import Choice
@@ -45,9 +45,7 @@ class Levels:
 
     def __post_init__(self) -> None:
         budget(self.sparsity, 1)
-        rate = self.prune_rate
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < 1:
-            raise SignInError(f"`prune_rate` must be in (0, 1), got {rate!r}. Pass the share to prune, e.g. 0.2.")
+        check_field(self, "prune_rate", number, "(0, 1)", "Pass the share to prune, e.g. 0.2.")
         check_choice("distribution", self.distribution, [*DISTRIBUTIONS, "global"])
         given = self.structure
         for structure in given.values() if isinstance(given, Mapping) else [given]:

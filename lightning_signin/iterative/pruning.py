@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_signin.callback import SignInCallback
+from lightning_signin.core.numbers import whole_number
 from lightning_signin.errors import SignInError
 from lightning_signin.iterative.arguments import check_same_arguments, plain_sign_in, plain_structure
 from lightning_signin.iterative.callbacks import EpochEnds, SparsifyLevel, load_weights
@@ -60,7 +61,7 @@ class IterativePruning:
         11
         >>> IterativePruning("runs/tickets", rewind="wr")
         Traceback (most recent call last):
-        lightning_signin.SignInError: `rewind_epoch` must be an integer of at least 1 for rewind='wr', got ...
+        lightning_signin.SignInError: `rewind_epoch` must be a whole number of at least 1, got None. rewind='wr' ...
     """
 
     def __init__(
@@ -76,12 +77,9 @@ class IterativePruning:
         sign_in: Mapping[str, Any] | None = None,
     ) -> None:
         check_choice("rewind", rewind, REWINDS)
-        if rewind == "wr" and (isinstance(rewind_epoch, bool) or not isinstance(rewind_epoch, int) or rewind_epoch < 1):
-            raise SignInError(
-                f"`rewind_epoch` must be an integer of at least 1 for rewind='wr', got {rewind_epoch!r}. "
-                "E.g. rewind_epoch=2."
-            )
-        if rewind != "wr" and rewind_epoch is not None:
+        if rewind == "wr":
+            rewind_epoch = whole_number("rewind_epoch", rewind_epoch, hint="rewind='wr' needs it, e.g. rewind_epoch=2.")
+        elif rewind_epoch is not None:
             raise SignInError(f"`rewind_epoch`={rewind_epoch} has no effect with rewind={rewind!r}. Leave it out.")
         self.levels = Levels(sparsity, prune_rate, distribution, structure)
         self.folder = Folder(folder, rewinds=rewind == "wr")

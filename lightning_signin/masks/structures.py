@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_signin.core.numbers import whole_number
 from lightning_signin.errors import SignInError
 from lightning_signin.masks.largest import largest
 
@@ -73,9 +74,10 @@ class NMCap:
     """
 
     def __init__(self, n: int, m: int) -> None:
-        if not 1 <= n <= m:
+        where = f"It is that of the structure '{n}:{m}'."
+        self.n, self.m = whole_number("n", n, hint=where), whole_number("m", m, hint=where)
+        if self.n > self.m:
             raise SignInError(f"`structure` '{n}:{m}' must keep 1 to {m} of each {m} weights.")
-        self.n, self.m = n, m
 
     def unit(self, shape: Shape) -> int:
         """One weight."""
@@ -146,9 +148,8 @@ class Blocks:
     """
 
     def __init__(self, outputs: int, inputs: int) -> None:
-        if outputs < 1 or inputs < 1:
-            raise SignInError(f"`structure` '{outputs}x{inputs}-block' must have at least one row and one column.")
-        self.block = (outputs, inputs)
+        where = f"It is that of the structure '{outputs}x{inputs}-block'."
+        self.block = (whole_number("outputs", outputs, hint=where), whole_number("inputs", inputs, hint=where))
 
     def unit(self, shape: Shape) -> int:
         """The weights of a block."""

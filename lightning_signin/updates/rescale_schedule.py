@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass
 from math import inf
 
-from lightning_signin.core.numbers import exact
+from lightning_signin.core.numbers import exact, whole_number
 from lightning_signin.errors import SignInError
 from lightning_signin.updates.schedule import passed
 
@@ -29,10 +29,9 @@ class RescaleSchedule:
 
     def __post_init__(self) -> None:
         for argument, value in (("epochs", self.every_n_epochs), ("steps", self.every_n_steps)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise SignInError(
-                    f"`rescale_every_n_{argument}` must be an integer of at least 1, or None for never, got {value!r}."
-                )
+            if value is not None:
+                checked = whole_number(f"rescale_every_n_{argument}", value, hint="Pass None to never rescale.")
+                object.__setattr__(self, f"every_n_{argument}", checked)
         if self.every_n_epochs is not None and self.every_n_steps is not None:
             raise SignInError(
                 f"`rescale_every_n_steps`={self.every_n_steps} and `rescale_every_n_epochs`={self.every_n_epochs} are "

@@ -30,7 +30,10 @@ def test_optimizer_that_forgets_a_weight_whose_mask_moves_is_an_error():
         ({"beta": 0}, "`beta` must be above 0, got 0"),
         ({"beta": {"*": -1.0}}, "`beta` must be above 0, got -1.0"),
         ({"frobenius_decay": -1e-4}, "`frobenius_decay` must be at least 0, got -0.0001"),
-        ({"rescale_every_n_epochs": 0}, "`rescale_every_n_epochs` must be an integer of at least 1, or None for never"),
+        (
+            {"rescale_every_n_epochs": 0},
+            "`rescale_every_n_epochs` must be a whole number of at least 1, got 0. Pass None",
+        ),
         ({"rescale_every_n_steps": 10}, "are both set. To count in steps, pass rescale_every_n_epochs=None"),
         ({"rescale_until": 1.5}, r"`rescale_until` as a fraction must be in \[0, 1\], got 1.5. An epoch is an int"),
     ],

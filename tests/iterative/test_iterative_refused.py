@@ -14,10 +14,10 @@ from tests.small import Small, loader, seeded, trainer
     [
         ({"sparsity": 90}, "`sparsity` must be in [0, 1), got 90"),
         ({"prune_rate": 1.0}, "`prune_rate` must be in (0, 1), got 1.0. Pass the share to prune, e.g. 0.2."),
-        ({"prune_rate": True}, "`prune_rate` must be in (0, 1), got True"),
+        ({"prune_rate": True}, "`prune_rate` must be a number in (0, 1), got True"),
         ({"rewind": "late"}, "`rewind` must be one of 'lrr', 'wr', 'imp'; got 'late'"),
-        ({"rewind": "wr"}, "`rewind_epoch` must be an integer of at least 1 for rewind='wr', got None"),
-        ({"rewind": "wr", "rewind_epoch": 0}, "got 0. E.g. rewind_epoch=2."),
+        ({"rewind": "wr"}, "`rewind_epoch` must be a whole number of at least 1, got None. rewind='wr' needs it"),
+        ({"rewind": "wr", "rewind_epoch": 0}, "got 0. rewind='wr' needs it, e.g. rewind_epoch=2."),
         ({"rewind_epoch": 2}, "`rewind_epoch`=2 has no effect with rewind='lrr'. Leave it out."),
         ({"distribution": "even"}, "`distribution` must be one of 'balanced', 'uniform', 'erk', 'global'; got 'even'"),
         ({"distribution": {"*": 0.5}}, "`distribution` must be one of"),

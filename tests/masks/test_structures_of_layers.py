@@ -3,11 +3,12 @@
 import re
 from math import prod
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_signin import masks, sparsify
+from lightning_signin import SignInError, masks, sparsify
 from lightning_signin.core.layout import Layout
 from lightning_signin.masks import NM, Blocks, ConstantFanIn, NMCap, Unstructured, build_masks
 from lightning_signin.masks.structures import Structure, parse_structure
@@ -82,15 +83,33 @@ def test_parse_structure_lists_the_names(name):
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("5:4", "'5:4' must keep 1 to 4 of each 4 weights"),
-        ("0:4-cap", "'0:4' must keep 1 to 4 of each 4 weights"),
-        ("0x4-block", "'0x4-block' must have at least one row and one column"),
-        ("4x0-block", "'4x0-block' must have at least one row and one column"),
+        ("5:4", "`structure` '5:4' must keep 1 to 4 of each 4 weights"),
+        ("0:4-cap", "`n` must be a whole number of at least 1, got 0. It is that of the structure '0:4'."),
+        ("0:0", "`n` must be a whole number of at least 1, got 0"),
+        (
+            "0x4-block",
+            "`outputs` must be a whole number of at least 1, got 0. It is that of the structure '0x4-block'.",
+        ),
+        ("4x0-block", "`inputs` must be a whole number of at least 1, got 0. It is that of the structure '4x0-block'."),
     ],
 )
 def test_parse_structure_refuses_empty_patterns(name, text):
-    with pytest.raises(ValueError, match=f"`structure` {text}"):
+    with pytest.raises(ValueError, match=re.escape(text)):
         parse_structure(name)
+
+
+@pytest.mark.parametrize("value", [True, 2.0, "2", None])
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("make", [NM, NMCap, Blocks])
+def test_sizes_of_patterns_are_whole_numbers(make, place, value):
+    sizes = [2, 2]
+    sizes[place] = value
+    with pytest.raises(SignInError, match=re.escape(f"must be a whole number of at least 1, got {value!r}")):
+        make(*sizes)
+
+
+def test_sizes_of_patterns_may_be_numbers_of_numpy():
+    assert type(NM(np.int64(2), np.int64(4)).n) is int
 
 
 class Outputs:

@@ -109,7 +109,7 @@ def test_none_never_rescales():
 @pytest.mark.parametrize("value", [0, -1, 2.0, "5", True])
 @pytest.mark.parametrize("argument", ["epochs", "steps"])
 def test_frequency_must_be_an_integer(argument, value):
-    text = f"`rescale_every_n_{argument}` must be an integer of at least 1, or None for never, got {value!r}."
+    text = f"`rescale_every_n_{argument}` must be a whole number of at least 1, got {value!r}. Pass None to never"
     with pytest.raises(ValueError, match=re.escape(text)):
         RescaleSchedule(*((value, None) if argument == "epochs" else (None, value)), until=0.5)
 

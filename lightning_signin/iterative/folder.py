@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -63,15 +64,14 @@ class Folder:
 
         Raises:
             FileNotFoundError: If there is no such file.
+            OSError: If it cannot be read.
             SignInError: If it is damaged.
         """
         try:
             with open(path, "rb") as file:
                 check_archive(file, str(path))
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # the bytes of a truncated file can raise anything
+        except (SignInError, RuntimeError, UnpicklingError, EOFError) as error:  # not an archive, or of other objects
             raise SignInError(
                 f"{path} is damaged, or holds objects beyond tensors and plain values. Delete it: the level that wrote "
                 "it is then trained again."

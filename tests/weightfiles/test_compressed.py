@@ -176,8 +176,13 @@ def test_later_version_is_named(tmp_path):
         {"tensors": {"b": {"dtype": "float32", "shape": [400]}}, "same": {}},
         {"tensors": {"b": {"dtype": "float32", "shape": [400]}}, "same": {"b": "a"}},
         {"tensors": [], "same": {}},
+        {"tensors": {"a": {"dtype": "float64", "shape": [400]}}, "same": {}},
+        {"tensors": {"a": {"dtype": "int32", "shape": [400]}}, "same": {}},
+        {"tensors": {"a": {"dtype": "float32", "shape": [-400]}}, "same": {}},
+        {"tensors": {"a": {"dtype": "float32", "shape": [400]}}, "same": {"a": "a"}},
+        {},
     ],
-    ids=["too large", "no dtype", "missing", "tied to nothing", "list"],
+    ids=["large", "no dtype", "missing", "tied to nothing", "list", "wide", "ints", "negative", "to itself", "empty"],
 )
 def test_forged_layout_with_a_right_digest_is_refused(tmp_path, layout):
     entries, metadata = read_safetensors(pack({"a": some(400, 0.9)}, {}), "x")

@@ -82,7 +82,7 @@ def missing_key(saved, ours):
 
 
 def other_version(saved, ours):
-    ours["version"] = 2
+    ours["version"] = VERSION + 1
 
 
 def missing_argument(saved, ours):
@@ -106,7 +106,7 @@ def short_position(saved, ours):
         (other_shape, "The checkpoint's masks do not match their digest: the file is damaged"),
         (short_factors, "The checkpoint's factors of fc1.weight"),
         (missing_factors, "was written with another `parametrization` of fc1.weight"),
-        (other_version, r"has version 2, and this release of lightning-signin reads version 1\. Resume with the rel"),
+        (other_version, r"has version 3, and this release of lightning-signin reads version 2\. Resume with the rel"),
         (missing_key, "The checkpoint's state of SignInCallback has no 'sign_flips'"),
         (
             missing_argument,

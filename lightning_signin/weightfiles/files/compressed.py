@@ -12,12 +12,14 @@ Bits are set where the bit pattern is not 0, so −0.0 and every NaN are restore
 import hashlib
 import json
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_signin.core.structure import Expected, check_structure, each, entries, of_type, one_of, several, whole
 from lightning_signin.errors import SignInError
 from lightning_signin.weightfiles.bits import pack_bits, unpack_bits
 from lightning_signin.weightfiles.files import zstd
@@ -32,6 +34,12 @@ _DTYPES = {  # supported by every safetensors since 0.4; others are stored as by
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
 }
+
+_NAMES = sorted(str(value).removeprefix("torch.") for value in vars(torch).values() if isinstance(value, torch.dtype))
+_LAYOUT = entries(
+    {"tensors": each(entries({"dtype": one_of(*_NAMES), "shape": several(whole())})), "same": each(of_type(str))},
+    {"version": whole()},
+)
 
 
 def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -114,10 +122,9 @@ def decode(entries: Mapping[str, Tensor], metadata: Mapping[str, str], source: s
         )
     if metadata.get(DIGEST) != _digest(entries, metadata):
         raise SignInError(f"{source} was altered: it does not match its digest. Write or copy it again.")
-    try:
-        return _state(layout, entries)
-    except (KeyError, TypeError, RuntimeError, AttributeError, ValueError) as error:
-        raise SignInError(f"{source} matches its digest, but does not have the expected structure.") from error
+    check_structure(f"{source} matches its digest, but", layout, _LAYOUT)
+    check_structure(f"{source} matches its digest, but", layout["tensors"], _stored(layout["same"], entries))
+    return _state(layout, entries)
 
 
 def _layout(metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -126,6 +133,34 @@ def _layout(metadata: Mapping[str, str]) -> dict[str, Any]:
     except ValueError:
         layout = None
     return layout if isinstance(layout, dict) else {}  # altered: the digest check will fail
+
+
+def _stored(same: dict[str, str], entries: Mapping[str, Tensor]) -> Expected:
+    """Tensors, by name, that are tied to an earlier one, or whose entries have their size."""
+
+    def check(tensors: Any, path: str) -> str | None:
+        earlier: set[str] = set()
+        for name, about in tensors.items():
+            dtype, count = getattr(torch, about["dtype"]), prod(about["shape"])
+            if name in same:
+                fits = same[name] in earlier
+            elif name in entries:
+                fits = entries[name].nbytes == count * dtype.itemsize
+            else:
+                bits, values = entries.get(name + _BITMASK), entries.get(name + _VALUES)
+                fits = dtype.is_floating_point and _is_packed(bits, values, count, dtype.itemsize)
+            if not fits:
+                return f"{path}[{name!r}] does not match what is stored"
+            earlier.add(name)
+        return None
+
+    return check
+
+
+def _is_packed(bits: Tensor | None, values: Tensor | None, count: int, itemsize: int) -> bool:
+    if bits is None or values is None or bits.dtype != torch.uint8 or bits.numel() != -(-count // 8):
+        return False  # numpy would fill up what is missing with zeros
+    return int(unpack_bits(bits, (count,)).sum()) * itemsize == values.nbytes
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:
@@ -166,15 +201,13 @@ def _state(layout: dict[str, Any], entries: Mapping[str, Tensor]) -> dict[str, T
         if same is not None:
             state[name] = state[same]
         elif name in entries:
-            state[name] = entries[name].view(dtype).view(shape)
+            state[name] = _bytes(entries[name]).view(dtype).view(shape)
         else:
             state[name] = _scattered(entries[name + _BITMASK], entries[name + _VALUES].view(dtype), shape)
     return state
 
 
 def _scattered(bitmask: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
-    if bitmask.numel() != -(-shape.numel() // 8):  # numpy would fill up what is missing with zeros
-        raise SignInError("a bitmask does not match its shape")
     nonzero = unpack_bits(bitmask, (shape.numel(),)).numpy()
     bits = values.view(_INTEGERS[values.itemsize]).numpy()
     whole = np.zeros(shape.numel(), bits.dtype)

@@ -24,7 +24,7 @@ from lightning_signin.callback.lightning_internals import is_tuned
 from lightning_signin.callback.messages import say_start
 from lightning_signin.callback.resume_position import Position
 from lightning_signin.callback.resuming import NOT_SPARSE, STATE_KEY, VERSION, check_complete, check_same_run
-from lightning_signin.callback.start import in_words
+from lightning_signin.callback.start import Sparsified, in_words
 from lightning_signin.callback.training import Training
 from lightning_signin.callback.tuned import as_it_was
 from lightning_signin.callback.user_hooks import user_hooks
@@ -43,7 +43,7 @@ from lightning_signin.weightfiles.factor_state import (
 )
 
 State = dict[str, Any]
-Sparsify = Callable[[Trainer, LightningModule, dict[str, Tensor] | None, bool], bool]
+Sparsify = Callable[[Trainer, LightningModule, dict[str, Tensor] | None, bool], Sparsified]
 
 
 class Fit:
@@ -77,6 +77,7 @@ class Fit:
         self.trainer, self.module, self.arguments, self.earlier = trainer, module, arguments, earlier
         self.training: Training | None = None
         self._sparsify = sparsify
+        self._chosen = arguments  # what the mask was made with
         self._origin: str | None = None  # of the masks, if the arguments do not imply it
         self._replaced: dict[int, tuple[nn.Parameter, SparseWeight]] = {}  # plain parameters, until training starts
         self._resumed = False
@@ -114,7 +115,7 @@ class Fit:
             exchange_parameters(optimizer, {key: weight for key, (_, weight) in self._replaced.items()})
         self._replaced = {}
         self.ongoing.check()
-        say_start(self.module, in_words(self.arguments, self._origin))
+        say_start(self.module, in_words(self._chosen, self._origin))
 
     def begin(self) -> None:
         """Get ready to train; on resuming, restore the random generators."""
@@ -223,7 +224,7 @@ class Fit:
         else:
             whole = changes_nothing(self.arguments)
             try:
-                is_checked = self._sparsify(trainer, module, known, resumes and not whole)
+                is_checked, self._chosen = self._sparsify(trainer, module, known, resumes and not whole)
             except NothingToSparsifyError:
                 if not whole:
                     raise

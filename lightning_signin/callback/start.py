@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -28,6 +28,18 @@ from lightning_signin.weightfiles.saved import masks_from_file
 from lightning_signin.weightfiles.transplants import flip_signs_, transplant_
 
 
+class Sparsified(NamedTuple):
+    """How a fit became sparse.
+
+    Attributes:
+        is_checked: Whether the mask is known not to cut the network, where that needs a check.
+        arguments: Those that the mask was made with, for the log.
+    """
+
+    is_checked: bool
+    arguments: Arguments
+
+
 @dataclass(frozen=True)
 class Start:
     """How a fit becomes sparse.
@@ -40,7 +52,7 @@ class Start:
 
     def sparsify(
         self, trainer: Trainer, module: LightningModule, known: dict[str, Tensor] | None, resumes: bool
-    ) -> bool:
+    ) -> Sparsified:
         """Make the module sparse.
 
         Args:
@@ -50,7 +62,7 @@ class Start:
             resumes: Whether masks and factors are loaded from a checkpoint next.
 
         Returns:
-            Whether the mask is known not to cut the network, where that needs a check.
+            How it was done.
         """
         arguments = self.arguments
         options: Any = {
@@ -69,7 +81,7 @@ class Start:
             check_known(known, shapes)
         if known or resumes:
             sparsify(module, mask=known or to_be_loaded(shapes), **options, **selection)
-            return True
+            return Sparsified(True, arguments)
         transplant_(module, names=names, signs_from=arguments.signs_from, magnitudes_from=arguments.magnitudes_from)
         chosen: Any = {"mask": arguments.mask, "sparsity": arguments.sparsity, "seed": arguments.seed_in_force}
         needed = None if arguments.rule is None else arguments.rule.structure
@@ -84,7 +96,7 @@ class Start:
             is_checked = data.shows_network
         if arguments.flip_signs:
             flip_signs_(module, arguments.flip_signs, seed=arguments.seed_in_force)
-        return is_checked
+        return Sparsified(is_checked, arguments)
 
     def _masks_from_file(self, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
         """The masks in the file, checked against the requested sparsity, if any."""
@@ -117,6 +129,8 @@ def in_words(arguments: Arguments, origin: str | None) -> str:
         mask = f"mask {origin}"
     elif arguments.sparsity_at_start == 0:
         mask = "dense at the start"
+    elif arguments.sparsity == 0:
+        mask = "nothing masked"
     else:
         spread = arguments.distribution or getattr(parse_score(arguments.mask), "distribution", "balanced")
         mask = f"{shown(arguments.mask)} mask, {'by groups' if isinstance(spread, Mapping) else spread}"

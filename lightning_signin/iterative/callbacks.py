@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from lightning_signin.arguments import Arguments
-from lightning_signin.callback.start import Start
+from lightning_signin.callback.start import Sparsified, Start
 from lightning_signin.core.selection import layout_of, select_weights
 from lightning_signin.errors import SignInError
 from lightning_signin.iterative.folder import Folder, State
@@ -41,7 +41,7 @@ class SparsifyLevel:
 
     def __call__(
         self, trainer: Trainer, module: LightningModule, known: dict[str, Tensor] | None, resumes: bool
-    ) -> bool:
+    ) -> Sparsified:
         """Make the complete module sparse; see `Start.sparsify` for the arguments and what is returned."""
         arguments = self.arguments
         if not resumes:

@@ -127,6 +127,15 @@ def test_files_and_log_of_the_levels(tmp_path, caplog):
     assert all(not weights[name][~mask].any() for name, mask in kept(tmp_path, 2).items())
 
 
+def test_log_says_where_the_mask_of_each_level_is_from(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
+        pruned(tmp_path)
+    said = [record.message for record in caplog.records if "values kept" in record.message]
+    origins = ["nothing masked", *(f"mask of {tmp_path / f'level-0{level}.mask.pt'}" for level in (1, 2))]
+    assert len(said) == 3
+    assert all(f" sparse), {origin}; " in line for line, origin in zip(said, origins, strict=True)), said
+
+
 @pytest.mark.parametrize(("structure", "sparsity"), [("1:4", 0.75), ("2:4-cap", 0.7)])
 def test_last_mask_has_the_structure(tmp_path, structure, sparsity):
     sign_in = {"exclude": ["conv.weight"]}

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lightning_signin import SignInError, masks_from_file
+from lightning_signin.callback.resuming import VERSION
 from lightning_signin.metrics.sign_flips import SignFlips
 from lightning_signin.randomness import generators
 from lightning_signin.randomness.replay import Recorder

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from lightning_signin.core.layer_forward import mark_own_forward
 from lightning_signin.core.stacked import check_when_stacked
+from lightning_signin.core.state_dict import saving_plain
 from lightning_signin.core.torch_internals import (
     empty_parametrized,
     is_functional_call,
     registered_parameters,
     set_registered_parameters,
+    wrap_saving,
 )
 from lightning_signin.errors import SignInError
 
@@ -80,6 +82,7 @@ def _complete_class(owner: nn.Module, attribute: str) -> None:
         made_by_torch.__reduce_ex__ = _reduce_ex(made_by_torch, sparse)
         made_by_torch.register_parameter = _register_parameter(made_by_torch)
         made_by_torch.__prepare_scriptable__ = _refuse_script
+        wrap_saving(made_by_torch, saving_plain)
         mark_own_forward(owner)
     sparse.add(attribute)
 

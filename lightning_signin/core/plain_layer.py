@@ -84,6 +84,6 @@ def layers_of(parameters: Mapping[str, nn.Parameter], weights: Iterable[SparseWe
         if others := set(layer.owner.parametrizations) - set(layer.shown):  # type: ignore[arg-type]
             raise SignInError(
                 f"{', '.join(sorted(others))} of a sparse {type(layer.owner).__name__} got a parametrization after "
-                "`sparsify`. Remove it before the module is made plain."
+                "`sparsify`. Remove it, with torch's `remove_parametrizations`, before the module is made plain."
             )
     return list(layers.values())

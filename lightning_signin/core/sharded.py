@@ -10,6 +10,8 @@ import sys
 
 from torch import Tensor, nn
 
+from lightning_signin.core.torch_internals import storage_id
+
 # `sparsify` needs whole weights to choose from, and `fully_shard` has to find the factors as parameters.
 SHARD_AFTER = (
     "Call `sparsify` before `fully_shard`, in `configure_model`:\n"
@@ -71,6 +73,14 @@ def sharded_like(value: Tensor, other: Tensor) -> Tensor:
     mesh, placements = other.device_mesh, other.placements  # type: ignore[attr-defined]
     replicated = DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
     return replicated.redistribute(placements=placements)
+
+
+def same_entries(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors, or this rank's parts of them, are the same entries of the same memory."""
+    if is_sharded(one) and is_sharded(other):
+        one, other = one.to_local(), other.to_local()  # type: ignore[attr-defined]
+    described = [(each.shape, each.stride(), each.dtype, storage_id(each)) for each in (one, other)]
+    return described[0] == described[1]
 
 
 def reshard_(module: nn.Module) -> None:

@@ -1,10 +1,10 @@
-"""The plain state dict, both ways: hooks on each layer with a sparse weight.
+"""The plain state dict, both ways: hooks on each layer with a sparse weight, and its weights where it saves itself.
 
 On saving, ``layer.weight`` is the masked effective weight, under its plain name and at its plain position. On loading,
 a plain weight is masked and turned into the trainable tensors; its zeros are never taken for a mask.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from lightning_signin.core.masked import Masked
-from lightning_signin.core.sharded import is_sharded, sharded_like, whole
+from lightning_signin.core.sharded import is_sharded, same_entries, sharded_like, whole
 from lightning_signin.core.torch_internals import (
-    registered_buffers,
-    registered_modules,
     registered_parameters,
     remove_state_hooks,
+    set_registered_parameters,
     versions_of,
 )
 
@@ -45,27 +44,40 @@ def plain_order(owner: nn.Module) -> list[str]:
     return list(owner.parametrizations.plain_order)  # type: ignore[union-attr, arg-type]
 
 
+def saving_plain(save: Callable[..., None]) -> Callable[..., None]:
+    """The method with which a layer saves its own tensors, its sparse weights among them.
+
+    Args:
+        save: That of its class, which may change them.
+
+    Returns:
+        A method that takes the place of ``save``.
+    """
+
+    def _save_to_state_dict(owner: nn.Module, state_dict: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        own, sparse = registered_parameters(owner), dict(_masked(owner))
+        values = {n: _tied(h, prefix + n, _plain_value(h, keep_vars), state_dict) for n, h in sparse.items()}
+        tensors: dict[str, Any] = {**own, **values}
+        in_order = {name: tensors[name] for name in plain_order(owner) if name in tensors}
+        set_registered_parameters(owner, {**in_order, **tensors})
+        try:
+            save(owner, state_dict, prefix, keep_vars)
+        finally:
+            set_registered_parameters(owner, own)
+        for name, value in values.items():
+            saved = state_dict.get(prefix + name)
+            if isinstance(saved, Tensor) and same_entries(saved, value):
+                state_dict[prefix + name] = value  # torch detaches it, and one could write into that
+
+    return _save_to_state_dict
+
+
 def _save_plain(owner: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
     if not hasattr(owner, "parametrizations"):
         return
-    sparse = dict(_masked(owner))
-    own_names = {*registered_parameters(owner), *registered_buffers(owner), *registered_modules(owner)}
-    names = {"_extra_state", *own_names, *plain_order(owner)}
-    own = []
-    for key in reversed(state_dict):
-        if not key.startswith(prefix) or key[len(prefix) :].partition(".")[0] not in names:
-            break
-        own.append(key)
-    entries = {key: state_dict.pop(key) for key in reversed(own)}
-    for name in plain_order(owner):
-        if name in sparse:
-            held = [entries.pop(f"{prefix}parametrizations.{name}.original{i}") for i in range(sparse[name].ntensors)]
-            entries.pop(prefix + name, None)  # of a state dict that is written over an older one
-            value = _plain_value(sparse[name], keep_vars=isinstance(held[0], nn.Parameter))
-            state_dict[prefix + name] = _tied(sparse[name], prefix + name, value, state_dict)
-        elif prefix + name in entries:
-            state_dict[prefix + name] = entries.pop(prefix + name)
-    state_dict.update(entries)
+    for name, holder in _masked(owner):
+        for i in range(holder.ntensors):
+            state_dict.pop(f"{prefix}parametrizations.{name}.original{i}", None)
     metadata = versions_of(state_dict)
     for key in [key for key in metadata if f"{key}.".startswith(f"{prefix}parametrizations.")]:
         del metadata[key]
@@ -84,7 +96,9 @@ def _tied(holder: Any, name: str, value: Tensor, state_dict: dict[str, Any]) -> 
     """The tensor that another layer with the same weight has just saved, so that files hold it once; else the value."""
     saved = state_dict.get(getattr(holder, "saved_as", name))
     holder.saved_as = name
-    return saved if isinstance(saved, Tensor) and not is_sharded(value) and torch.equal(saved, value) else value
+    if not isinstance(saved, Tensor) or is_sharded(value) or saved.dtype != value.dtype:
+        return value
+    return saved if torch.equal(saved, value) else value
 
 
 def _load_plain(

@@ -8,8 +8,8 @@ What replaces something in torch, and where that is undone; for Lightning see
 callback/lightning_internals.py:
 
 - The class that `parametrize` makes for a layer: `forward`, and the list of weights of recurrent layers with its
-  methods (core/layer_forward.py); the properties of weights, and how a layer is set, pickled and scripted
-  (core/layer_class.py). The class goes with the parametrization, in `merge_` (verbs/model.py).
+  methods (core/layer_forward.py); the properties of weights, and how a layer is set, saved, pickled and
+  scripted (core/layer_class.py). The class goes with the parametrization, in `merge_` (verbs/model.py).
 - ``append`` of the list that `parametrize` makes for a weight (core/layer_class.py). The list goes with it.
 - The dict of a layer's own parameters, by one that says which are not in it: `refuse_hooks` (core/layer_class.py),
   until the layer is plain (core/plain_layer.py).
@@ -98,6 +98,11 @@ def remove_state_hooks(module: nn.Module, *functions: Callable[..., Any]) -> Non
         for key, hook in list(hooks.items()):
             if getattr(hook, "hook", hook) in functions:
                 del hooks[key]
+
+
+def wrap_saving(made_by_torch: Any, wrapped: Callable[[Any], Any]) -> None:
+    """Let layers of a class save their own tensors with another method, made from the one they have or inherit."""
+    made_by_torch._save_to_state_dict = wrapped(made_by_torch._save_to_state_dict)
 
 
 def versions_of(state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -206,13 +211,7 @@ def is_watched() -> bool:
 
 
 def is_functional_call(frame: FrameType | None, attribute: str) -> bool:
-    """Whether this is the code of `torch.func.functional_call` that reads, sets or deletes an attribute.
-
-    It exchanges the tensors of a module and puts them back with the statements that others assign weights with.
-
-    Returns:
-        Whether it is; False for no frame.
-    """
+    """Whether this is the code of `functional_call`, which swaps tensors by the statements that assign weights."""
     return frame is not None and frame.f_code is swap_tensor.__code__ and frame.f_locals["name"] == attribute
 
 

@@ -145,3 +145,17 @@ def test_inside_the_plain_view_and_after_assignments_nothing_changes():
     torch.testing.assert_close(net[0].weight, 2 * plain[0].weight)
     with pytest.raises(ValueError, match="weight is a sparse weight and cannot be deleted"):
         del net[0].weight
+
+
+@STORAGES
+def test_strict_calls_take_factors(storage):
+    """As the README says: torch compares the names with those of `named_parameters`."""
+    net, plain, x = pair("linear", storage)
+    given = {name: value.detach() for name, value in net.named_parameters()}
+    assert torch.equal(functional_call(net, given, (x,), strict=True), net(x))
+    with pytest.raises(RuntimeError, match=r"Unexpected key\(s\): '0.weight', '2.weight'"):
+        functional_call(net, others(plain), (x,), strict=True)
+    with plain_view(net):
+        assert torch.equal(
+            functional_call(net, others(plain), (x,), strict=True), functional_call(net, others(plain), x)
+        )

@@ -191,3 +191,61 @@ def test_tool_that_averages_in_a_state_dict_gets_an_error(average):
     net = sparsify(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2)), sparsity=0.5)
     with pytest.raises(RuntimeError, match="Inplace update to inference tensor"):
         average(net).update(net)
+
+
+class Half(nn.Linear):
+    """Saves in half precision."""
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "weight"] = destination[prefix + "weight"].half()
+
+
+class Kernel(nn.Linear):
+    """Saves and loads the transpose, under another name."""
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "kernel"] = destination.pop(prefix + "weight").t()
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        state_dict[prefix + "weight"] = state_dict.pop(prefix + "kernel").t()
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class Listed(nn.Linear):
+    """Lists its own parameters."""
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        destination |= {f"{prefix}own.{name}": value.detach() for name, value in self._parameters.items()}
+
+
+class Single(nn.Linear):
+    """Saves its weight alone."""
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        destination[prefix + "w"] = self.weight.detach()
+
+
+class More(nn.Linear):
+    """Saves one tensor more, in the method that saves the children, too."""
+
+    def state_dict(self, *args, **kwargs):
+        state = super().state_dict(*args, **kwargs)
+        state[kwargs.get("prefix", "") + "sum"] = state[kwargs.get("prefix", "") + "weight"].sum()
+        return state
+
+
+@VARIANTS
+@pytest.mark.parametrize("kind", [Half, Kernel, Listed, Single, More])
+def test_layers_that_save_themselves_save_the_plain_weight(kind, options):
+    net = sparsify(nn.Sequential(kind(6, 5), nn.Linear(5, 4)), sparsity=0.5, **options)
+    plain = merge_(copy.deepcopy(net))
+    state, expected = net.state_dict(), plain.state_dict()
+    assert described(state) == described(expected)
+    assert all(torch.equal(state[key], expected[key]) for key in expected)
+    assert state._metadata == expected._metadata
+    if kind is Kernel:
+        other = nn.Sequential(kind(6, 5), nn.Linear(5, 4))
+        net.load_state_dict(other.state_dict())
+        torch.testing.assert_close(net[0].weight, other[0].weight * masks(net)["0.weight"])

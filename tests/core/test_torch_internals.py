@@ -93,6 +93,19 @@ def flat_weights_names():
     assert nn.LSTM(2, 3)._flat_weights_names == ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"]
 
 
+def own_saving():
+    class Saved(nn.Linear):
+        pass
+
+    calls = []
+    insides.wrap_saving(Saved, lambda save: lambda *args: calls.append(args[1:]) or save(*args))
+    layer = Saved(2, 3)
+    state = nn.Sequential(layer).state_dict()
+    assert list(state) == ["0.weight", "0.bias"]
+    assert calls == [(state, "0.", False)]
+    assert "_save_to_state_dict" not in vars(nn.Linear)
+
+
 def flat_weights_methods():
     class Computed(nn.RNN):
         pass
@@ -384,6 +397,7 @@ CONTRACTS = {
     "nn.Module._forward_pre_hooks": forward_pre_hooks,
     "nn.Module._state_dict_hooks": state_dict_hooks,
     "nn.Module._load_state_dict_pre_hooks": load_state_dict_pre_hooks,
+    "nn.Module._save_to_state_dict": own_saving,
     "state_dict._metadata": metadata,
     "nn.RNNBase._flat_weights": flat_weights,
     "nn.RNNBase._flat_weights_names": flat_weights_names,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
-from torch.nn.utils.parametrize import register_parametrization
+from torch.nn.utils.parametrize import register_parametrization, remove_parametrizations
 
 from lightning_signin import SignInError, merge_, sparsify
 from tests.core.test_func import NETWORKS, STORAGES, pair
@@ -120,3 +120,16 @@ def test_scripting_is_refused_in_words(name):
     ):
         torch.jit.script(net)
     torch.testing.assert_close(torch.jit.script(merge_(copy.deepcopy(net)))(x), plain(x))
+
+
+@STORAGES
+def test_a_parametrized_bias_stays_in_the_way_of_a_merge_until_it_is_removed(storage):
+    net, x = sparsify(nn.Sequential(nn.Linear(8, 8)), sparsity=0.5, storage=storage), torch.randn(2, 8)
+    register_parametrization(net[0], "bias", Twice())
+    own = net(x)
+    with pytest.raises(SignInError, match=r"bias of a sparse Linear got a parametrization after .* Remove it"):
+        merge_(net)
+    assert torch.equal(net(x), own)
+    remove_parametrizations(net[0], "bias")
+    assert torch.equal(merge_(net)(x), own)
+    assert list(net.state_dict()) == ["0.weight", "0.bias"]

@@ -16,7 +16,8 @@ from lightning_signin.masks.scores import (
     SynFlow,
 )
 from lightning_signin.masks.structures import NM, Blocks, ConstantFanIn, NMCap, Structure, Unstructured
-from lightning_signin.masks.task import Task, TrainingData
+from lightning_signin.masks.task import Task
+from lightning_signin.objective.training_data import TrainingData
 
 __all__ = [
     "DISTRIBUTIONS",

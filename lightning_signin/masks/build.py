@@ -15,8 +15,9 @@ from lightning_signin.masks.groups import Distribution, check_distribution
 from lightning_signin.masks.patterns import by_pattern
 from lightning_signin.masks.scores import Score, parse_score
 from lightning_signin.masks.structures import Structure, parse_structure
-from lightning_signin.masks.task import Task, TrainingData
+from lightning_signin.masks.task import Task
 from lightning_signin.masks.zeros import decided
+from lightning_signin.objective.training_data import Objective
 
 StructureOf = str | Structure | Mapping[str, str | Structure]
 DEFAULT_SPARSITY = 0.9
@@ -31,7 +32,7 @@ def build_masks(
     structure: StructureOf = "unstructured",
     seed: int = 0,
     module: nn.Module | None = None,
-    data: TrainingData | None = None,
+    data: Objective | None = None,
     layouts: Mapping[str, Layout] | None = None,
 ) -> dict[str, Tensor]:
     """Choose the weights to keep.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_signin.errors import SignInError
-from lightning_signin.objective.training_data import TrainingData
+from lightning_signin.objective.training_data import Objective
 
 
 class Called(nn.Module):
@@ -18,7 +18,7 @@ class Called(nn.Module):
         data: Loss and batches.
     """
 
-    def __init__(self, module: nn.Module, data: TrainingData) -> None:
+    def __init__(self, module: nn.Module, data: Objective) -> None:
         super().__init__()
         self.module, self.data = module, data
         self.originals = list(module.named_parameters())

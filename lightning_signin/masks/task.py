@@ -15,7 +15,7 @@ from lightning_signin.masks.largest import largest
 from lightning_signin.masks.zeros import at_random, check_competing
 from lightning_signin.objective.network import Network
 from lightning_signin.objective.second_derivatives import second_derivatives
-from lightning_signin.objective.training_data import TrainingData
+from lightning_signin.objective.training_data import Objective
 from lightning_signin.objective.unfused import unfused
 
 Scores = dict[str, Tensor]
@@ -51,7 +51,7 @@ class Task:
         weights: Mapping[str, Tensor],
         choice: Choice,
         generator: torch.Generator,
-        data: TrainingData | None = None,
+        data: Objective | None = None,
         name: str = "",
     ) -> None:
         self.weights = {name: weight.detach() for name, weight in weights.items()}
@@ -60,7 +60,7 @@ class Task:
         self._iterator: Iterator[Any] | None = None
 
     @property
-    def data(self) -> TrainingData:
+    def data(self) -> Objective:
         """Loss and batches."""
         if self._data is None:
             raise SignInError(f"mask={self.name!r} needs the training loss or an input: pass data=TrainingData(…).")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_signin.core.wrappers import unwrapped
 from lightning_signin.errors import SignInError
-from lightning_signin.objective.training_data import Losses, TrainingData
+from lightning_signin.objective.training_data import Losses, Objective
 from lightning_signin.objective.unfused import unfused
 from lightning_signin.randomness.generators import untouched
 from lightning_signin.verbs.model import masks, merge_
@@ -79,7 +79,7 @@ class HessianOperator:
 
 @contextmanager
 def hessian(
-    module: nn.Module, data: TrainingData, batches: Iterable[Any], *, train: bool = False
+    module: nn.Module, data: Objective, batches: Iterable[Any], *, train: bool = False
 ) -> Iterator[HessianOperator]:
     """The Hessian of the mean training loss over batches.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_signin.core.numbers import number, whole_number
 from lightning_signin.metrics.hessian import hessian
-from lightning_signin.objective.training_data import TrainingData
+from lightning_signin.objective.training_data import Objective, TrainingData
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def sharpness(
 
 def sharpness_of(
     module: nn.Module,
-    data: TrainingData,
+    data: Objective,
     batches: Iterable[Any],
     *,
     k: int = 1,

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -10,6 +10,42 @@ from lightning_signin.errors import SignInError
 from lightning_signin.objective.network import Network, network_with, recorded_network
 
 Losses = Tensor | Sequence[tuple[Tensor, Iterable[Tensor]]]
+
+
+class Objective(Protocol):
+    """What scores and the sharpness need of the user's loss and data: that of `TrainingData`, or of a fit.
+
+    Attributes:
+        example_input: The input of the module, if it is known; see `TrainingData`.
+    """
+
+    example_input: Any
+
+    @property
+    def batches(self) -> Iterable[Any]:
+        """The training batches from the start."""
+        ...
+
+    @property
+    def shows_network(self) -> bool:
+        """Whether `network` may run a training step; if not, it comes to light when training calls it."""
+        ...
+
+    def average(self, tensor: Tensor, /) -> Tensor:
+        """The mean over ranks."""
+        ...
+
+    def copy(self, module: nn.Module) -> nn.Module:
+        """A copy of the module to score on, so that training steps leave no trace in the original."""
+        ...
+
+    def loss(self, module: nn.Module, batch: Any) -> Losses:
+        """The training loss of a batch."""
+        ...
+
+    def network(self, module: nn.Module, weights: Collection[str]) -> Network:
+        """A copy of the network that runs the named weights, with an example input."""
+        ...
 
 
 class TrainingData:
@@ -58,13 +94,30 @@ class TrainingData:
 
     def network(self, module: nn.Module, weights: Collection[str]) -> Network:
         """A copy of the network that runs the named weights, with an example input."""
-
-        def one_step(module: nn.Module) -> None:
-            for batch in self.batches:
-                self.loss(module, batch)
-                return
-            raise SignInError("There are no training batches from which to record the network's input.")
-
         if self.example_input is not None:
             return network_with(self.copy(module), weights, self.example_input)
-        return recorded_network(self.copy(module), weights, one_step)
+        return network_in_step(self, module, weights)
+
+
+def network_in_step(data: Objective, module: nn.Module, weights: Collection[str]) -> Network:
+    """The network that the first training step calls, with the input that it gives it.
+
+    Args:
+        data: Loss and batches.
+        module: The module, which is copied.
+        weights: Names of the weights that the network has to run.
+
+    Returns:
+        A copy of the network.
+
+    Raises:
+        SignInError: If there is no batch, or no single call runs all the weights.
+    """
+
+    def one_step(module: nn.Module) -> None:
+        for batch in data.batches:
+            data.loss(module, batch)
+            return
+        raise SignInError("There are no training batches from which to record the network's input.")
+
+    return recorded_network(data.copy(module), weights, one_step)

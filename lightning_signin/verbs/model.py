@@ -29,7 +29,7 @@ from lightning_signin.masks.build import StructureOf, build_masks, check_choice
 from lightning_signin.masks.groups import Distribution, has_groups_alone
 from lightning_signin.masks.patterns import by_pattern
 from lightning_signin.masks.scores import Score
-from lightning_signin.objective.training_data import TrainingData
+from lightning_signin.objective.training_data import Objective
 from lightning_signin.parametrizations import Parametrization, parse_parametrization
 from lightning_signin.randomness.generators import untouched
 from lightning_signin.units.connected import check_connected
@@ -49,7 +49,7 @@ def sparsify(
     storage: str = "auto",
     compute: str = "auto",
     seed: int = 0,
-    data: TrainingData | None = None,
+    data: Objective | None = None,
 ) -> nn.Module:
     """Mask the weights of a module, and make each a product m ⊙ w, in place.
 

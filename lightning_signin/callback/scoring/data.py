@@ -20,15 +20,15 @@ from lightning_signin.core.torch_internals import set_worker_iterator, tree_map,
 from lightning_signin.errors import SignInError, WrongTypeError, in_one_line
 from lightning_signin.objective.network import Network, as_network, network_with
 from lightning_signin.objective.sample import Call, one_sample
-from lightning_signin.objective.training_data import Losses, TrainingData
+from lightning_signin.objective.training_data import Losses, network_in_step
 from lightning_signin.randomness import generators
 from lightning_signin.verbs.model import merge_
 
 _BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
-class LightningData(TrainingData):
-    """The training step and the training batches of a fit that is about to start.
+class LightningData:
+    """The `Objective` of a fit that is about to start: its training step and its training batches.
 
     Training steps run on a copy of the module, which has a stand-in for the trainer: its loggers are dummies, its
     optimizers take no step. Nothing is computed until a score asks for it. What cannot be undone: changes to counters,
@@ -53,7 +53,7 @@ class LightningData(TrainingData):
         return self.example_input is not None or self._asked
 
     @property
-    def batches(self) -> Iterator[Any]:  # type: ignore[override]
+    def batches(self) -> Iterator[Any]:
         """This rank's training batches from the start, on the fit's device."""
         parent = next(cls for cls in in_both(LightningModule) if isinstance(self.module, cls))
         has_hooks = any(is_overridden(hook, self.module, parent) for hook in _BATCH_HOOKS)
@@ -86,7 +86,7 @@ class LightningData(TrainingData):
         """A copy of the network that runs the named weights; running it on an example needs no optimizers."""
         if self.example_input is not None:
             return network_with(self._copy(), weights, self.example_input)
-        return super().network(module, weights)
+        return network_in_step(self, module, weights)
 
     def called(self, prefix: str, call: Call, weights: Collection[str]) -> Network:
         """A copy of the part of the sparse module that is being called, made plain, as a network.

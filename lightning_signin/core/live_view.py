@@ -19,7 +19,7 @@ from lightning_signin.core.plain_layer import PlainLayer, layers_of
 from lightning_signin.core.plain_view import Factors, exchanged_in_optimizers, opened
 from lightning_signin.core.replaced_layers import Places, complete, follow_parameters
 from lightning_signin.core.state_dict import uninstall_plain_state
-from lightning_signin.core.torch_internals import registered_parameters
+from lightning_signin.core.torch_internals import TracingContext, registered_parameters
 from lightning_signin.core.watched_layer import watch
 from lightning_signin.core.weights import SparseWeight, sparse_weights
 
@@ -103,6 +103,8 @@ class LiveView:
     def opens(self, owner: nn.Module) -> bool:
         """Make a layer plain if user code asks for it; its copies stay as they are."""
         if self.mode is None or torch.compiler.is_compiling() or not self.shows(owner):
+            return False
+        if TracingContext.try_get() is not None:  # Dynamo of torch 2.6 asks modules for their parameters as it traces
             return False
         group = self._groups[id(owner)]
         if not self._behind:

@@ -4,8 +4,7 @@ If a version of torch moves one, tests/core/test_torch_internals.py names it. Tw
 they belong, since a call would cost in every forward of a layer: `_flat_weights_names` in core/layer_forward.py and
 `_buffers` in export/sparse/linear.py.
 
-What replaces something in torch, and where that is undone; for Lightning see
-callback/lightning_internals.py:
+What replaces something in torch, and where that is undone (for Lightning see callback/lightning_internals.py):
 
 - The class that `parametrize` makes for a layer: `forward`, and the list of weights of recurrent layers with its
   methods (core/layer_forward.py); the properties of weights, and how a layer is set, saved, pickled and
@@ -34,6 +33,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._guards import TracingContext
 from torch._ops import OpOverload
 from torch.autograd import forward_ad
 from torch.fx import Node
@@ -47,7 +47,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["ConvNd", "ConvTransposeNd", "OpOverload", "TorchDispatchMode", "tree_leaves", "tree_map"]
+__all__ = ["ConvNd", "ConvTransposeNd", "OpOverload", "TorchDispatchMode", "TracingContext", "tree_leaves", "tree_map"]
 
 # The product with the experts of a mixture, of which torch counts no operations; it has no public name.
 GROUPED_MM = getattr(torch.ops.aten, "_grouped_mm", None)

@@ -174,6 +174,16 @@ def functorch():
     assert not insides.is_transformed(torch.ones(2))
 
 
+def tracing_context():
+    found = []
+    torch.compile(lambda x: x + 1, backend=lambda g, _: found.append(insides.TracingContext.try_get()) or g)(
+        torch.ones(2)
+    )
+    assert None not in found
+    assert len(found) == 1
+    assert insides.TracingContext.try_get() is None
+
+
 def forward_level():
     with forward_ad.dual_level():
         assert insides.is_transformed(torch.ones(2))
@@ -424,6 +434,7 @@ CONTRACTS = {
     "Tensor._version": versions,
     "torch._C.DisableTorchFunctionSubclass, Tensor.shape.__get__ and others": torch_functions,
     "the class that parametrize makes": parametrized_class,
+    "torch._guards.TracingContext": tracing_context,
 }
 VERSION = torch.__version__.partition("+")[0]
 

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging, WeightAveraging
 from torch import Tensor
+from torch.optim.swa_utils import SWALR
 from torch.utils.data import DataLoader
 
 from lightning_signin import masks
@@ -38,6 +39,13 @@ each_order = pytest.mark.parametrize("first", [True, False], ids=["before it", "
 quiet_swa = pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch")
 IN_STEPS = {"rescale_every_n_epochs": None, "rescale_every_n_steps": 7}
 DENSE = {"sparsity": 0.0, "parametrization": "plain"}
+
+
+def skip_unsafe(kind: str) -> None:
+    """Skip where checkpoints of stochastic averaging hold a function, which ``weights_only`` refuses: torch 2.6."""
+    schedule = SWALR(torch.optim.SGD([torch.zeros(1)], 1.0), 1.0).state_dict()
+    if kind == "SWA" and any(map(callable, schedule.values())):
+        pytest.skip("The state of this torch's SWALR holds a function.")
 
 
 class Validated(Small):

@@ -10,7 +10,19 @@ from torch import Tensor
 from lightning_signin.callback.resuming import STATE_KEY
 from lightning_signin.parametrizations import STR
 from lightning_signin.updates import Cosine, RigL
-from tests.averages import DECAY, KINDS, Path, Validated, beside, each_order, fit, quiet_swa, swa, validation
+from tests.averages import (
+    DECAY,
+    KINDS,
+    Path,
+    Validated,
+    beside,
+    each_order,
+    fit,
+    quiet_swa,
+    skip_unsafe,
+    swa,
+    validation,
+)
 from tests.small import BATCHES, Small, copies, differing, loader, seeded, trainer
 
 pytestmark = quiet_swa
@@ -43,6 +55,8 @@ def test_checkpoints_hold_the_average_and_the_trained_weights(first, tmp_path):
     ids=str,
 )
 def test_resume_equals_uninterrupted(kind, first, options, tmp_path):
+    skip_unsafe(kind)
+
     def run(folder: str, ckpt_path: Any = None) -> tuple[dict[str, Tensor], Any]:
         by_step = ModelCheckpoint(tmp_path / folder, "{step}", every_n_train_steps=7, save_top_k=-1)
         by_epoch = ModelCheckpoint(tmp_path / folder, "end-{step}", monitor="val_loss", save_top_k=-1)
@@ -63,6 +77,7 @@ def test_resume_equals_uninterrupted(kind, first, options, tmp_path):
 
 
 def test_resume_says_when_stochastic_averaging_loses_its_schedule(tmp_path):
+    skip_unsafe("SWA")
     by_step = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=14)
     fit(*beside(swa()), by_step, enable_checkpointing=True)
     with pytest.warns(

@@ -86,6 +86,16 @@ class Rescue(Callback):
         trainer.save_checkpoint(self.path)
 
 
+class Lists(Callback):
+    """Lists parameters in hooks, twice in each epoch."""
+
+    def on_train_epoch_start(self, trainer, module):
+        list(module.net[1].parameters())
+
+    def on_train_epoch_end(self, trainer, module):
+        dict(module.named_parameters())
+
+
 def fit(
     module: Blocks,
     *callbacks: object,
@@ -126,9 +136,10 @@ def variant(options: dict[str, Any], folder: Path, name: str) -> dict[str, Any]:
     """The same fit sharded, sharded and resumed, and under DDP."""
     form = {"parametrization": options.get("parametrization", "sign-in")}
     sharded, mid, end = seeded(**options), folder / f"{name}-mid.ckpt", folder / f"{name}.ckpt"
+    listing = [Lists()] if name == "compact" else []
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        runner = fit(sharded, Save(mid), root=folder / name, export="safetensors", **form)
+        runner = fit(sharded, Save(mid), *listing, root=folder / name, export="safetensors", **form)
     runner.save_checkpoint(end)
     effective = effective_weights(sharded)
     found = {"sharded": ended(sharded, runner), "effective": effective, "warned": [str(w.message) for w in warned]}

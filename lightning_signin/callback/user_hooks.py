@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import BaseFinetuning, ModelSummary
 from lightning.pytorch.core.hooks import CheckpointHooks, ModelHooks
 from lightning.pytorch.loops.optimization.closure import AbstractClosure
 
+from lightning_signin.callback.sharded_hooks import ShardedView
 from lightning_signin.callback.two_packages import in_both
 from lightning_signin.callback.wrapped_hooks import InPlaceOf, replaced_on_instances
 from lightning_signin.core.live_view import LiveView
@@ -47,7 +48,7 @@ class UserHook(InPlaceOf):
 class OptimizerStep(UserHook):
     """A module's ``optimizer_step``: the training step and the backward pass, which it calls, need factors."""
 
-    def __init__(self, method: Callable[..., Any], view: LiveView) -> None:
+    def __init__(self, method: Callable[..., Any], view: LiveView | ShardedView) -> None:
         super().__init__("optimizer_step", method, view.hooks)
         self.view = view
         self._kinds: dict[type, Any] = {}  # of Lightning's closures, and what takes their places
@@ -82,19 +83,17 @@ def _closure_within(kind: Any, around: Callable[[], AbstractContextManager[None]
 def user_hooks(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     """Let user code see plain parameters in its hooks, until the end of the context.
 
-    Nothing is shown of a sharded module, whose weights all ranks would have to gather together.
+    Those of a sharded module stay factors, since all ranks would have to gather θ together; a warning says so.
 
     Args:
         trainer: Its callbacks' hooks are included, but for those that Lightning and this package bring.
         module: A sparse module.
     """
-    if has_shards(module):
-        yield
-        return
-    view = LiveView(module)
+    view = ShardedView(module) if has_shards(module) else LiveView(module)
+    of_module = _OF_MODULES + (_STEPS if isinstance(view, LiveView) else [])
     hooks: dict[Callable[..., Any], Any] = {}
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
-    for holder, names in [(module, _OF_MODULES + _STEPS), *((callback, _OF_CALLBACKS) for callback in callbacks)]:
+    for holder, names in [(module, of_module), *((callback, _OF_CALLBACKS) for callback in callbacks)]:
         for name in names:
             method: Any = getattr(holder, name, None)
             around = _around(view, trainer, holder, name, method)
@@ -106,11 +105,14 @@ def user_hooks(trainer: Trainer, module: LightningModule) -> Iterator[None]:
 
 
 def _around(
-    view: LiveView, trainer: Trainer, holder: Any, name: str, method: Any
+    view: LiveView | ShardedView, trainer: Trainer, holder: Any, name: str, method: Any
 ) -> Callable[[], AbstractContextManager[None]] | None:
     """Makes the context in which a hook runs; None if there is no hook, or one that relies on factors."""
     if not callable(method):
         return None
+    if isinstance(view, ShardedView):
+        own = str(getattr(method, "__module__", "")).partition(".")[0] in _PACKAGES
+        return None if own else view.hooks
     if isinstance(holder, in_both(BaseFinetuning)) and name in vars(BaseFinetuning):
         return lambda: view.hooks_with_optimizers(trainer.optimizers)
     if isinstance(holder, in_both(ModelSummary)) and name in vars(ModelSummary):

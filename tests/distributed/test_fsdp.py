@@ -69,6 +69,12 @@ def test_resume_equals_uninterrupted(name, found):
     assert all(map(torch.equal, whole["factors"], resumed["factors"]))
 
 
+def test_a_hook_that_lists_parameters_is_told_once_that_they_are_factors(found):
+    for name, times in (("compact", 1), ("dense", 0)):  # only in the first do hooks list them
+        said = [message for message in found[name]["warned"] if "their values are not weights" in message]
+        assert len(said) == times
+
+
 def test_fit_ends_sparse_and_says_how_to_merge(found):
     assert found["compact"]["tested"]["val_loss"] == pytest.approx(found["compact"]["sharded"]["logged"]["val_loss"])
     said = [message for message in found["compact"]["warned"] if "was not merged and stays sparse" in message]

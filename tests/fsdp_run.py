@@ -86,6 +86,14 @@ class Rescue(Callback):
         trainer.save_checkpoint(self.path)
 
 
+class ListsWeights(Callback):
+    """Lists parameters in a plain view."""
+
+    def on_train_epoch_end(self, trainer, module):
+        with plain_view(module):
+            dict(module.named_parameters())
+
+
 class Lists(Callback):
     """Lists parameters in hooks, twice in each epoch."""
 
@@ -136,7 +144,7 @@ def variant(options: dict[str, Any], folder: Path, name: str) -> dict[str, Any]:
     """The same fit sharded, sharded and resumed, and under DDP."""
     form = {"parametrization": options.get("parametrization", "sign-in")}
     sharded, mid, end = seeded(**options), folder / f"{name}-mid.ckpt", folder / f"{name}.ckpt"
-    listing = [Lists()] if name == "compact" else []
+    listing = [Lists() if name == "compact" else ListsWeights()]
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         runner = fit(sharded, Save(mid), *listing, root=folder / name, export="safetensors", **form)

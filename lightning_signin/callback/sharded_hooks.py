@@ -61,11 +61,11 @@ class ShardedView:
             asking: Any = sys._getframe(1)  # noqa: SLF001 — documented by Python
             asking = asking.f_back if asking.f_code is _PARAMETERS else asking
             by_user = str(asking.f_globals.get("__name__")).partition(".")[0] not in _OWN
-            if self._in_hook and by_user and not self._said:
+            if self._in_hook and by_user and not self._said and sparse_weights(self._module):  # none in a plain view
                 self._said = True
                 rank_zero_warn(
                     "The module is sharded over ranks, so that the parameters of its sparse weights are factors, in "
-                    "hooks too: their values are not weights. Read weights from `state_dict()`."
+                    "hooks too: their values are not weights. List weights within `plain_view(module)`, on all ranks."
                 )
             return named_parameters(*args, **kwargs)
 

@@ -70,7 +70,7 @@ def test_resume_equals_uninterrupted(name, found):
 
 
 def test_a_hook_that_lists_parameters_is_told_once_that_they_are_factors(found):
-    for name, times in (("compact", 1), ("dense", 0)):  # only in the first do hooks list them
+    for name, times in (("compact", 1), ("dense", 0)):  # whose hooks list weights in a plain view
         said = [message for message in found[name]["warned"] if "their values are not weights" in message]
         assert len(said) == times
 

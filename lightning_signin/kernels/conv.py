@@ -99,11 +99,12 @@ class _SparseConv(torch.autograd.Function):
         ctx.save_for_backward(x, values, bias, matrix.pattern.columns)  # the columns as in a linear layer
         ctx.matrix, ctx.window, ctx.whole = matrix, window, whole
         size = window.out_size(x.shape)
-        out = x.new_empty(len(x), matrix.pattern.rows, size[0] * size[1])
-        for part in _groups(len(x), out.shape[2]):
+        out = x.new_empty(len(x), matrix.pattern.rows, *size)
+        maps = out.flatten(2)  # no view is returned: layers that follow may change the output in place
+        for part in _groups(len(x), maps.shape[2]):
             features = _side_by_side(window.columns(x[part]))
-            out[part] = _apart(features_product(matrix.pattern, values, features, bias), len(x[part]))
-        return out.unflatten(2, size)
+            maps[part] = _apart(features_product(matrix.pattern, values, features, bias), len(x[part]))
+        return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:

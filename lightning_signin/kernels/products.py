@@ -98,10 +98,11 @@ def csr_matrix(pattern: Pattern, values: Tensor) -> Tensor:
 
 def csr_product(matrix: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
     """`rows_product` by MKL, with a matrix from `csr_matrix`."""
+    # Clones, since the result of a custom function must not be a view: layers after it may change it in place.
     if x.shape[0] == 1:
         out = torch.mv(matrix, x[0]) if bias is None else torch.addmv(bias, matrix, x[0])
-        return out.unsqueeze(0)
-    out = torch.mm(matrix, x.t()).t().contiguous()
+        return out.unsqueeze(0).clone()
+    out = torch.mm(matrix, x.t()).t().clone(memory_format=torch.contiguous_format)
     return out if bias is None else out.add_(bias)
 
 

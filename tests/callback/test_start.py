@@ -192,7 +192,7 @@ def test_mask_from_a_file_excludes_what_makes_masks(options, text):
         ({"flip_signs": float("nan")}, "`flip_signs` must be in"),
         ({"structure": "3:2"}, "'3:2' must keep 1 to 2 of each 2"),
         ({"structure": {"*": "2by4"}}, "`structure` must be 'unstructured', 'n:m'"),
-        ({"mask": SNIP, "distribution": {"*": 2.0}}, r"`sparsity` must be in \[0, 1\)"),
+        ({"mask": SNIP, "distribution": {"*": 2.0}}, r"`distribution\['\*'\]` must be in \[0, 1\)"),
         ({"sparsity": 0.5, "distribution": {"*": 0.5}}, "`sparsity` must be left out where `distribution` gives it"),
     ],
     ids=str,

@@ -82,6 +82,16 @@ def test_images_alone_and_side_by_side(size):
     check_equal(*convolution((3, 1, 1, 1, 1), images=9, size=size), torch.float64)
 
 
+@pytest.mark.parametrize("dtype", CLOSE)
+@pytest.mark.parametrize("sizes", [(30, 41, 1), (1, 41, 5), (1, 1, 1), (30, 41, 40), None])
+def test_output_can_be_changed_in_place(sizes, dtype):
+    sparse, dense, inputs = convolution(CONVOLUTIONS[4], dtype) if sizes is None else linear(*sizes, dtype, 0.9)
+    found, expected = (run(*inputs).relu_() for run in (sparse, dense))
+    torch.testing.assert_close(found, expected, **CLOSE[dtype])
+    for one, other in zip(*(torch.autograd.grad(out.sum(), inputs) for out in (found, expected)), strict=True):
+        torch.testing.assert_close(one, other, **CLOSE[dtype])
+
+
 def test_shapes_of_inputs():
     sparse, dense, (x, values, bias) = linear(rows=12)
     for shape in ((41,), (2, 6, 41), (0, 41)):

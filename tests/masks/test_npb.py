@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_signin.masks import NPB
 from lightning_signin.masks.build import build_masks
 from lightning_signin.masks.scores.npb import spread, weights_per_input
-from lightning_signin.masks.task import TrainingData
+from lightning_signin.objective.training_data import TrainingData
 from lightning_signin.units.tracing import trace
 
 

@@ -8,7 +8,7 @@ from lightning_signin import masks, sparsify
 from lightning_signin.masks import PHEW
 from lightning_signin.masks.build import build_masks
 from lightning_signin.masks.scores.phew import first_visits
-from lightning_signin.masks.task import TrainingData
+from lightning_signin.objective.training_data import TrainingData
 from lightning_signin.units.graph import Graph
 from lightning_signin.units.walks import Walks
 from tests.graph_networks import EVERY_NET, build, graph_of, weight_names

@@ -1,5 +1,6 @@
 """What is changed around the steps of optimizers: before each, when the gradients are there, and after it."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,7 +14,7 @@ from lightning_signin.core.optimizer_parts import parts_of, takes_hooks, wrapped
 from lightning_signin.core.torch_internals import first_after_step, is_within_step
 
 
-class AroundSteps:
+class AroundSteps(ABC):
     """Hooks on the steps of optimizers, and of those that they wrap.
 
     A step that is given a closure computes, and clips, the gradients in it, so what comes before is done after each
@@ -42,6 +43,7 @@ class AroundSteps:
         for change in self._changes.values():
             change.undo()
 
+    @abstractmethod
     def before(self, optimizer: Optimizer, change: ForOneStep, first: bool) -> None:
         """Called when the gradients of a step are there.
 
@@ -50,9 +52,8 @@ class AroundSteps:
             change: Takes what holds for this step alone.
             first: Whether this is the first call in this step: an optimizer may call its closure several times.
         """
-        raise NotImplementedError
 
-    def after(self, optimizer: Optimizer) -> None:
+    def after(self, optimizer: Optimizer) -> None:  # noqa: B027 — most have nothing to do then
         """Called after a step, with the optimizer's own gradients and settings again."""
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -397,6 +397,13 @@ def writes():
     assert sum(before) < sum(insides.version_of(buffer) for buffer in norm.buffers())
 
 
+def watched():
+    assert not insides.is_watched()
+    with FlopCounterMode(display=False):
+        assert insides.is_watched()
+    assert not insides.is_watched()
+
+
 CONTRACTS = {
     "the number of writes to a tensor": writes,
     "the module that was compiled": compiled,
@@ -432,6 +439,7 @@ CONTRACTS = {
     "torch._has_compatible_shallow_copy_type": holding,
     "Tensor._backward_hooks, _post_accumulate_grad_hooks": tensor_hooks,
     "Tensor._version": versions,
+    "torch._C._len_torch_dispatch_stack": watched,
     "torch._C.DisableTorchFunctionSubclass, Tensor.shape.__get__ and others": torch_functions,
     "the class that parametrize makes": parametrized_class,
     "torch._guards.TracingContext": tracing_context,
